@@ -1,0 +1,1 @@
+"""Adversarially robust medical-image classifiers in JAX, measured honestly."""
