@@ -1,0 +1,85 @@
+"""What an attack is: a few numbers that the one loop in `loop.py` reads."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from medadv_jax.attacks.loop import run_attacks
+
+LogitsFn = Callable[[jax.Array], jax.Array]  # pixels (N, H, W, C) in [0, 1] -> logits (N, K)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """A first-order attack inside a ball around the image, cut with the pixel range [0, 1].
+
+    An attack is its start, its step, its projection and its number of steps; every attack of
+    `ATTACKS` is a choice of these fields. Calling it runs it alone; `run_attacks` runs several
+    as lanes of one batch.
+
+    Attributes:
+      name: the name in tables and records.
+      epsilon: radius of the ball, in pixels of [0, 1]; at least 0. May be a traced scalar.
+      step_size: length of one step in the norm of the ball; at least 0. May be a traced scalar.
+      num_steps: gradient steps; at least 1.
+      random_start: whether to start from a uniform draw from the ball, not from the image.
+      decay: momentum decay μ of Dong et al. (2018), eq. 6; 0 follows the last gradient alone.
+      norm: norm of ball and step, "linf" or "l2".
+      loss: "cross_entropy" or "margin" (Carlini & Wagner 2017, the objective f6).
+      targeted: whether labels name the class to reach, not the class to leave.
+      num_restarts: independent random starts; the strongest result counts, for each example.
+      keep_best: whether the strongest point visited is returned, not the last one.
+      early_stop: whether an example that is already misclassified stays where it is.
+    """
+
+    name: str
+    epsilon: float | jax.Array
+    step_size: float | jax.Array
+    num_steps: int
+    random_start: bool = False
+    decay: float | jax.Array = 0.0
+    norm: str = "linf"
+    loss: str = "cross_entropy"
+    targeted: bool = False
+    num_restarts: int = 1
+    keep_best: bool = False
+    early_stop: bool = False
+
+    def __post_init__(self):
+        """Raises ValueError for values that no attack can have."""
+        for field in ("epsilon", "step_size", "decay"):
+            value = getattr(self, field)
+            if isinstance(value, int | float) and not value >= 0:
+                raise ValueError(f"{self.name}: {field}={value} must be at least 0")
+        for field in ("num_steps", "num_restarts"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{self.name}: {field}={getattr(self, field)} must be at least 1")
+        if self.num_restarts > 1 and not self.random_start:
+            raise ValueError(f"{self.name}: restarts without a random start repeat one result")
+
+    def __call__(
+        self,
+        logits_fn: LogitsFn,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None = None,
+        *,
+        loop: str = "auto",
+    ) -> jax.Array:
+        """Returns adversarial images.
+
+        Args:
+          logits_fn: pixels (N, H, W, C) float32 -> logits (N, K); treats every image alone, as a
+            classifier in eval mode does.
+          images: (B, H, W, C) float32 in [0, 1].
+          labels: (B,) integer; the true classes, or the targets of a targeted attack.
+          key: a key from `jax.random.key`; needed by attacks with a random start. The draw for
+            an image depends on the key and on the image's own pixels alone, so that neither
+            batch, order nor padding changes a result.
+          loop: "unrolled", "fori_loop" or "auto" (see `loop.py`).
+
+        Returns:
+          (B, H, W, C) float32 in [0, 1], within `epsilon` of `images`; carries no gradient.
+        """
+        return run_attacks([self], logits_fn, images, labels, key, loop=loop)[0]
