@@ -1,0 +1,116 @@
+"""The layers that all networks are built of.
+
+Parameters have the names, shapes and dtypes of flax's own layers (`kernel` HWIO, `bias`; `scale`,
+`bias`; running `mean` and `var`), float32 whatever the compute dtype, and the same ones in every
+form: a form only changes how a value is computed (see `forms.py`).
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+from jax import lax
+
+from medadv_jax.errors import UserError
+from medadv_jax.models import forms as ops
+
+HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
+
+# The head: float32 whatever the compute dtype, because attacks need exact logits.
+Dense = functools.partial(nn.Dense, dtype=jnp.float32)
+
+
+class Conv(nn.Module):
+    """2-D convolution, (B, H, W, C) → (B, H', W', features) in `dtype`.
+
+    `padding`: "SAME", "VALID", one number for all sides, or for each axis one or (low, high).
+    """
+
+    features: int
+    kernel_size: ops.Pair = (3, 3)
+    strides: ops.Pair = (1, 1)
+    padding: ops.Padding = "SAME"
+    use_bias: bool = False
+    dtype: Dtype = jnp.float32
+    forms: str = "plain"
+    kernel_init: Initializer = HE_FAN_OUT
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Convolves; see the class."""
+        shape = (*self.kernel_size, images.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        images, kernel = images.astype(self.dtype), kernel.astype(self.dtype)
+        result = ops.conv(images, kernel, self.strides, self.padding, self.forms)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            result += _along_channels(bias, result).astype(self.dtype)
+        return result
+
+
+def _along_channels(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """(C,) → (1, …, 1, C): rank promotion is never left to chance."""
+    return vector.reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+class BatchNorm(nn.Module):
+    """Normalises each channel, (..., C) → (..., C) in `dtype`; statistics in float32.
+
+    With `train` the statistics are the batch's (all examples on all devices, under jit), and the
+    running ones move by `1 - momentum` towards them: apply with `mutable=["batch_stats"]`. They get
+    the biased variance, as in flax (PyTorch: the unbiased one), and no gradient.
+    """
+
+    train: bool = False
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    dtype: Dtype = jnp.float32
+    scale_init: Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Normalises; see the class."""
+        shape = (inputs.shape[-1],)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape) if self.use_scale else jnp.ones(shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        inputs = inputs.astype(jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if self.train:
+            mean, var = _batch_statistics(inputs)
+            if not self.is_initializing():
+                running_mean.value = self._moved(running_mean.value, mean)
+                running_var.value = self._moved(running_var.value, var)
+        # One multiplication and one addition a value: the rest is a vector over channels.
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        offset = bias - mean * factor
+        result = inputs * _along_channels(factor, inputs) + _along_channels(offset, inputs)
+        return result.astype(self.dtype)
+
+    def _moved(self, running: jax.Array, batch: jax.Array) -> jax.Array:
+        moved = self.momentum * running + (1 - self.momentum) * batch
+        return lax.stop_gradient(moved)
+
+
+def check_images(images: jax.Array) -> None:
+    """Raises UserError unless images are (B, H, W, 3) and floating."""
+    if images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(f"images have shape {images.shape}; the network takes (B, H, W, 3)")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images are {images.dtype}; scale to [0, 1] and normalise them first")
+
+
+def _batch_statistics(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance of each channel, in one pass over the inputs."""
+    axes = tuple(range(inputs.ndim - 1))
+    mean, mean_of_squares = inputs.mean(axes), jnp.square(inputs).mean(axes)
+    return mean, jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
+
+
+def scale_channels(channels: int, width: float) -> int:
+    """`channels` times `width`, rounded to a multiple of 8, at least 8."""
+    return max(8, 8 * round(channels * width / 8))

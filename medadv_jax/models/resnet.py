@@ -1,0 +1,84 @@
+"""ResNet (He et al. 2016) with bottleneck blocks, as torchvision has it ("v1.5").
+
+The stride of a block is in its 3×3 convolution, padding is symmetric, batch normalisation has
+epsilon 1e-5. Parameters are named as in torchvision: `conv1`, `bn1`, then `layer<stage>_<block>`
+holding `conv1` `bn1` `conv2` `bn2` `conv3` `bn3` and, where the shape changes, `downsample_conv`
+`downsample_bn` (torchvision: `layer<stage>.<block>.downsample.0` and `.1`), and `fc`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from medadv_jax.models import forms as ops
+from medadv_jax.models.layers import BatchNorm, Conv, Dense, check_images, scale_channels
+
+Layer = Callable[..., nn.Module]
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolution and a shortcut, (B, H, W, C) → (B, H/stride, W/stride, 4·features).
+
+    `conv` and `norm` make the layers, so that dtype, form and mode are set once, by the network.
+    """
+
+    features: int
+    stride: int
+    conv: Layer
+    norm: Layer
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Runs the block; see the class."""
+        strides, wide = (self.stride, self.stride), 4 * self.features
+        hidden = self.conv(self.features, (1, 1), name="conv1")(images)
+        hidden = nn.relu(self.norm(name="bn1")(hidden))
+        hidden = self.conv(self.features, (3, 3), strides, padding=1, name="conv2")(hidden)
+        hidden = nn.relu(self.norm(name="bn2")(hidden))
+        hidden = self.conv(wide, (1, 1), name="conv3")(hidden)
+        # A block begins as its shortcut (Goyal et al. 2017); deep networks train sooner so.
+        hidden = self.norm(scale_init=nn.initializers.zeros, name="bn3")(hidden)
+        if self.stride != 1 or images.shape[-1] != wide:
+            images = self.conv(wide, (1, 1), strides, padding=0, name="downsample_conv")(images)
+            images = self.norm(name="downsample_bn")(images)
+        return nn.relu(images + hidden)
+
+
+class ResNet(nn.Module):
+    """Bottleneck ResNet, normalised images (B, H, W, 3) → logits (B, num_classes) float32."""
+
+    num_blocks: Sequence[int]
+    num_classes: int
+    width: float = 1.0
+    dtype: Dtype = jnp.float32
+    forms: str = "plain"
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Classifies images of any height and width; see the class."""
+        check_images(images)
+        conv = functools.partial(Conv, dtype=self.dtype, forms=self.forms)
+        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype)
+        hidden = conv(scale_channels(64, self.width), (7, 7), (2, 2), padding=3, name="conv1")(
+            images
+        )
+        hidden = nn.relu(norm(name="bn1")(hidden))
+        hidden = ops.max_pool(hidden, (3, 3), (2, 2), 1, self.forms)
+        for stage, blocks in enumerate(self.num_blocks):
+            for block in range(blocks):
+                hidden = Bottleneck(
+                    features=scale_channels(64 * 2**stage, self.width),
+                    stride=2 if stage > 0 and block == 0 else 1,
+                    conv=conv,
+                    norm=norm,
+                    name=f"layer{stage + 1}_{block}",
+                )(hidden)
+        pooled = hidden.astype(jnp.float32).mean((1, 2))
+        return Dense(self.num_classes, name="fc")(pooled)
+
+
+resnet50 = functools.partial(ResNet, num_blocks=(3, 4, 6, 3))

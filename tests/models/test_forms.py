@@ -1,0 +1,145 @@
+"""Every form equals XLA's own operation, in value and in both gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+from numpy.testing import assert_allclose
+
+from medadv_jax.errors import UserError
+from medadv_jax.models import forms as ops
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+def reference_conv(images, kernel, strides, padding):
+    return lax.conv_general_dilated(
+        images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+MIXED, STEM = "plain patches plain", "plain blocks plain"
+
+# images, kernel, strides, padding for lax, padding for us, the forms that must have been taken
+CONVS = {
+    "pointwise": ((2, 5, 4, 3), (1, 1, 3, 4), (1, 1), "VALID", 0, "pointwise"),
+    "pointwise_strided": ((2, 5, 4, 3), (1, 1, 3, 4), (2, 2), "VALID", "VALID", "pointwise"),
+    "pointwise_padded": ((2, 2, 2, 3), (1, 1, 3, 4), (1, 1), [(1, 1)] * 2, 1, MIXED),
+    "one_pixel": ((2, 1, 1, 3), (3, 3, 3, 4), (1, 1), [(1, 1)] * 2, 1, "patches"),
+    "tiny": ((2, 2, 3, 3), (3, 3, 3, 4), (1, 1), "SAME", "SAME", "patches"),
+    "tiny_strided": ((2, 5, 4, 3), (3, 3, 3, 4), (2, 2), [(1, 1)] * 2, (1, 1), "patches"),
+    "small": ((2, 6, 5, 3), (3, 3, 3, 4), (1, 1), "SAME", 1, MIXED),
+    "row": ((2, 6, 7, 3), (1, 7, 3, 4), (1, 1), "SAME", (0, 3), MIXED),
+    "strided": ((2, 9, 11, 5), (3, 3, 5, 4), (2, 2), "SAME", "SAME", MIXED),
+    "stem_even": ((2, 12, 10, 3), (7, 7, 3, 4), (2, 2), [(3, 3)] * 2, 3, STEM),
+    "stem_odd": ((2, 11, 13, 3), (7, 7, 3, 4), (2, 2), [(3, 3)] * 2, 3, STEM),
+    "stem_inception": ((2, 10, 11, 3), (3, 3, 3, 4), (2, 2), "VALID", 0, STEM),
+    "stem_uneven": (
+        (2, 11, 13, 3), (5, 4, 3, 4), (3, 2), [(0, 2), (3, 1)], ((0, 2), (3, 1)), STEM
+    ),
+    "middle": ((1, 17, 16, 2), (3, 3, 2, 3), (1, 1), "SAME", 1, "plain"),
+    "large": ((2, 96, 96, 2), (3, 3, 2, 3), (1, 1), "SAME", 1, "plain plain by_image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONVS)
+@pytest.mark.parametrize("form", ["cpu", "plain"])
+def test_conv_equals_lax_in_value_and_gradients(case, form):
+    shape, window, strides, padding, ours, taken = CONVS[case]
+    images, kernel = normal(*shape), normal(*window, seed=1)
+    expected, pull = jax.vjp(lambda x, k: reference_conv(x, k, strides, padding), images, kernel)
+    actual, our_pull = jax.vjp(lambda x, k: ops.conv(x, k, strides, ours, form), images, kernel)
+    cotangent = normal(*expected.shape, seed=2)
+
+    pads = ops.resolve_padding(ours, shape[1:3], window[:2], strides)
+    directions = ops._directions(images, kernel, strides, pads)
+    assert directions == tuple((taken.split() * 3)[:3])
+    assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    for mine, reference in zip(our_pull(cotangent), pull(cotangent), strict=True):
+        # Gradients to kernels sum over all pixels: the tolerance follows their size.
+        assert_allclose(mine, reference, rtol=1e-4, atol=1e-5 * float(jnp.abs(reference).max()))
+
+
+def test_every_conv_form_is_tested():
+    assert {name for case in CONVS.values() for name in case[-1].split()} == set(ops._CONVS)
+
+
+@pytest.mark.parametrize("case", ["pointwise", "tiny", "small", "stem_odd"])
+def test_conv_over_lanes_equals_a_loop(case):
+    shape, window, strides, _, ours, _ = CONVS[case]
+    lanes, kernel = normal(3, *shape), normal(*window, seed=1)
+
+    def gradient(images):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(ops.conv(x, kernel, strides, ours, "cpu"))))(
+            images
+        )
+
+    expected = jnp.stack([gradient(images) for images in lanes])
+    assert_allclose(jax.vmap(gradient)(lanes), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pixel_gradient_computes_no_kernel_gradient():
+    images, kernel = normal(2, 6, 6, 8), normal(3, 3, 8, 8, seed=1)
+    gradient = jax.jit(jax.grad(lambda x: ops.conv(x, kernel, (1, 1), 1, "cpu").sum()))
+    text = gradient.lower(images).compile().as_text()
+    assert text is not None
+    assert "convolution(" not in text  # neither the forward one nor the one to the kernel
+
+
+# shape, window, strides, padding
+POOLS = [
+    ((2, 6, 6, 3), (2, 2), (2, 2), "VALID"),
+    ((2, 7, 5, 3), (3, 3), (2, 2), 1),
+    ((2, 9, 12, 3), (3, 3), (2, 2), 1),
+    ((2, 7, 8, 3), (3, 3), (2, 2), "VALID"),
+    ((2, 5, 5, 3), (3, 3), (1, 1), 1),
+    ((2, 8, 7, 3), (2, 3), (3, 2), ((0, 1), (1, 0))),
+    ((2, 1, 1, 3), (3, 3), (2, 2), 1),
+    ((2, 9, 9, 3), (2, 2), (4, 4), "VALID"),
+]
+
+
+@pytest.mark.parametrize(("shape", "window", "strides", "padding"), POOLS)
+@pytest.mark.parametrize("ties", [False, True])
+def test_max_pool_equals_flax_in_value_and_gradient(shape, window, strides, padding, ties):
+    images = normal(*shape)
+    if ties:  # after a ReLU most windows of a dead channel are all zero
+        images = jnp.round(nn.relu(images))
+    pads: Any = ops.resolve_padding(padding, shape[1:3], window, strides)
+    expected, pull = jax.vjp(lambda x: nn.max_pool(x, window, strides, pads), images)
+    actual, our_pull = jax.vjp(lambda x: ops.max_pool(x, window, strides, padding, "cpu"), images)
+    cotangent = normal(*expected.shape, seed=2)
+    assert_allclose(actual, expected)
+    assert_allclose(our_pull(cotangent)[0], pull(cotangent)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count_padding", [True, False])
+@pytest.mark.parametrize(("shape", "window", "strides", "padding"), POOLS[:5])
+def test_avg_pool_forms_agree(shape, window, strides, padding, count_padding):
+    def pool(form):
+        return lambda x: ops.avg_pool(x, window, strides, padding, form, count_padding)
+
+    images = normal(*shape)
+    expected, pull = jax.vjp(pool("plain"), images)
+    actual, our_pull = jax.vjp(pool("cpu"), images)
+    cotangent = normal(*expected.shape, seed=2)
+    assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    assert_allclose(our_pull(cotangent)[0], pull(cotangent)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("backend", "form"), [("cpu", "cpu"), ("gpu", "plain"), ("tpu", "plain")])
+def test_auto_follows_the_backend(monkeypatch, backend, form):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert ops.resolve_forms("auto") == form
+    assert ops.resolve_forms("plain") == "plain"
+
+
+def test_unknown_form_is_told():
+    with pytest.raises(UserError, match=r"forms='fast'.*auto, cpu, plain"):
+        ops.resolve_forms("fast")
