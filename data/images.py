@@ -1,0 +1,91 @@
+"""From the bytes of an image file to a square of 8-bit RGB, or to the reason why not."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 100_000_000  # larger ones are mistakes or decompression bombs
+# Bilinear with antialiasing is what torchvision's ImageNet weights were trained and tested with.
+_FILTER = Image.Resampling.BILINEAR
+
+
+class BadImageError(Exception):
+    """The file gives no usable image; the message is the reason, as the report prints it."""
+
+
+def read_square(content: bytes, size: int, fit: str) -> np.ndarray:
+    """Decodes an image file and fits it into a square, its aspect kept.
+
+    Grey, palette, CMYK, 1-bit and 16-bit images come out as 8-bit RGB (16-bit values are scaled);
+    transparent pixels are laid on black, as in `pad`; the EXIF orientation is applied; of an
+    animation the first frame counts.
+
+    Args:
+      content: the bytes of the file.
+      size: side of the square in pixels.
+      fit: a key of `FITS`.
+
+    Returns:
+      (size, size, 3) uint8.
+
+    Raises:
+      BadImageError: the file is empty, damaged, cut short, too large or no image.
+    """
+    if not content:
+        raise BadImageError("empty file")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            _check_size(*image.size)
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+        return np.asarray(FITS[fit](rgb, size))
+    except BadImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImageError(f"over {MAX_PIXELS / 1e6:.0f} megapixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise BadImageError("not an image, or of an unknown format") from error
+    # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "no message"
+        raise BadImageError(f"damaged: {type(error).__name__}: {reason}") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImageError(f"over {MAX_PIXELS / 1e6:.0f} megapixels: {width} x {height}")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow as 8-bit RGB; loads the pixels."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _scale_16_bit(image)
+    elif image.mode == "F":
+        raise BadImageError("floating-point pixels: what is white is not known")
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        black = Image.new("RGBA", colours.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, colours)
+    return image.convert("RGB")
+
+
+def _scale_16_bit(image: Image.Image) -> Image.Image:
+    """Maps 0 … 65535 to 0 … 255, where Pillow's own conversion clips at 255."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:  # mode "I" holds 32 bits
+        raise BadImageError("32-bit pixels: what is white is not known")
+    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    """The centre square, scaled: the shortest side becomes `size`."""
+    return ImageOps.fit(image, (size, size), method=_FILTER)
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
+    """The whole image, scaled and centred on black: the longest side becomes `size`."""
+    return ImageOps.pad(image, (size, size), method=_FILTER, color="black")
+
+
+FITS: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": _crop, "pad": _pad}

@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import pytest
+
+from data.breakhis import BreakHis
+from data.chest_xray import ChestXray
+from data.source import Parsed, UnlabelledError, list_files, unique_ids
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40)),
+        ("SOB_B_A-14-22549CD-100-001.png", Parsed(0, "14-22549", 100)),
+        ("SOB_B_A-14-22549G-200-001.png", Parsed(0, "14-22549", 200)),
+        ("SOB_B_TA-14-16184-400-012.png", Parsed(0, "14-16184", 400)),
+        ("SOB_B_TA-14-16184CD-400-012.png", Parsed(0, "14-16184", 400)),
+        ("SOB_B_PT-14-29315EF-40-003.png", Parsed(0, "14-29315", 40)),
+        ("SOB_M_MC-14-19979-40-001.png", Parsed(1, "14-19979", 40)),
+        ("SOB_M_MC-14-19979C-40-001.png", Parsed(1, "14-19979", 40)),
+        ("SOB_M_LC-14-13412-100-001.png", Parsed(1, "14-13412", 100)),
+        ("SOB_M_PC-15-190EF-400-013.png", Parsed(1, "15-190", 400)),
+        ("SOB_M_DC-13-2773-40-001.PNG", Parsed(1, "13-2773", 40)),
+        # another year is another case
+        ("SOB_M_DC-13-22549-40-001.png", Parsed(1, "13-22549", 40)),
+        # the magnification is missing, the slide is not
+        ("SOB_B_A-14-22549AB-007.png", Parsed(0, "14-22549", on_grammar=False)),
+        ("SOB_M_DC-14-2773.png", Parsed(1, "14-2773", on_grammar=False)),
+        # the slide is missing: 40 is a magnification, no case
+        ("SOB_M_DC-14-40-001.png", Parsed(1, "file:SOB_M_DC-14-40-001.png", on_grammar=False)),
+        ("SOB_B_x.png", Parsed(0, "file:SOB_B_x.png", on_grammar=False)),
+        ("SOB_M_DC-14-AB-40-001.png", Parsed(1, "file:SOB_M_DC-14-AB-40-001.png", 40, "", False)),
+        # the folder counts only where the name tells nothing
+        ("malignant/SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40)),
+        ("400X/SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40)),
+        ("malignant/scan 7.png", Parsed(1, "file:malignant/scan 7.png", on_grammar=False)),
+        ("malignant/Benign/7.png", Parsed(0, "file:malignant/Benign/7.png", on_grammar=False)),
+    ],
+)
+def test_breakhis_names(name, expected):
+    assert BreakHis.parse(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("train/PNEUMONIA/person12_bacteria_46.jpeg", Parsed(1, "person12", 0, "train")),
+        ("train/PNEUMONIA/person12_virus_48.jpeg", Parsed(1, "person12", 0, "train")),
+        ("test/PNEUMONIA/person1_bacteria_2_1.jpeg", Parsed(1, "person1", 0, "test")),
+        ("val/NORMAL/NORMAL2-IM-1427-0001.jpeg", Parsed(0, "NORMAL2-IM-1427", 0, "val")),
+        ("IM-0043-0001.jpeg", Parsed(0, "IM-0043")),
+        ("IM-0043-0001-0002.jpeg", Parsed(0, "IM-0043")),
+        ("NORMAL2-IM-0043-0001-0002.jpeg", Parsed(0, "NORMAL2-IM-0043")),
+        ("x/IM-0043-0001.jpg", Parsed(0, "IM-0043")),
+        ("x/person7_virus_1.PNG", Parsed(1, "person7")),
+        # the name wins over the folder
+        ("PNEUMONIA/IM-0043-0001.jpeg", Parsed(0, "IM-0043")),
+        ("test/NORMAL/case 3.png", Parsed(0, "file:test/NORMAL/case 3.png", 0, "test", False)),
+        ("pneumonia/IM-43.jpeg", Parsed(1, "file:pneumonia/IM-43.jpeg", on_grammar=False)),
+    ],
+)
+def test_chest_xray_names(name, expected):
+    assert ChestXray.parse(name) == expected
+
+
+@pytest.mark.parametrize("builder", [BreakHis, ChestXray])
+def test_a_file_without_any_label_is_refused(builder):
+    with pytest.raises(UnlabelledError):
+        builder.parse("train/photo.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "dropped"),
+    [
+        ("SOB_M_DC-14-13412-100-001.png", True),
+        ("any/SOB_M_DC-14-13412-40-010.png", True),
+        ("SOB_M_DC-14-13412-010.png", True),
+        ("SOB_M_LC-14-13412-100-001.png", False),
+        ("SOB_M_DC-13-13412-100-001.png", False),
+        ("SOB_M_DC-14-134120-100-001.png", False),
+        ("SOB_M_DC-14-2773-100-001.png", False),
+    ],
+)
+def test_the_slide_that_was_filed_twice_is_dropped_once(name, dropped):
+    assert bool(BreakHis.drop_reason(name)) == dropped
+
+
+# Cases that evaluation.md lists as lying in several slide folders.
+PARTED = ["22549", "29960", "14134", "21998", "23060", "16184", "13412", "15570", "18842", "19979"]
+
+
+@pytest.mark.parametrize("case", PARTED)
+def test_parts_of_a_case_share_their_group(case):
+    groups = {
+        BreakHis.parse(f"SOB_B_A-14-{case}{part}-{magnification}-001.png").group
+        for part in ("", "A", "AB", "CD", "G", "EF")
+        for magnification in (40, 100, 200, 400)
+    }
+    assert groups == {f"14-{case}"}
+
+
+def test_every_real_name_is_on_the_grammar(real_data_dir: Path):
+    for builder, folder, names in (
+        (BreakHis, "BreaKHis_v1", BreakHis.CLASS_NAMES),
+        (ChestXray, "chest_xray", ChestXray.CLASS_NAMES),
+        (ChestXray, "chest_xray_original", ChestXray.CLASS_NAMES),
+    ):
+        files = list_files(real_data_dir / folder, builder.SUFFIXES)
+        assert files
+        for file in files:
+            parsed = builder.parse(file.path)
+            assert parsed.on_grammar
+            assert names[parsed.label] in file.path.lower().split("/")  # these folders are right
+            assert (f"/{parsed.magnification}X/" in file.path) == (builder is BreakHis)
+
+
+def test_hidden_files_and_other_kinds_are_not_listed(tmp_path: Path):
+    for name in (
+        "a.jpeg",
+        "b.JPG",
+        "._a.jpeg",
+        "__MACOSX/c.jpeg",
+        ".git/d.png",
+        "x/e.png",
+        "f.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    listed = [file.path for file in list_files(tmp_path, ChestXray.SUFFIXES)]
+    assert listed == ["a.jpeg", "b.JPG", "x/e.png"]
+
+
+def test_ids_are_names_and_paths_only_where_names_repeat():
+    paths = ["train/a.png", "train/b.png", "test/a.png"]
+    assert unique_ids(paths) == ["train/a.png", "b", "test/a.png"]
