@@ -1,0 +1,1 @@
+"""Configs of runs; `default.py` holds every field."""

@@ -1,0 +1,78 @@
+"""Every field of a run, with its unit, set to the values of the paper.
+
+The other files in this folder call `get_config()` and override a few fields; the command line
+overrides any field of any of them: `--config.train.epochs=5`. Fields hold numbers, booleans and
+strings only, so that a saved config rebuilds its run. Which values are possible is written in
+`medadv_jax/config.py`, next to the check.
+
+Source of the defaults: Surekha et al., Electrica 25 (2025) 25127, section III-C. Where the paper
+is silent, the comment says what is common.
+"""
+
+import ml_collections
+
+from medadv_jax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the default config; the types of the values are the types of the fields."""
+    config: Config = ml_collections.ConfigDict()
+    config.seed = 0  # integer; fixes splits, initial weights, data order, augmentation and attacks
+    config.defenses = "base,adversarial"  # comma-separated; each trains one classifier, in order
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "chest_xray"  # breakhis | chest_xray | phantoms
+    data.dir = ""  # folder of the public download; "": $MEDADV_DATA_DIR, else it is fetched
+    data.cache_dir = "~/.cache/medadv_jax"  # decoded images at the target size, shared by runs
+    data.image_size = 224  # pixels, height = width
+    data.fit = "crop"  # crop: centre square | pad: whole image on black; aspect is kept by both
+    data.split = "patient"  # patient: no group in two splits | image: the paper's | official
+    data.official_list = ""  # file with BreakHis' published fold; only for split=official
+    data.per_class = 1000  # images a class, balanced, cut 70/15/15; 0: all images, unbalanced
+    data.num_folds = 0  # k-fold by group: the number of folds; 0: one 70/15/15 split
+    data.fold = 0  # which fold is tested, from 0; only with num_folds > 0
+    data.phantom_kind = "xray"  # xray | histology; only for phantoms
+    data.phantom_images = 1200  # images, half of each class; only for phantoms
+    data.phantom_seed = 0  # integer; only for phantoms
+
+    data.augment = augment = ml_collections.ConfigDict()  # training images only
+    augment.shift = 0.05  # at most this share of the image's side, each way
+    augment.rotation = 10.0  # degrees, at most, each way
+    augment.brightness = 0.1  # factor within 1 ± this
+    augment.flip = False  # the 8 symmetries of a square; never for chests: left is not right
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "resnet50"  # see medadv_jax/models
+    model.width = 1.0  # multiplies the number of channels; 1 is the published network
+    model.normalization = "imagenet"  # imagenet: torchvision's mean and std | symmetric: [-1, 1]
+    model.forms = (
+        "auto"  # of convolution and pooling: cpu | plain | auto: by backend; same function
+    )
+    model.dtype = "float32"  # compute: float32 | bfloat16; parameters, norms and loss stay float32
+
+    config.train = train = ml_collections.ConfigDict()
+    train.epochs = 20  # passes over the training images, for each defence
+    train.batch_size = 32  # images a step, over all devices
+    train.learning_rate = 0.001  # Adam's
+    train.schedule = "constant"  # constant: the paper's | cosine: to 0 over all steps
+    train.attacks = "fgsm,pgd,bim,mifgsm"  # comma-separated; the attacks trained against
+    train.assignment = "one"  # one: each example meets one of the attacks | all: each meets all
+    train.adversarial_weight = 0.5  # share of the loss from adversarial examples, in [0, 1]
+    train.num_steps = 5  # steps of the attacks in training and validation; the paper gives none
+    train.log_steps = 20  # steps between lines of metrics.jsonl; one more after each epoch
+
+    config.attack = attack = ml_collections.ConfigDict()  # for training, validation, evaluation
+    attack.epsilon = 0.03  # radius of the ball, pixels in [0, 1]
+    attack.norm = "linf"  # linf | l2; the norm of the ball
+    attack.relative_step = 2.5  # step size × steps / epsilon, for attacks of many steps (Madry)
+    attack.decay = 1.0  # momentum decay μ of MI-FGSM (Dong et al. 2018)
+    attack.loop = "auto"  # unrolled | fori_loop | auto: unrolled on CPU, fori_loop elsewhere
+
+    config.eval = evaluate = ml_collections.ConfigDict()
+    evaluate.attacks = "fgsm,pgd,bim,mifgsm"  # comma-separated; one row of results.csv for each
+    evaluate.num_steps = 10  # steps of BIM, MI-FGSM and PGD
+    evaluate.restarts = 1  # random starts of PGD; the strongest counts, for each example
+    evaluate.keep_best = True  # the strongest iterate counts, not the last
+    evaluate.batch_size = 32  # images at a time; does not change any result
+    evaluate.validation_attack = "pgd"  # chooses the checkpoint of an adversarially trained network
+    return config

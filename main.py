@@ -1,0 +1,33 @@
+"""Trains and attacks the classifiers of one config.
+
+python main.py --config=configs/pneumonia_resnet.py --workdir=runs/x --config.train.epochs=5
+
+This file is short on purpose: what a run does stands in medadv_jax/experiment.py.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from medadv_jax import command_line, experiment
+from medadv_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="Path of a config file; fields are overridden by --config.name=value."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", 'Where the run\'s files go; "": runs/<name of the config file>.'
+)
+
+
+def main() -> None:
+    """Runs the config in its workdir."""
+    if _CONFIG.value is None:
+        raise UserError("--config is missing: give a config file, such as configs/demo.py")
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    experiment.run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,155 @@
+"""Is this config possible? One rule for each field, checked before any work."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from data import DATASETS
+from medadv_jax.attacks import ATTACKS
+from medadv_jax.attacks.geometry import BALLS
+from medadv_jax.classifier import NORMALIZATIONS
+from medadv_jax.config import Config
+from medadv_jax.defenses import DEFENSES
+from medadv_jax.errors import UserError
+from medadv_jax.models import MODELS
+
+Rule = tuple[Callable[[Any], bool], str]  # is the value possible, and what is
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+    """A finite number from `low` (or above it) to `high`."""
+    start = f"above {low:g}" if above else f"at least {low:g}"
+    end = "" if high == math.inf else f" and at most {high:g}"
+
+    def possible(value: float) -> bool:
+        return math.isfinite(value) and low <= value <= high and not (above and value == low)
+
+    return possible, start + end
+
+
+def _one_of(known: Iterable[str]) -> Rule:
+    names = sorted(known)
+    return lambda value: value in names, f"one of {', '.join(names)}"
+
+
+def _list_of(known: Iterable[str]) -> Rule:
+    names = sorted(known)
+
+    def possible(value: str) -> bool:
+        given = value.split(",")
+        return set(given) <= set(names) and len(set(given)) == len(given)
+
+    return possible, f"names out of {', '.join(names)}, comma-separated, each once"
+
+
+_ANY: Rule = (lambda value: True, "")
+
+RULES: dict[str, Rule] = {
+    "seed": _number(0, 2**31 - 1),
+    "defenses": _list_of(DEFENSES),
+    "data.name": _one_of(DATASETS),
+    "data.dir": _ANY,
+    "data.cache_dir": (bool, "a folder"),
+    "data.image_size": _number(32, 1024),
+    "data.fit": _one_of(("crop", "pad")),
+    "data.split": _one_of(("patient", "image", "official")),
+    "data.official_list": _ANY,
+    "data.per_class": _number(0),
+    "data.num_folds": (lambda value: value == 0 or 2 <= value <= 100, "0, or from 2 to 100"),
+    "data.fold": _number(0),
+    "data.phantom_kind": _one_of(("histology", "xray")),
+    "data.phantom_images": _number(20),
+    "data.phantom_seed": _number(0, 2**31 - 1),
+    "data.augment.shift": _number(0, 0.5),
+    "data.augment.rotation": _number(0, 180),
+    "data.augment.brightness": _number(0, 1),
+    "data.augment.flip": _ANY,
+    "model.name": _one_of(MODELS),
+    "model.width": _number(0, 4, above=True),
+    "model.normalization": _one_of(NORMALIZATIONS),
+    "model.forms": _one_of(("auto", "cpu", "plain")),
+    "model.dtype": _one_of(("bfloat16", "float32")),
+    "train.epochs": _number(1),
+    "train.batch_size": _number(1),
+    "train.learning_rate": _number(0, above=True),
+    "train.schedule": _one_of(("constant", "cosine")),
+    "train.attacks": _list_of(ATTACKS),
+    "train.assignment": _one_of(("all", "one")),
+    "train.adversarial_weight": _number(0, 1),
+    "train.num_steps": _number(1),
+    "train.log_steps": _number(1),
+    "attack.epsilon": _number(0),
+    "attack.norm": _one_of(BALLS),
+    "attack.relative_step": _number(0, above=True),
+    "attack.decay": _number(0),
+    "attack.loop": _one_of(("auto", "fori_loop", "unrolled")),
+    "eval.attacks": _list_of(ATTACKS),
+    "eval.num_steps": _number(1),
+    "eval.restarts": _number(1),
+    "eval.keep_best": _ANY,
+    "eval.batch_size": _number(1),
+    "eval.validation_attack": _one_of(ATTACKS),
+}
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns "section.field" -> value for every field of a config."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        is_section = isinstance(value, ConfigDict)
+        fields |= flatten(value, f"{prefix}{name}.") if is_section else {prefix + name: value}
+    return fields
+
+
+def _refuse(field: str, value: Any, allowed: str) -> UserError:
+    return UserError(f"config.{field}={value}: must be {allowed}")
+
+
+def validate(config: Config) -> None:
+    """Raises UserError, naming field, value and what is allowed, if a config is impossible."""
+    fields = flatten(config)
+    for field in (*RULES, *fields):
+        if field not in RULES or field not in fields:
+            known = ", ".join(RULES)
+            raise UserError(f"config.{field}: {_defect(field, RULES)}; the fields are {known}")
+        possible, allowed = RULES[field]
+        if not possible(fields[field]):
+            raise _refuse(field, fields[field], allowed)
+    _check_together(config)
+
+
+def _defect(field: str, rules: dict[str, Rule]) -> str:
+    return "missing from the config file" if field in rules else "unknown field"
+
+
+def _check_together(config: Config) -> None:
+    """Checks the fields that limit each other."""
+    devices = jax.device_count()
+    if config.train.batch_size % devices:
+        raise _refuse(
+            "train.batch_size", config.train.batch_size, f"a multiple of {devices} devices"
+        )
+    attacks = config.train.attacks.split(",")
+    together = len(attacks) * devices
+    if config.train.assignment == "one" and config.train.batch_size % together:
+        allowed = f"a multiple of {len(attacks)} attacks × {devices} devices with assignment=one"
+        if "adversarial" in config.defenses.split(","):
+            raise _refuse("train.batch_size", config.train.batch_size, allowed)
+    if config.data.num_folds and config.data.fold >= config.data.num_folds:
+        raise _refuse("data.fold", config.data.fold, f"below num_folds={config.data.num_folds}")
+    trained: set[str | None] = {None}
+    for name in config.defenses.split(","):
+        start = DEFENSES[name].starts_from
+        if start not in trained:
+            raise _refuse("defenses", config.defenses, f"such that {start} stands before {name}")
+        trained.add(name)
+
+
+def check_batch(config: Config, images: int, what: str) -> None:
+    """Raises UserError if a batch is larger than what there is to train on."""
+    if config.train.batch_size > images:
+        allowed = f"at most the {images} {what}"
+        raise _refuse("train.batch_size", config.train.batch_size, allowed)

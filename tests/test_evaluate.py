@@ -1,0 +1,95 @@
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import pytest
+from tiny import SIZE, TinyNet, tiny_config, tiny_dataset
+
+from medadv_jax import evaluate, train_step
+from medadv_jax.classifier import NORMALIZATIONS, Classifier
+from medadv_jax.input_pipeline import make_loader
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return Classifier(TinyNet())
+
+
+@pytest.fixture(scope="module")
+def variables(classifier):
+    return classifier.init(jax.random.key(3), SIZE)
+
+
+def predictions(classifier, variables, batch_size, config=None, order: Sequence[int] = range(20)):
+    config = config or tiny_config()
+    attacks = evaluate.evaluation_attacks(config)
+    predict = evaluate.make_predict_fn(classifier, attacks, config.attack.loop)
+    batches = make_loader(tiny_dataset(20), list(order), batch_size, shuffle_seed=None)
+    return evaluate.predict_all(predict, variables, batches, train_step.make_mesh(), seed=0)
+
+
+def test_neither_batch_size_nor_order_changes_a_result(classifier, variables):
+    expected = predictions(classifier, variables, 20)
+    assert expected.logits.shape == (20, 5, 2)
+    np.testing.assert_array_equal(expected.index, range(20))
+    for batch_size in (2, 6, 32):  # 20 is no multiple of 6: the last batch is filled up
+        result = predictions(classifier, variables, batch_size)
+        np.testing.assert_array_equal(result.index, expected.index)
+        np.testing.assert_array_equal(result.predicted, expected.predicted)
+        np.testing.assert_allclose(result.logits, expected.logits, atol=2e-5)
+    order = np.random.default_rng(0).permutation(20)
+    result = predictions(classifier, variables, 8, order=order.tolist())
+    np.testing.assert_allclose(result.logits, expected.logits[order], atol=2e-5)
+
+
+def test_attacks_raise_the_loss_of_every_example(classifier, variables):
+    result = predictions(classifier, variables, 10)
+    margin = (result.logits[..., 1] - result.logits[..., 0]) * (2 * result.label[:, None] - 1)
+    assert (margin[:, 1:] < margin[:, :1]).all()
+
+
+def test_epsilon_zero_gives_the_clean_predictions_bit_for_bit(classifier, variables):
+    config = tiny_config()
+    config.attack.epsilon = 0.0
+    result = predictions(classifier, variables, 10, config)
+    np.testing.assert_array_equal(result.logits, result.logits[:, :1].repeat(5, axis=1))
+
+
+def test_evaluation_leaves_the_variables_alone(classifier, variables):
+    before = jax.tree.map(np.array, variables)
+    predictions(classifier, variables, 10)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_worst_column_counts_in_selection():
+    logits = np.array([[[2, 0], [0, 1]], [[0, 1], [0, 1]], [[3, 0], [1, 0]]], np.float32)
+    result = evaluate.Predictions(np.arange(3), np.array([0, 1, 1]), logits)
+    summary = evaluate.accuracy_and_loss(result)
+    assert summary["accuracy"] == pytest.approx(1 / 3)
+    losses = [np.log1p(np.exp(1)), np.log1p(np.exp(-1)), np.log1p(np.exp(3))]
+    assert summary["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_score_is_the_probability_of_class_1():
+    logits = np.array([[[0.0, 0.0]], [[1.0, 3.0]]], np.float32)
+    result = evaluate.Predictions(np.arange(2), np.zeros(2), logits)
+    np.testing.assert_allclose(result.score[:, 0], [0.5, 1 / (1 + np.exp(-2))], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(NORMALIZATIONS))
+def test_classifier_normalises_inside(name, variables):
+    pixels = jax.random.uniform(jax.random.key(0), (3, SIZE, SIZE, 3))
+    mean, std = (np.reshape(x, (1, 1, 1, 3)) for x in NORMALIZATIONS[name])
+    expected = TinyNet().apply(variables, (pixels - mean) / std)
+    logits = Classifier(TinyNet(), name).logits(variables, pixels)
+    np.testing.assert_allclose(logits, np.asarray(expected), atol=1e-5)
+
+
+def test_purifier_stands_before_the_normalisation(variables):
+    pixels = jax.random.uniform(jax.random.key(0), (3, SIZE, SIZE, 3))
+    purified = Classifier(TinyNet(), purifier=lambda variables, pixels: pixels * 0.5)
+    plain = Classifier(TinyNet())
+    np.testing.assert_allclose(
+        purified.logits(variables, pixels), plain.logits(variables, pixels * 0.5), atol=1e-6
+    )

@@ -1,0 +1,196 @@
+"""Whole runs, with a small network in place of ResNet50, and the command line around them."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from tiny import TinyNet, tiny_config
+
+from configs import breakhis_resnet, demo, pneumonia_resnet
+from medadv_jax import experiment, models
+from medadv_jax.checkpoint import Checkpoints
+from medadv_jax.errors import UserError
+from medadv_jax.results import read_predictions
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "resnet50", TinyNet)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def run(config, workdir):
+    text = io.StringIO()
+    experiment.run(config, workdir, Console(file=text, width=120))
+    return text.getvalue()
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
+    config = tiny_config()
+    config.data.cache_dir = cache_dir
+    workdir = tmp_path / "run"
+    text = run(config, workdir)
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        "config.json", "splits.json", "checkpoints", "metrics.jsonl", "tensorboard",
+        "predictions.parquet", "results.csv",
+    }  # fmt: skip
+    assert "train adversarial: epoch 2/2" in text
+    assert "these accuracies mean nothing" in text  # 12 test images
+
+    rows = list(csv.DictReader((workdir / "results.csv").open(newline="")))
+    expected = [("none", "clean")] + [("adaptive", a) for a in ("fgsm", "pgd", "bim", "mifgsm")]
+    assert [(r["defense"], r["threat_model"], r["evaluation"]) for r in rows] == [
+        (defense, *key) for defense in ("base", "adversarial") for key in expected
+    ]
+    splits = json.loads((workdir / "splits.json").read_text())
+    table = read_predictions(workdir / "predictions.parquet")
+    assert table.num_rows == 10 * int(rows[0]["n"])
+    assert {*table["example"].to_pylist()} == {*splits["ids"]["test"]}
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["config"]["train.epochs"] == 2
+    assert saved["versions"]["jax"] == jax.__version__
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(v) for line in lines for v in line.values() if not isinstance(v, str))
+    assert {line["defense"] for line in lines} == {"base", "adversarial"}
+
+    before = (workdir / "results.csv").read_text()
+    text = run(config, workdir)
+    for stage in ("train base", "train adversarial", "evaluate base", "evaluate adversarial"):
+        assert f"{stage}: done before" in text
+    assert (workdir / "results.csv").read_text() == before
+    config.attack.epsilon = 0.02
+    with pytest.raises(UserError, match=r"config.attack.epsilon=0.02 \(there: 0.03\)"):
+        run(config, workdir)
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_interrupted_run_goes_on_to_the_same_end(tmp_path, cache_dir, monkeypatch):
+    config = tiny_config()
+    config.data.cache_dir = cache_dir
+    run(config, tmp_path / "whole")
+
+    saves = []
+    save = Checkpoints.save
+
+    def interrupted(self, epochs, state, metrics):
+        save(self, epochs, state, metrics)
+        saves.append(epochs)
+        if len(saves) == 3:  # in the middle of the adversarial stage
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut")
+    monkeypatch.setattr(Checkpoints, "save", save)
+    text = run(config, tmp_path / "cut")
+    assert "train base: done before" in text
+    assert "train adversarial: going on after epoch 1" in text
+    whole, cut = (tmp_path / name / "results.csv" for name in ("whole", "cut"))
+    assert whole.read_text() == cut.read_text()
+
+
+def write_pictures(folder, names):
+    rng = np.random.default_rng(0)
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(path)
+
+
+def pneumonia_names():
+    for person in range(12):
+        yield f"train/PNEUMONIA/person{person}_bacteria_{person}.jpeg"
+        yield f"train/PNEUMONIA/person{person}_virus_{person + 40}.jpeg"
+        yield f"train/NORMAL/IM-{person:04}-0001.jpeg"
+        yield f"test/NORMAL/NORMAL2-IM-{person:04}-0001.jpeg"
+
+
+def breakhis_names():
+    for case in range(10):
+        for number in range(3):
+            yield f"benign/SOB_B_A-14-{case + 100}-40-{number:03}.png"
+            yield f"malignant/SOB_M_DC-14-{case + 200}AB-100-{number:03}.png"
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [(demo, ()), (pneumonia_resnet, pneumonia_names()), (breakhis_resnet, breakhis_names())],
+    ids=["demo", "pneumonia_resnet", "breakhis_resnet"],
+)
+@pytest.mark.usefixtures("tiny_network")
+def test_every_config_runs_when_shrunken(module, names, tmp_path, cache_dir):
+    config, small = module.get_config(), tiny_config()
+    for section in ("train", "eval", "attack"):
+        config[section].update(small[section])
+    config.data.image_size, config.data.phantom_images = 32, 80
+    config.data.dir, config.data.cache_dir = str(tmp_path / "data"), cache_dir
+    config.train.epochs, config.train.batch_size = 1, 8
+    write_pictures(tmp_path / "data", names)
+    text = run(config, tmp_path / "run")
+    assert "these accuracies mean nothing" in text
+    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").open(newline="")))
+    assert len(rows) == 10
+
+
+def test_resnet_trains_attacks_and_scores_one_shrunken_step(tmp_path, cache_dir):
+    config = tiny_config()
+    config.data.cache_dir = cache_dir
+    config.model.width = 0.125
+    config.model.forms = "plain"  # compiles sooner; tests/models shows the forms to be equal
+    config.train.epochs, config.train.num_steps, config.eval.num_steps = 1, 1, 1
+    config.train.attacks = config.eval.attacks = "pgd"
+    config.train.batch_size = 32
+    run(config, tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").open(newline="")))
+    assert [row["evaluation"] for row in rows] == ["clean", "pgd"] * 2
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_batch_larger_than_the_data_is_refused_before_any_work(tmp_path, cache_dir):
+    config = tiny_config()
+    config.data.cache_dir = cache_dir
+    for batch_size, what in ((96, "80 images there are"), (72, "training images")):
+        config.train.batch_size = batch_size
+        with pytest.raises(
+            UserError, match=f"batch_size={batch_size}: must be at most the .*{what}"
+        ):
+            run(config, tmp_path / str(batch_size))
+    assert not (tmp_path / "96").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--config=configs/demo.py", "--config.train.epoch=3"],
+            "did you mean config.train.epochs?",
+        ),
+        (["--config=configs/demo.py", "--config.attack.epsilon=-1"], "must be at least 0"),
+        (["--config=configs/pneumonia_resnet.py", "--config.data.dir=nowhere"], "nowhere"),
+    ],
+)
+def test_command_line_answers_in_one_line(arguments, line, tmp_path):
+    command = [sys.executable, str(ROOT / "main.py"), *arguments, f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert line in done.stderr
+    assert not (tmp_path / "run").exists()

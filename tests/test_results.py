@@ -1,0 +1,62 @@
+import csv
+import io
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+
+from medadv_jax import results
+from medadv_jax.splits import Example
+
+EXAMPLES = [Example(f"e{i}", i % 2, f"g{i}", 40, "", str(i)) for i in range(4)]
+
+
+def table():
+    clean, attacked = np.array([0, 1, 0, 0]), np.array([1, 1, 1, 0])
+    parts = [
+        results.prediction_rows(("base", "none", "clean", 0.0), EXAMPLES, clean * 0.9, clean),
+        results.prediction_rows(
+            # Another order of the examples: partners are found by id, not by place.
+            ("base", "adaptive", "pgd", 0.03), EXAMPLES[::-1], attacked[::-1] * 0.9, attacked[::-1]
+        ),
+    ]  # fmt: skip
+    return pa.concat_tables(parts)
+
+
+def test_results_are_derived_from_stored_predictions(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    assert results.read_predictions(path).num_rows == 0
+    results.write_predictions(path, table())
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions.parquet"]
+    rows = results.derive_results(results.read_predictions(path))
+    results.write_results(tmp_path / "results.csv", "breakhis", "resnet50", rows)
+    clean, pgd = csv.DictReader((tmp_path / "results.csv").open(newline=""))
+    assert ",".join(clean) == (
+        "dataset,model,defense,threat_model,evaluation,epsilon,n,accuracy,accuracy_low,"
+        "accuracy_high,precision,recall,specificity,f1,auc,attack_success_rate,tn,fp,fn,tp"
+    )
+    assert (clean["evaluation"], clean["accuracy"], clean["attack_success_rate"]) == (
+        "clean",
+        "0.75",
+        "",
+    )
+    assert [pgd[c] for c in ("threat_model", "epsilon", "n", "accuracy")] == [
+        "adaptive", "0.03", "4", "0.25",
+    ]  # fmt: skip
+    assert float(pgd["attack_success_rate"]) == 2 / 3
+    assert [pgd[c] for c in ("tn", "fp", "fn", "tp")] == ["0", "2", "1", "1"]
+
+
+def test_terminal_table_says_why_a_cell_is_empty_and_fits():
+    one_class = [Example(f"e{i}", 1, "g", 0, "", str(i)) for i in range(3)]
+    rows = results.derive_results(
+        results.prediction_rows(
+            ("base", "none", "clean", 0.0), one_class, np.ones(3), np.ones(3, int)
+        )
+    )
+    for width in (80, 120):
+        text = io.StringIO()
+        results.print_results(Console(file=text, width=width), rows)
+        assert "needs examples of both classes" in text.getvalue()
+        assert "1.000 (0.438–1.000)" in text.getvalue()
+        assert "…" not in text.getvalue()
