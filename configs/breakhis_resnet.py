@@ -8,5 +8,6 @@ def get_config() -> Config:
     """Returns the config."""
     config = default.get_config()
     config.data.name = "breakhis"
+    config.train.schedule = "cosine"  # the paper's rate is constant
     config.data.augment.flip = True  # tissue knows no left, right, up or down
     return config

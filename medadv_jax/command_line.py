@@ -2,15 +2,14 @@
 
 import difflib
 import re
+import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from medadv_jax.config import Config
 from medadv_jax.errors import UserError
 from medadv_jax.validation import flatten
 
@@ -57,11 +56,7 @@ def _explain(argv: Sequence[str]) -> str:
     files = [arg for arg in argv if re.match(r"--?config(=|$)", arg)]
     path = files[-1].partition("=")[2] if files else ""
     try:
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", flag_values=values)
-        values([argv[0], f"--config={path}"])
-        config: Config = values["config"].value
-        fields = flatten(config)
+        fields = flatten(runpy.run_path(path)["get_config"]())
     except Exception:  # a config file is a program, and may fail in any way
         return (
             f"--config={path}: cannot be read; it must be the path of a file like configs/demo.py"

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -226,22 +227,13 @@ class Run:
 def _claim(workdir: Path, config: Config) -> None:
     """Writes `config.json`, or checks that the workdir belongs to the same config."""
     path = workdir / "config.json"
-    fields = flatten(config)
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["config"]
-        known = {**before, **fields}.keys() - {"data.cache_dir"}  # which changes no result
-        changed = [k for k in sorted(known) if before.get(k) != fields.get(k)]
-        if changed:
-            text = ", ".join(
-                f"config.{k}={fields.get(k)} (there: {before.get(k)})" for k in changed
-            )
-            raise UserError(
-                f"{workdir} holds a run of another config: {text}; give another --workdir"
-            )
+        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+        _refuse_other_config(workdir, flatten(saved), flatten(config))
         return
     device = jax.devices()[0]
     content = {
-        "config": fields,
+        "config": config.to_dict(),
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "device": f"{jax.device_count()} × {device.device_kind} ({device.platform})",
         "git_commit": _git_commit(),
@@ -249,19 +241,26 @@ def _claim(workdir: Path, config: Config) -> None:
     write_json(path, content)
 
 
+def _refuse_other_config(workdir: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    fields = {**there, **here}.keys() - {"data.cache_dir"}  # which changes no result
+    changed = [name for name in sorted(fields) if there.get(name) != here.get(name)]
+    if changed:
+        differences = ", ".join(
+            f"config.{name}={here.get(name)} (there: {there.get(name)})" for name in changed
+        )
+        raise UserError(
+            f"{workdir} holds a run of another config: {differences}; give another --workdir"
+        )
+
+
 def _git_commit() -> str:
     """Returns the commit of the code, marked where files differ from it; "" outside git."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 

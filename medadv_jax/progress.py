@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def default_console() -> Console:
     """Returns a console on standard output; a file or pipe gets lines wide enough for tables."""
     console = Console()
-    return console if console.is_terminal else Console(width=120)
+    return console if console.is_terminal else Console(width=130)
 
 
 class StageProgress:

@@ -24,7 +24,7 @@ METRICS = (
 )  # fmt: skip
 COLUMNS = ("dataset", "model", *KEYS, *METRICS)
 
-_WIDE = 108  # characters that the whole table takes
+_WIDE = 124  # characters that the whole table takes
 _SHORT = {
     "precision": "prec.",
     "recall": "recall",

@@ -1,7 +1,7 @@
 """Is this config possible? One rule for each field, checked before any work."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -95,11 +95,11 @@ RULES: dict[str, Rule] = {
 }
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Returns "section.field" -> value for every field of a config."""
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns "section.field" -> value for every field of a config, or of its dict."""
     fields: dict[str, Any] = {}
     for name, value in config.items():
-        is_section = isinstance(value, ConfigDict)
+        is_section = isinstance(value, ConfigDict | dict)
         fields |= flatten(value, f"{prefix}{name}.") if is_section else {prefix + name: value}
     return fields
 

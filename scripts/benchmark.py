@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs import default
 from medadv_jax import train_step
@@ -105,6 +105,7 @@ def measure(tasks: list[Task]) -> list[dict[str, Any]]:
 def main(argv: list[str]) -> None:
     """Prints a table; writes the records if asked."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     rng = np.random.default_rng(0)
     shape = (_BATCH_SIZE.value, _IMAGE_SIZE.value, _IMAGE_SIZE.value, 3)
     images = rng.integers(0, 256, shape, dtype=np.uint8)

@@ -1,6 +1,5 @@
 """Whole runs, with a small network in place of ResNet50, and the command line around them."""
 
-import csv
 import io
 import json
 import os
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from tiny import TinyNet, tiny_config
+from tiny import TinyNet, read_results, tiny_config
 
 from configs import breakhis_resnet, demo, pneumonia_resnet
 from medadv_jax import experiment, models
@@ -54,7 +53,7 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
     assert "train adversarial: epoch 2/2" in text
     assert "these accuracies mean nothing" in text  # 12 test images
 
-    rows = list(csv.DictReader((workdir / "results.csv").open(newline="")))
+    rows = read_results(workdir / "results.csv")
     expected = [("none", "clean")] + [("adaptive", a) for a in ("fgsm", "pgd", "bim", "mifgsm")]
     assert [(r["defense"], r["threat_model"], r["evaluation"]) for r in rows] == [
         (defense, *key) for defense in ("base", "adversarial") for key in expected
@@ -62,9 +61,9 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
     splits = json.loads((workdir / "splits.json").read_text())
     table = read_predictions(workdir / "predictions.parquet")
     assert table.num_rows == 10 * int(rows[0]["n"])
-    assert {*table["example"].to_pylist()} == {*splits["ids"]["test"]}
+    assert {*table["example"].to_pylist()} == {*splits["test"]}
     saved = json.loads((workdir / "config.json").read_text())
-    assert saved["config"]["train.epochs"] == 2
+    assert saved["config"]["train"]["epochs"] == 2
     assert saved["versions"]["jax"] == jax.__version__
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(v) for line in lines for v in line.values() if not isinstance(v, str))
@@ -145,7 +144,7 @@ def test_every_config_runs_when_shrunken(module, names, tmp_path, cache_dir):
     write_pictures(tmp_path / "data", names)
     text = run(config, tmp_path / "run")
     assert "these accuracies mean nothing" in text
-    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").open(newline="")))
+    rows = read_results(tmp_path / "run" / "results.csv")
     assert len(rows) == 10
 
 
@@ -158,7 +157,7 @@ def test_resnet_trains_attacks_and_scores_one_shrunken_step(tmp_path, cache_dir)
     config.train.attacks = config.eval.attacks = "pgd"
     config.train.batch_size = 32
     run(config, tmp_path / "run")
-    rows = list(csv.DictReader((tmp_path / "run" / "results.csv").open(newline="")))
+    rows = read_results(tmp_path / "run" / "results.csv")
     assert [row["evaluation"] for row in rows] == ["clean", "pgd"] * 2
 
 

@@ -1,5 +1,9 @@
 """A network small enough for tests: convolution, BatchNorm, mean, head. And data to match."""
 
+import csv
+import io
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,3 +59,8 @@ def tiny_dataset(count: int, seed: int = 0) -> Dataset:
         Example(f"e{i}", int(label), f"g{i // 2}", 0, "", str(i)) for i, label in enumerate(labels)
     )
     return Dataset("tiny", ("negative", "positive"), examples, {}, list(images))
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a results.csv as text."""
+    return list(csv.DictReader(io.StringIO(path.read_text())))
