@@ -3,6 +3,7 @@
 An evaluation leaves records, from which every number is derived; see `results.py`.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,6 @@ from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.config import Config
 from medadv_jax.defenses import attack_from_config
 from medadv_jax.train_step import Batch, put_batch
-
-PredictFn = Callable[[Variables, Any, jax.Array], jax.Array]
 
 
 class Predictions(NamedTuple):
@@ -67,34 +66,50 @@ def _evaluation_attack(config: Config, name: str) -> Attack:
     return attack_from_config(config, name, settings.num_steps, **options)
 
 
-def make_predict_fn(classifier: Classifier, attacks: Sequence[Attack], loop: str) -> PredictFn:
-    """Returns (variables, batch, key) -> logits (B, 1 + A, K) float32, made of compiled programs.
+class Predictor:
+    """Compiled programs that attack a classifier and that run it; all its variables share them."""
 
-    Column 0 is the clean image, column a attack a; attacked is what is deployed.
-    """
+    def __init__(self, classifier: Classifier, loop: str):
+        self._classifier, self._loop = classifier, loop
+        self._attacks: dict[tuple[Attack, ...], Any] = {}
+        # A program of its own, the same for every column: whatever is fused into a forward pass
+        # changes its rounding, and an image that no attack has changed must get its clean logits
+        # bit for bit.
+        self._deployed = jax.jit(classifier.logits)
 
-    @jax.jit
-    def attack(variables: Variables, batch: Any, key: jax.Array) -> list[jax.Array]:
-        pixels = to_pixels(batch["image"])
+    def logits(
+        self, attacks: Sequence[Attack], variables: Variables, batch: Any, key: jax.Array
+    ) -> jax.Array:
+        """Returns logits (B, 1 + A, K) float32: column 0 of the clean images, column a of attack a.
+
+        Args:
+          attacks: A attacks of one norm, loss and direction.
+          variables: of the classifier.
+          batch: image (B, H, W, 3) uint8 and label (B,), on the devices.
+          key: of the random starts.
+        """
+        columns = self._attack_fn(tuple(attacks))(variables, batch, key)
+        return jnp.stack([self._deployed(variables, pixels) for pixels in columns], axis=1)
+
+    def _attack_fn(self, attacks: tuple[Attack, ...]) -> Callable[..., list[jax.Array]]:
+        """Returns the compiled (variables, batch, key) -> clean and adversarial pixels."""
+        if attacks not in self._attacks:
+            self._attacks[attacks] = jax.jit(functools.partial(self._run, attacks))
+        return self._attacks[attacks]
+
+    def _run(
+        self, attacks: Sequence[Attack], variables: Variables, batch: Any, key: jax.Array
+    ) -> list[jax.Array]:
+        pixels, labels = to_pixels(batch["image"]), batch["label"]
         if not attacks:
             return [pixels]
-        logits_fn = classifier.logits_fn(variables)
-        return [pixels, *run_attacks(attacks, logits_fn, pixels, batch["label"], key, loop=loop)]
-
-    # A program of its own, the same for every column: whatever is fused into a forward pass
-    # changes its rounding, and an image that no attack has changed must get its clean logits bit
-    # for bit.
-    deployed = jax.jit(classifier.logits)
-
-    def predict(variables: Variables, batch: Any, key: jax.Array) -> jax.Array:
-        columns = attack(variables, batch, key)
-        return jnp.stack([deployed(variables, pixels) for pixels in columns], axis=1)
-
-    return predict
+        logits_fn = self._classifier.logits_fn(variables)
+        return [pixels, *run_attacks(attacks, logits_fn, pixels, labels, key, loop=self._loop)]
 
 
 def predict_all(
-    predict: PredictFn,
+    predictor: Predictor,
+    attacks: Sequence[Attack],
     variables: Variables,
     batches: Iterable[Batch],
     mesh: Mesh,
@@ -104,7 +119,8 @@ def predict_all(
     """Returns the predictions on all examples of `batches` that are not padding, in their order.
 
     Args:
-      predict: from `make_predict_fn`.
+      predictor: of the classifier.
+      attacks: what it is attacked by.
       variables: of the classifier.
       batches: on the host, of one shape.
       mesh: the devices.
@@ -115,10 +131,10 @@ def predict_all(
     indices, labels, logits = [], [], []
     for batch in batches:
         real = np.asarray(batch["mask"]) > 0
-        answers = jax.device_get(predict(variables, put_batch(mesh, batch), key))
+        answers = predictor.logits(attacks, variables, put_batch(mesh, batch), key)
         indices.append(np.asarray(batch["index"])[real])
         labels.append(np.asarray(batch["label"])[real])
-        logits.append(answers[real])
+        logits.append(jax.device_get(answers)[real])
         advance(int(real.sum()))
     return Predictions(np.concatenate(indices), np.concatenate(labels), np.concatenate(logits))
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import pyarrow as pa
 from rich.console import Console
 
 from medadv_jax import evaluate, results, train_step
-from medadv_jax.attacks import Attack
 from medadv_jax.checkpoint import Checkpoints
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
@@ -68,7 +67,7 @@ class Run:
             forms=config.model.forms,
         )
         self.classifier = Classifier(network, config.model.normalization)
-        self._predict_fns: dict[tuple[Attack, ...], evaluate.PredictFn] = {}
+        self.predictor = evaluate.Predictor(self.classifier, config.attack.loop)
         self.defenses = [get_defense(name) for name in config.defenses.split(",")]
 
     def execute(self) -> None:
@@ -140,11 +139,12 @@ class Run:
         """Returns variables -> accuracy and loss on the validation images."""
         config = self.config
         attacks = evaluate.validation_attacks(config) if defense.robust_selection else []
-        predict = self._predict_fn(attacks)
 
         def validate(variables: Variables) -> dict[str, float]:
             batches = make_loader(dataset, splits.validation, self._eval_batch(), shuffle_seed=None)
-            predictions = evaluate.predict_all(predict, variables, batches, self.mesh, config.seed)
+            predictions = evaluate.predict_all(
+                self.predictor, attacks, variables, batches, self.mesh, config.seed
+            )
             return evaluate.accuracy_and_loss(predictions)
 
         return validate
@@ -158,13 +158,13 @@ class Run:
             self._say(f"evaluate {defense.name}: done before")
             return
         attacks = evaluate.evaluation_attacks(config)
-        predict = self._predict_fn(attacks)
         variables = self._best_variables(defense)
         batches = make_loader(dataset, splits.test, self._eval_batch(), shuffle_seed=None)
         with StageProgress(self.console, f"evaluate {defense.name}", len(splits.test)) as progress:
             predictions = evaluate.predict_all(
-                predict, variables, batches, self.mesh, config.seed, progress.advance
-            )
+                self.predictor, attacks, variables, batches, self.mesh, config.seed,
+                progress.advance,
+            )  # fmt: skip
         examples = [dataset.examples[i] for i in predictions.index]
         # Without a purifier the deployed classifier is the whole one: the attack is adaptive.
         keys = [("none", "clean", 0.0)]
@@ -198,14 +198,6 @@ class Run:
 
     def _checkpoints(self, defense: Defense) -> Checkpoints:
         return Checkpoints(self.workdir / "checkpoints" / defense.name)
-
-    def _predict_fn(self, attacks: Sequence[Attack]) -> evaluate.PredictFn:
-        """Returns the compiled predictions under these attacks; the defences share the program."""
-        key = tuple(attacks)
-        if key not in self._predict_fns:
-            loop = self.config.attack.loop
-            self._predict_fns[key] = evaluate.make_predict_fn(self.classifier, attacks, loop)
-        return self._predict_fns[key]
 
     def _best_variables(self, defense: Defense) -> Variables:
         """Returns the variables of a trained classifier's best checkpoint."""

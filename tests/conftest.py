@@ -1,8 +1,14 @@
-"""Two virtual devices, so that sharding is really run; strict promotion, so that none is silent."""
+"""Two virtual devices, so that sharding is really run; strict promotion, so that none is silent.
+
+Tests compile much and compute little, so the compiler is told not to try hard.
+"""
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NO_GCE_CHECK", "true")
 

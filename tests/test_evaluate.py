@@ -23,9 +23,11 @@ def variables(classifier):
 def predictions(classifier, variables, batch_size, config=None, order: Sequence[int] = range(20)):
     config = config or tiny_config()
     attacks = evaluate.evaluation_attacks(config)
-    predict = evaluate.make_predict_fn(classifier, attacks, config.attack.loop)
+    predictor = evaluate.Predictor(classifier, config.attack.loop)
     batches = make_loader(tiny_dataset(20), list(order), batch_size, shuffle_seed=None)
-    return evaluate.predict_all(predict, variables, batches, train_step.make_mesh(), seed=0)
+    return evaluate.predict_all(
+        predictor, attacks, variables, batches, train_step.make_mesh(), seed=0
+    )
 
 
 def test_neither_batch_size_nor_order_changes_a_result(classifier, variables):

@@ -155,6 +155,7 @@ def test_resnet_trains_attacks_and_scores_one_shrunken_step(tmp_path, cache_dir)
     config.model.forms = "plain"  # compiles sooner; tests/models shows the forms to be equal
     config.train.epochs, config.train.num_steps, config.eval.num_steps = 1, 1, 1
     config.train.attacks = config.eval.attacks = "pgd"
+    config.eval.keep_best = False  # then validation and evaluation share a program
     config.train.batch_size = 32
     run(config, tmp_path / "run")
     rows = read_results(tmp_path / "run" / "results.csv")
