@@ -44,7 +44,7 @@ def get_config() -> Config:
     config.model = model = ml_collections.ConfigDict()
     model.name = "resnet50"  # see medadv_jax/models
     model.width = 1.0  # multiplies the number of channels; 1 is the published network
-    model.normalization = "imagenet"  # imagenet: torchvision's mean and std | symmetric: [-1, 1]
+    model.normalization = "imagenet"  # imagenet | symmetric: [-1, 1] | caffe: BGR
     model.forms = (
         "auto"  # of convolution and pooling: cpu | plain | auto: by backend; same function
     )

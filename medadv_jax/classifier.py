@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -11,10 +11,24 @@ import numpy as np
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...} and whatever a purifier needs
 
-# name -> (mean, standard deviation) of the three channels, in pixels of [0, 1]
-NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's
-    "symmetric": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # [0, 1] -> [-1, 1]
+
+class Normalization(NamedTuple):
+    """How a network's inputs are made of pixels: (channels - mean) / std."""
+
+    mean: tuple[float, float, float]  # in pixels of [0, 1], in the order of the network's channels
+    std: tuple[float, float, float]
+    bgr: bool = False  # whether the network's channels are blue, green, red
+
+
+NORMALIZATIONS: dict[str, Normalization] = {
+    # torchvision's
+    "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # [0, 1] -> [-1, 1]: Keras' "tf", and torchvision's InceptionV3 with `transform_input`
+    "symmetric": Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    # Keras' "caffe": 0 to 255, less the means of ImageNet
+    "caffe": Normalization(
+        (103.939 / 255, 116.779 / 255, 123.68 / 255), (1 / 255, 1 / 255, 1 / 255), bgr=True
+    ),
 }
 
 
@@ -50,15 +64,25 @@ class Classifier:
         """Returns pixels -> logits with these variables: what an attack is given."""
         return lambda pixels: self.logits(variables, pixels)
 
-    def train_logits(self, variables: Variables, pixels: jax.Array) -> tuple[jax.Array, Any]:
-        """Returns logits under batch statistics (B, K) float32, and the updated statistics."""
+    def train_logits(
+        self, variables: Variables, pixels: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Returns logits under batch statistics and dropout (B, K) float32, and the updated
+        statistics; `key` is dropout's."""
         logits, updated = self.network.apply(
-            variables, self._inputs(variables, pixels), train=True, mutable=["batch_stats"]
+            variables,
+            self._inputs(variables, pixels),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
         )
         return logits, updated.get("batch_stats", {})  # a network without BatchNorm has none
 
     def _inputs(self, variables: Variables, pixels: jax.Array) -> jax.Array:
         if self.purifier is not None:
             pixels = self.purifier(variables, pixels)
-        mean, std = np.asarray(NORMALIZATIONS[self.normalization], np.float32)[:, None, None, None]
+        normalization = NORMALIZATIONS[self.normalization]
+        if normalization.bgr:
+            pixels = pixels[..., ::-1]
+        mean, std = (np.reshape(np.float32(x), (1, 1, 1, 3)) for x in normalization[:2])
         return (pixels - mean) / std

@@ -116,7 +116,9 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
+        augment_key, attack_key, dropout_key = jax.random.split(
+            jax.random.fold_in(key, state.step), 3
+        )
         labels, mask = batch["label"], batch["mask"]
         pixels = augment(augment_key, to_pixels(batch["image"]), augmentation)
         logits_fn = classifier.logits_fn(state.variables)
@@ -126,7 +128,7 @@ def make_train_step(
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, batch_stats = classifier.train_logits(variables, flat)
+            logits, batch_stats = classifier.train_logits(variables, flat, dropout_key)
             losses = cross_entropy(logits, jnp.repeat(labels, columns))
             return jnp.vdot(examples.weights.ravel(), losses), (logits, batch_stats)
 

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import SIZE, TinyNet, tiny_config, tiny_dataset
@@ -82,10 +83,16 @@ def test_score_is_the_probability_of_class_1():
 @pytest.mark.parametrize("name", sorted(NORMALIZATIONS))
 def test_classifier_normalises_inside(name, variables):
     pixels = jax.random.uniform(jax.random.key(0), (3, SIZE, SIZE, 3))
-    mean, std = (np.reshape(x, (1, 1, 1, 3)) for x in NORMALIZATIONS[name])
-    expected = TinyNet().apply(variables, (pixels - mean) / std)
+    # What the originals' own preprocessing does, on the same values.
+    expected_inputs = {
+        "imagenet": (pixels - jnp.array([[[[0.485, 0.456, 0.406]]]]))
+        / jnp.array([[[[0.229, 0.224, 0.225]]]]),
+        "symmetric": 2 * pixels - 1,
+        "caffe": (255 * pixels)[..., [2, 1, 0]] - jnp.array([[[[103.939, 116.779, 123.68]]]]),
+    }
+    expected = TinyNet().apply(variables, expected_inputs[name])
     logits = Classifier(TinyNet(), name).logits(variables, pixels)
-    np.testing.assert_allclose(logits, np.asarray(expected), atol=1e-5)
+    np.testing.assert_allclose(logits, np.asarray(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_purifier_stands_before_the_normalisation(variables):

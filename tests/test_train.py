@@ -137,7 +137,7 @@ def test_attack_touches_neither_parameters_nor_statistics():
     after, _ = parts.step(before, train_step.put_batch(parts.mesh, batch), key)
 
     pixels, labels = to_pixels(jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
-    attack_key = jax.random.split(jax.random.fold_in(key, 0))[1]
+    attack_key = jax.random.split(jax.random.fold_in(key, 0), 3)[1]
     examples = parts.defense.make_examples_fn(parts.config)(
         parts.classifier.logits_fn(variables),
         pixels,
@@ -147,7 +147,7 @@ def test_attack_touches_neither_parameters_nor_statistics():
     )
     assert examples.images.shape[1] == 5
     flat = examples.images.reshape(-1, SIZE, SIZE, 3)
-    _, expected = parts.classifier.train_logits(variables, flat)
+    _, expected = parts.classifier.train_logits(variables, flat, key)
     assert_trees_close(after.batch_stats, expected, atol=1e-6)
 
 

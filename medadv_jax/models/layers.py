@@ -60,13 +60,15 @@ class BatchNorm(nn.Module):
 
     With `train` the statistics are the batch's (all examples on all devices, under jit), and the
     running ones move by `1 - momentum` towards them: apply with `mutable=["batch_stats"]`. They get
-    the biased variance, as in flax (PyTorch: the unbiased one), and no gradient.
+    the biased variance, as in flax and Keras, or with `unbiased` the unbiased one, as in PyTorch
+    (which normalises by the biased one all the same), and no gradient.
     """
 
     train: bool = False
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
+    unbiased: bool = False
     dtype: Dtype = jnp.float32
     scale_init: Initializer = nn.initializers.ones
 
@@ -84,7 +86,9 @@ class BatchNorm(nn.Module):
             mean, var = _batch_statistics(inputs)
             if not self.is_initializing():
                 running_mean.value = self._moved(running_mean.value, mean)
-                running_var.value = self._moved(running_var.value, var)
+                count = inputs.size // inputs.shape[-1]
+                factor = count / max(count - 1, 1) if self.unbiased else 1.0
+                running_var.value = self._moved(running_var.value, factor * var)
         # One multiplication and one addition a value: the rest is a vector over channels.
         factor = scale * lax.rsqrt(var + self.epsilon)
         offset = bias - mean * factor
@@ -102,6 +106,15 @@ def check_images(images: jax.Array) -> None:
         raise UserError(f"images have shape {images.shape}; the network takes (B, H, W, 3)")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images are {images.dtype}; scale to [0, 1] and normalise them first")
+
+
+def check_size(images: jax.Array, smallest: int, network: str) -> None:
+    """Raises UserError unless height and width of (B, H, W, C) are at least `smallest`."""
+    height, width = images.shape[1:3]
+    if min(height, width) < smallest:
+        raise UserError(
+            f"images are {height}×{width} pixels; {network} takes at least {smallest}×{smallest}"
+        )
 
 
 def _batch_statistics(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:

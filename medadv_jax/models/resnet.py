@@ -1,13 +1,17 @@
-"""ResNet (He et al. 2016) with bottleneck blocks, as torchvision has it ("v1.5").
+"""ResNet (He et al. 2016) with bottleneck blocks.
 
-The stride of a block is in its 3×3 convolution, padding is symmetric, batch normalisation has
-epsilon 1e-5. Parameters are named as in torchvision: `conv1`, `bn1`, then `layer<stage>_<block>`
-holding `conv1` `bn1` `conv2` `bn2` `conv3` `bn3` and, where the shape changes, `downsample_conv`
-`downsample_bn` (torchvision: `layer<stage>.<block>.downsample.0` and `.1`), and `fc`.
+Parameters are named as in torchvision: `conv1`, `bn1`, then `layer<stage>_<block>` holding `conv1`
+`bn1` `conv2` `bn2` `conv3` `bn3` and, where the shape changes, `downsample_conv` `downsample_bn`
+(torchvision: `layer<stage>.<block>.downsample.0` and `.1`), and `fc`.
+
+The options' defaults are torchvision's network; Keras has `variant="v1"`, `conv_bias=True`,
+`bn_epsilon=1.001e-5`, `bn_momentum=0.99`, `bn_unbiased=False`. Both pad symmetrically, Keras by
+layers of its own and by `SAME` at stride 1, which is the same, so padding is no option.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -24,20 +28,24 @@ class Bottleneck(nn.Module):
     """1×1, 3×3, 1×1 convolution and a shortcut, (B, H, W, C) → (B, H/stride, W/stride, 4·features).
 
     `conv` and `norm` make the layers, so that dtype, form and mode are set once, by the network.
+    `stride_in` is the convolution that has the stride: 1 in the paper ("v1"), else 2 ("v1.5").
     """
 
     features: int
     stride: int
     conv: Layer
     norm: Layer
+    stride_in: int = 2
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Runs the block; see the class."""
         strides, wide = (self.stride, self.stride), 4 * self.features
-        hidden = self.conv(self.features, (1, 1), name="conv1")(images)
+        first, second = (strides, (1, 1)) if self.stride_in == 1 else ((1, 1), strides)
+        # At stride 1 or 2 a 1×1 window needs no padding, so "SAME" and "VALID" are one.
+        hidden = self.conv(self.features, (1, 1), first, padding=0, name="conv1")(images)
         hidden = nn.relu(self.norm(name="bn1")(hidden))
-        hidden = self.conv(self.features, (3, 3), strides, padding=1, name="conv2")(hidden)
+        hidden = self.conv(self.features, (3, 3), second, padding=1, name="conv2")(hidden)
         hidden = nn.relu(self.norm(name="bn2")(hidden))
         hidden = self.conv(wide, (1, 1), name="conv3")(hidden)
         # A block begins as its shortcut (Goyal et al. 2017); deep networks train sooner so.
@@ -49,20 +57,38 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Bottleneck ResNet, normalised images (B, H, W, 3) → logits (B, num_classes) float32."""
+    """Bottleneck ResNet, normalised images (B, H, W, 3) → logits (B, num_classes) float32.
+
+    Options: `variant`, the place of a block's stride: "v1.5" its 3×3, "v1" its first convolution;
+    `conv_bias`; ε, momentum (share kept of the running statistics) and variance of BatchNorm.
+    """
+
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"variant": ("v1.5", "v1")}
 
     num_blocks: Sequence[int]
     num_classes: int
     width: float = 1.0
     dtype: Dtype = jnp.float32
     forms: str = "plain"
+    variant: str = "v1.5"
+    conv_bias: bool = False
+    bn_epsilon: float = 1e-5
+    bn_momentum: float = 0.9
+    bn_unbiased: bool = True
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Classifies images of any height and width; see the class."""
         check_images(images)
-        conv = functools.partial(Conv, dtype=self.dtype, forms=self.forms)
-        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype)
+        conv = functools.partial(Conv, use_bias=self.conv_bias, dtype=self.dtype, forms=self.forms)
+        norm = functools.partial(
+            BatchNorm,
+            train=train,
+            momentum=self.bn_momentum,
+            epsilon=self.bn_epsilon,
+            unbiased=self.bn_unbiased,
+            dtype=self.dtype,
+        )
         hidden = conv(scale_channels(64, self.width), (7, 7), (2, 2), padding=3, name="conv1")(
             images
         )
@@ -75,6 +101,7 @@ class ResNet(nn.Module):
                     stride=2 if stage > 0 and block == 0 else 1,
                     conv=conv,
                     norm=norm,
+                    stride_in=1 if self.variant == "v1" else 2,
                     name=f"layer{stage + 1}_{block}",
                 )(hidden)
         pooled = hidden.astype(jnp.float32).mean((1, 2))
