@@ -54,7 +54,9 @@ def _parse(argv: list[str]) -> list[str]:
 def _explain(argv: Sequence[str]) -> str:
     """Returns what is wrong with the first wrong --config flag, "" if none is."""
     files = [arg for arg in argv if re.match(r"--?config(=|$)", arg)]
-    path = files[-1].partition("=")[2] if files else ""
+    if not files:
+        return ""
+    path = files[-1].partition("=")[2]
     try:
         fields = flatten(runpy.run_path(path)["get_config"]())
     except Exception:  # a config file is a program, and may fail in any way

@@ -1,0 +1,173 @@
+"""The published weights by name: where they are, how they are recognised, where they are kept.
+
+    path = fetch("torchvision/resnet50")      # from the cache, else from the network
+
+Of each file a digest is pinned, in the form in which its publisher gives it. torchvision writes the
+first 8 hex digits of the SHA-256 into the name of the file: 32 bits, which tell a damaged file from
+a whole one but would not stop a forger. Keras publishes MD5 (keras 3.15.1,
+`keras/src/applications/*.py`), of which the same holds. The connection is HTTPS.
+"""
+
+import dataclasses
+import hashlib
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medadv_jax.errors import UserError
+
+CACHE_DIR = "~/.cache/medadv_jax/weights"
+_ANSWER = 8.0  # seconds for the server to say that it has the file
+_STALL = 30.0  # seconds without a byte while downloading
+_MAX_BYTES = 1 << 30  # the largest, VGG19 of either, has 0.6e9
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A file of weights: its address and the digest that its publisher gives.
+
+    Attributes:
+      url: of the file; its last part is the name in the cache.
+      algorithm: "sha256" or "md5".
+      digest: hex digits, the first ones at least.
+    """
+
+    url: str
+    algorithm: str
+    digest: str
+
+
+def _torchvision(file: str) -> Published:
+    digest = file.rpartition("-")[2].removesuffix(".pth")
+    return Published(f"https://download.pytorch.org/models/{file}", "sha256", digest)
+
+
+def _keras(arch: str, digest: str, top: bool = True) -> Published:
+    folder = "resnet" if arch == "resnet50" else arch
+    file = f"{arch}_weights_tf_dim_ordering_tf_kernels{'' if top else '_notop'}.h5"
+    base = "https://storage.googleapis.com/tensorflow/keras-applications"
+    return Published(f"{base}/{folder}/{file}", "md5", digest)
+
+
+REGISTRY: dict[str, Published] = {
+    "torchvision/vgg16": _torchvision("vgg16-397923af.pth"),
+    "torchvision/vgg19": _torchvision("vgg19-dcbb9e9d.pth"),
+    "torchvision/resnet50": _torchvision("resnet50-0676ba61.pth"),
+    "torchvision/inception_v3": _torchvision("inception_v3_google-0cc3c7bd.pth"),
+    "keras/vgg16": _keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b"),
+    "keras/vgg16_notop": _keras("vgg16", "6d6bbae143d832006294945121d1f1fc", top=False),
+    "keras/vgg19": _keras("vgg19", "cbe5617147190e668d6c5d5026f83318"),
+    "keras/vgg19_notop": _keras("vgg19", "253f8cb515780f3b799900260a226db6", top=False),
+    "keras/resnet50": _keras("resnet50", "2cb95161c43110f7111970584f804107"),
+    "keras/resnet50_notop": _keras("resnet50", "4d473c1dd8becc155b73f8504c6f6626", top=False),
+    "keras/inception_v3": _keras("inception_v3", "9a0d58056eeedaa3f26cb7ebd46da564"),
+    "keras/inception_v3_notop": _keras(
+        "inception_v3", "bcbd6486424b2319ff4ef7d526e38f63", top=False
+    ),
+}
+
+
+def fetch(
+    name: str, cache_dir: str | Path = CACHE_DIR, registry: dict[str, Published] | None = None
+) -> Path:
+    """Returns the path of a published file, downloaded unless the cache has it.
+
+    Args:
+        name: a key of `REGISTRY`.
+        cache_dir: the folder that keeps the files.
+        registry: instead of `REGISTRY`.
+
+    Raises:
+        UserError: the name is unknown; the digest is another one; or there is no network, and then
+            the message says which file to put where.
+    """
+    registry = REGISTRY if registry is None else registry
+    if name not in registry:
+        raise UserError(f"weights {name!r} are unknown; known are {', '.join(sorted(registry))}")
+    published = registry[name]
+    folder = Path(cache_dir).expanduser()
+    target = folder / published.url.rpartition("/")[2]
+    if target.exists():
+        _verify(target, published)
+        return target
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _within(_ANSWER, lambda: _ask(published.url))
+        _download(published.url, beside)
+        _verify(beside, published)
+        os.replace(beside, target)
+    except (OSError, ValueError) as error:  # urllib's errors are OSErrors
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(
+            f"weights {name}: cannot be fetched ({reason}); download {published.url} elsewhere and "
+            f"put it at {target}, or give the path of the file instead of the name"
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return target
+
+
+def _ask(url: str) -> None:
+    """Asks for the head only: a machine without network finds out before anything else."""
+    request = urllib.request.Request(url, method="HEAD")
+    with _open(request, _ANSWER) as reply:
+        size = int(reply.headers.get("Content-Length") or 0)
+    if size > _MAX_BYTES:
+        raise ValueError(f"the server announces {size} bytes")
+
+
+def _open(request: str | urllib.request.Request, timeout: float) -> Any:
+    try:
+        return urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise OSError(f"the server answers {error.code}") from None
+
+
+def _within(seconds: float, action: Callable[[], Any]) -> None:
+    """Runs `action`, but waits no longer; looking up a host's name heeds no timeout."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:  # handed to the waiting thread
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    if raised:
+        raise raised[0]
+
+
+def _download(url: str, target: Path) -> None:
+    with _open(url, _STALL) as reply, target.open("wb") as file:
+        announced = int(reply.headers.get("Content-Length") or 0)
+        size = 0
+        while chunk := reply.read(_CHUNK):
+            size += len(chunk)
+            if size > _MAX_BYTES:
+                raise ValueError(f"more than {_MAX_BYTES} bytes")
+            file.write(chunk)
+    if announced and size != announced:
+        raise ValueError(f"{size} of {announced} bytes came")
+
+
+def _verify(path: Path, published: Published) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, published.algorithm).hexdigest()
+    if not digest.startswith(published.digest):
+        where = "the downloaded file" if path.name.endswith(".part") else str(path)
+        raise UserError(
+            f"{where}: its {published.algorithm} begins with {digest[:8]}, that of {published.url} "
+            f"with {published.digest[:8]}; delete it and fetch or copy it again"
+        )

@@ -1,0 +1,54 @@
+"""Converts a torchvision or Keras file of weights into ours, once, with every array checked.
+
+    python scripts/convert_weights.py --arch=resnet50 --input=resnet50-0676ba61.pth \
+        --output=resnet50.safetensors --verify
+
+Reads .pth .pt .safetensors .h5 .weights.h5 .keras, with and without the top, and finds out which
+it is. A run takes the result, or the original file itself, as `--config.model.weights=FILE`.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from medadv_jax import command_line
+from medadv_jax.errors import UserError
+from medadv_jax.models import MODELS
+from medadv_jax.weights.conversion import match, store
+from medadv_jax.weights.files import read_weights
+from medadv_jax.weights.verify import verify
+
+_ARCH = flags.DEFINE_string("arch", "", f"The network: {', '.join(sorted(MODELS))}.")
+_SOURCE = flags.DEFINE_enum(
+    "source", "auto", ["auto", "torchvision", "keras"], "Refuse any other layout than this."
+)
+_INPUT = flags.DEFINE_string("input", "", "The file to convert.")
+_OUTPUT = flags.DEFINE_string("output", "", "The safetensors file to write.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Compare the logits with the original library's.")
+
+
+def main() -> None:
+    """Converts one file; a UserError where the user must help, and then nothing is written."""
+    for name, flag in (("arch", _ARCH), ("input", _INPUT), ("output", _OUTPUT)):
+        if not flag.value:
+            raise UserError(f"--{name} is missing; see the head of scripts/convert_weights.py")
+    source, target = Path(_INPUT.value), Path(_OUTPUT.value)
+    if source.resolve() == target.resolve():
+        raise UserError(f"--output={target}: is the input; give another file")
+    raw = read_weights(source)
+    if _SOURCE.value not in ("auto", raw.layout):
+        raise UserError(f"--source={_SOURCE.value}: {source} is in the layout of {raw.layout}")
+    matched = match(_ARCH.value, raw)
+    checked = f"logits agree to {verify(raw, matched):.1e}; " if _VERIFY.value else ""
+    store(target, matched, source)
+    count = sum(array.size for array in matched.arrays.values())
+    head = f"{matched.num_classes} classes" if matched.num_classes else "no head"
+    print(
+        f"{target}: {matched.name} of {matched.source}, {head}, {count:,} numbers; {checked}",
+        end="",
+    )
+    print(f"inputs normalised by {matched.normalization}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
