@@ -84,5 +84,5 @@ class Classifier:
         normalization = NORMALIZATIONS[self.normalization]
         if normalization.bgr:
             pixels = pixels[..., ::-1]
-        mean, std = (np.reshape(np.float32(x), (1, 1, 1, 3)) for x in normalization[:2])
+        mean, std = (np.asarray(x, np.float32).reshape(1, 1, 1, 3) for x in normalization[:2])
         return (pixels - mean) / std
