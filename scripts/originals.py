@@ -7,12 +7,10 @@ same ones without a file. torch, torchvision and keras are imported only where t
 # pyright: reportMissingImports=false
 # torch, torchvision and keras are nobody's dependency here: who compares installs them.
 
-import contextlib
 import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +21,7 @@ import numpy as np
 from medadv_jax.models import create_model
 from medadv_jax.weights import keras as keras_layout
 from medadv_jax.weights import torchvision as torchvision_layout
+from medadv_jax.weights.verify import without_fake_registration
 
 LAYOUTS: dict[str, ModuleType] = {"torchvision": torchvision_layout, "keras": keras_layout}
 IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "inception_v3": 299}  # the papers'
@@ -185,30 +184,11 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
 # torchvision
 
 
-@contextlib.contextmanager
-def _without_fake_registration() -> Iterator[None]:
-    """Lets torchvision import beside a CPU build of torch: its own compiled ops are missing."""
-    import torch
-
-    register: Any = torch.library.register_fake
-
-    def skip(name: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(name, str) and name.startswith("torchvision::"):
-            return lambda function: function
-        return register(name, *args, **kwargs)
-
-    torch.library.register_fake = skip
-    try:
-        yield
-    finally:
-        torch.library.register_fake = register
-
-
 def torchvision_network(arch: str, **arguments: Any) -> Any:
     """Returns torchvision's network with seeded weights, in eval mode."""
     import torch
 
-    with _without_fake_registration():
+    with without_fake_registration(torch):
         from torchvision import models
     # aux_logits as in the published files; init_weights=False: the slow initialiser is not needed.
     special = {"aux_logits": True, "init_weights": False} if arch == "inception_v3" else {}

@@ -67,7 +67,7 @@ def _torchvision_logits(
 ) -> np.ndarray:
     import torch
 
-    with _without_fake_registration(torch):
+    with without_fake_registration(torch):
         models: Any = importlib.import_module("torchvision.models")
     special = {"init_weights": False} if name != "resnet50" else {}
     if name == "inception_v3":
@@ -81,7 +81,7 @@ def _torchvision_logits(
 
 
 @contextlib.contextmanager
-def _without_fake_registration(torch: Any) -> Iterator[None]:
+def without_fake_registration(torch: Any) -> Iterator[None]:
     """Lets torchvision import beside a build of torch that its compiled operations do not fit."""
     register = torch.library.register_fake
 
