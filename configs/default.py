@@ -18,7 +18,12 @@ def get_config() -> Config:
     """Returns the default config; the types of the values are the types of the fields."""
     config: Config = ml_collections.ConfigDict()
     config.seed = 0  # integer; fixes splits, initial weights, data order, augmentation and attacks
-    config.defenses = "base,adversarial"  # comma-separated; each trains one classifier, in order
+    config.defenses = (
+        "base,adversarial,autoencoder,hybrid"  # comma-separated; trained in this order
+    )
+    config.reuse = (
+        ""  # a run directory whose stages are copied where they would be the same; "": none
+    )
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "chest_xray"  # breakhis | chest_xray | phantoms
@@ -44,7 +49,10 @@ def get_config() -> Config:
     config.model = model = ml_collections.ConfigDict()
     model.name = "resnet50"  # see medadv_jax/models
     model.width = 1.0  # multiplies the number of channels; 1 is the published network
-    model.normalization = "imagenet"  # imagenet | symmetric: [-1, 1] | caffe: BGR
+    model.weights = "none"  # none: fresh | a file of weights | a name such as torchvision/resnet50
+    model.normalization = "auto"  # imagenet | symmetric | caffe | auto: that of the weights
+    model.head = "auto"  # VGG's: fc | gap: mean over places; auto: the original's
+    model.dropout = -1.0  # rate before VGG's and Inception's head; -1: the original's
     model.forms = (
         "auto"  # of convolution and pooling: cpu | plain | auto: by backend; same function
     )
@@ -55,6 +63,7 @@ def get_config() -> Config:
     train.batch_size = 32  # images a step, over all devices
     train.learning_rate = 0.001  # Adam's
     train.schedule = "constant"  # constant: the paper's | cosine: to 0 over all steps
+    train.trainable = "all"  # all | head | last_stage: and the head; BatchNorm then stays as it is
     train.attacks = "fgsm,pgd,bim,mifgsm"  # comma-separated; the attacks trained against
     train.assignment = "one"  # one: each example meets one of the attacks | all: each meets all
     train.adversarial_weight = 0.5  # share of the loss from adversarial examples, in [0, 1]
@@ -67,6 +76,18 @@ def get_config() -> Config:
     attack.relative_step = 2.5  # step size × steps / epsilon, for attacks of many steps (Madry)
     attack.decay = 1.0  # momentum decay μ of MI-FGSM (Dong et al. 2018)
     attack.loop = "auto"  # unrolled | fori_loop | auto: unrolled on CPU, fori_loop elsewhere
+
+    config.purifier = purifier = ml_collections.ConfigDict()  # of autoencoder and hybrid
+    purifier.name = "dense"  # dense: the paper's | spatial: keeps the layout | unet: residual
+    purifier.bottleneck = 128  # units; only for dense
+    purifier.width = 1.0  # multiplies the number of channels
+    purifier.objective = "reconstruction"  # reconstruction: the paper's | denoising | guided
+    purifier.noise = 0.03  # radius of the noise in denoising and guided, pixels in [0, 1]
+    purifier.guidance = 1.0  # weight of the classifier's agreement in guided
+    purifier.epochs = 10  # passes over the training images
+    purifier.learning_rate = 0.001  # Adam's
+    purifier.joint_epochs = 0  # of the hybrid: network and purifier together, attacked together
+    purifier.joint_learning_rate = 0.0003  # Adam's
 
     config.eval = evaluate = ml_collections.ConfigDict()
     evaluate.attacks = "fgsm,pgd,bim,mifgsm"  # comma-separated; one row of results.csv for each

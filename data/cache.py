@@ -28,11 +28,12 @@ from absl import logging
 from medadv_jax.config import Config
 from medadv_jax.errors import UserError
 
-IMAGE_VERSION = "1.0.0"  # raise it when the same files give other pixels, or the index other fields
+IMAGE_VERSION = "1.1.0"  # raise it when the same files give other pixels, or the index other fields
 INDEX_FILE = "index.json"
-METADATA_FIELDS = ("id", "label", "group", "magnification", "source_split", "md5")
+METADATA_FIELDS = ("id", "label", "group", "magnification", "source_split", "md5", "subtype")
 # TFDS reads all its splits as "all" and so reserves the name: the one split is stored as "images".
 _STORED_SPLIT = "images"
+_TEXTS = ("id", "group", "source_split", "md5", "subtype")
 _IMAGES_PER_SHARD = 4096
 _IMAGES_PER_WRITE = 128  # TFDS rewrites the split's metadata after every write
 
@@ -114,7 +115,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         size = self.image_config.image_size
         image = tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding="bytes")
-        text = {name: tfds.features.Text() for name in ("id", "group", "source_split", "md5")}
+        text = {name: tfds.features.Text() for name in _TEXTS}
         numbers = dict.fromkeys(("label", "magnification"), np.int64)
         return tfds.core.DatasetInfo(
             builder=self,

@@ -48,6 +48,7 @@ class Parsed:
     magnification: int = 0  # 0 = unknown
     source_split: str = ""  # 'train' | 'val' | 'test' | ''
     on_grammar: bool = True  # False: the name is of another grammar
+    subtype: str = ""  # of the tissue or the infection; "": unknown
 
 
 class UnlabelledError(Exception):
@@ -176,6 +177,7 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
                 "magnification": parsed.magnification,
                 "source_split": parsed.source_split,
                 "md5": md5,
+                "subtype": parsed.subtype,
             }
 
 

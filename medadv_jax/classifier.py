@@ -1,6 +1,7 @@
 """What is deployed, and so what is attacked: pixels → purifier? → normalise → network → logits."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -9,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...} and whatever a purifier needs
+Variables = dict[str, Any]  # {"params": …, "batch_stats": …, "purifier": …}; see `Classifier`
+GRADIENTS = ("full", "bpda", "bare")  # what an attacker differentiates; see `Classifier.logits`
 
 
 class Normalization(NamedTuple):
@@ -41,28 +43,64 @@ def to_pixels(images: jax.Array) -> jax.Array:
 class Classifier:
     """A network with all that stands before it, as a function of pixels.
 
+    Its variables are {"params": …, "batch_stats": …}, the network's, and "purifier": the
+    purifier's parameters, if there is one.
+
     Attributes:
       network: a Flax module from `create_model`; takes normalised images.
       normalization: a key of `NORMALIZATIONS`.
-      purifier: (variables, pixels) -> pixels, both (B, H, W, 3) float32 in [0, 1]; None: none.
+      purifier: a Flax module from `create_purifier`: pixels -> pixels, both (B, H, W, 3) float32
+        in [0, 1]; None: none.
     """
 
     network: nn.Module
     normalization: str = "imagenet"
-    purifier: Callable[[Variables, jax.Array], jax.Array] | None = None
+    purifier: nn.Module | None = None
 
     def init(self, key: jax.Array, image_size: int) -> Variables:
         """Returns fresh variables for images of `image_size` × `image_size` pixels."""
-        return dict(self.network.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32)))
+        images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+        variables = dict(self.network.init(key, images))
+        variables.setdefault("batch_stats", {})  # a network without BatchNorm has none
+        if self.purifier is not None:
+            variables["purifier"] = self.init_purifier(key, image_size)
+        return variables
 
-    def logits(self, variables: Variables, pixels: jax.Array) -> jax.Array:
-        """Returns the deployed classifier's logits: (B, H, W, 3) in [0, 1] -> (B, K) float32."""
-        inputs = self._inputs(variables, pixels)
-        return cast(jax.Array, self.network.apply(variables, inputs, train=False))
+    def init_purifier(self, key: jax.Array, image_size: int) -> Any:
+        """Returns fresh parameters of the purifier."""
+        assert self.purifier is not None
+        images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+        return self.purifier.init(jax.random.fold_in(key, 1), images)["params"]
 
-    def logits_fn(self, variables: Variables) -> Callable[[jax.Array], jax.Array]:
+    def purify(self, variables: Variables, pixels: jax.Array) -> jax.Array:
+        """Returns what the network gets to see; the pixels themselves without a purifier."""
+        if self.purifier is None:
+            return pixels
+        return cast(jax.Array, self.purifier.apply({"params": variables["purifier"]}, pixels))
+
+    def logits(self, variables: Variables, pixels: jax.Array, gradient: str = "full") -> jax.Array:
+        """Returns logits, (B, H, W, 3) in [0, 1] -> (B, K) float32.
+
+        Args:
+          variables: see the class.
+          pixels: images.
+          gradient: "full": of the deployed classifier; "bpda": the deployed classifier's values,
+            with the purifier taken for the identity in the backward pass (Athalye et al. 2018,
+            section 4.1.1); "bare": the network without its purifier, value and gradient.
+        """
+        if gradient == "full":
+            pixels = self.purify(variables, pixels)
+        elif gradient == "bpda":
+            pixels = _straight_through(functools.partial(self.purify, variables), pixels)
+        elif gradient != "bare":
+            raise ValueError(f"gradient={gradient!r}: known are {', '.join(GRADIENTS)}")
+        return cast(jax.Array, self.network.apply(*self._arguments(variables, pixels), train=False))
+
+    def logits_fn(
+        self, variables: Variables, gradient: str = "full"
+    ) -> Callable[[jax.Array], jax.Array]:
         """Returns pixels -> logits with these variables: what an attack is given."""
-        return lambda pixels: self.logits(variables, pixels)
+        return functools.partial(self.logits, variables, gradient=gradient)
 
     def train_logits(
         self, variables: Variables, pixels: jax.Array, key: jax.Array
@@ -70,19 +108,29 @@ class Classifier:
         """Returns logits under batch statistics and dropout (B, K) float32, and the updated
         statistics; `key` is dropout's."""
         logits, updated = self.network.apply(
-            variables,
-            self._inputs(variables, pixels),
+            *self._arguments(variables, self.purify(variables, pixels)),
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        return logits, updated.get("batch_stats", {})  # a network without BatchNorm has none
+        return logits, updated.get("batch_stats", {})
 
-    def _inputs(self, variables: Variables, pixels: jax.Array) -> jax.Array:
-        if self.purifier is not None:
-            pixels = self.purifier(variables, pixels)
+    def _arguments(self, variables: Variables, pixels: jax.Array) -> tuple[Variables, jax.Array]:
+        """The network's variables, and the normalised images."""
         normalization = NORMALIZATIONS[self.normalization]
         if normalization.bgr:
             pixels = pixels[..., ::-1]
         mean, std = (np.asarray(x, np.float32).reshape(1, 1, 1, 3) for x in normalization[:2])
-        return (pixels - mean) / std
+        own = {name: variables[name] for name in variables if name != "purifier"}
+        return own, (pixels - mean) / std
+
+
+def _straight_through(function: Callable[[jax.Array], jax.Array], pixels: jax.Array) -> jax.Array:
+    """Returns `function(pixels)` to the bit, with the gradient of the identity."""
+
+    @jax.custom_jvp
+    def apply(pixels: jax.Array) -> jax.Array:
+        return function(pixels)
+
+    apply.defjvp(lambda primals, tangents: (apply(*primals), tangents[0]))
+    return apply(pixels)

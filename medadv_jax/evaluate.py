@@ -1,10 +1,9 @@
-"""Classifier × attack → one prediction for each example.
+"""Classifier × threat model × attack → one prediction for each example.
 
 An evaluation leaves records, from which every number is derived; see `results.py`.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,16 +11,43 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medadv_jax.attacks import Attack, run_attacks
+from medadv_jax.attacks import Attack
 from medadv_jax.attacks.losses import cross_entropy
+from medadv_jax.attacks.stepwise import VariablesFn, compile_attacks
 from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.config import Config
-from medadv_jax.defenses import attack_from_config
+from medadv_jax.defenses import Defense, attack_from_config
 from medadv_jax.train_step import Batch, put_batch
 
 
+class Source(NamedTuple):
+    """Whose gradients make adversarial examples: `gradient` as in `Classifier.logits`."""
+
+    gradient: str
+    variables: Variables
+
+
+class Threat(NamedTuple):
+    """What an attacker knows.
+
+    Attributes:
+      names: of the threat model in records; two where two are the same.
+      sources: each makes an example, and the worst of them for the defender counts.
+    """
+
+    names: tuple[str, ...]
+    sources: tuple[Source, ...]
+
+
+class Target(NamedTuple):
+    """A deployed classifier: with its purifier ("full") or a network that has none ("bare")."""
+
+    deployed: str
+    variables: Variables
+
+
 class Predictions(NamedTuple):
-    """Answers of one classifier; V = 1 + the number of attacks, column 0 clean.
+    """Answers of one classifier; V = 1 + threats × attacks, column 0 clean, attacks innermost.
 
     Attributes:
       index: (n,) int32, positions in the data set.
@@ -46,7 +72,7 @@ class Predictions(NamedTuple):
 
 def evaluation_attacks(config: Config) -> list[Attack]:
     """Returns the attacks of `config.eval`, in its order."""
-    return [_evaluation_attack(config, name) for name in config.eval.attacks.split(",")]
+    return [evaluation_attack(config, name) for name in config.eval.attacks.split(",")]
 
 
 def validation_attacks(config: Config) -> list[Attack]:
@@ -55,7 +81,8 @@ def validation_attacks(config: Config) -> list[Attack]:
     return [attack_from_config(config, name, config.train.num_steps)]
 
 
-def _evaluation_attack(config: Config, name: str) -> Attack:
+def evaluation_attack(config: Config, name: str) -> Attack:
+    """Returns the attack `name` as `config.eval` has it."""
     settings = config.eval
     options: dict[str, Any] = {}
     # FGSM is one step, and its result is where that step ends: as in its paper.
@@ -66,51 +93,124 @@ def _evaluation_attack(config: Config, name: str) -> Attack:
     return attack_from_config(config, name, settings.num_steps, **options)
 
 
+def threats(defense: Defense, variables: Variables, base: Variables | None) -> list[Threat]:
+    """Returns the threat models of a defence; `base`: the undefended network, if there is one.
+
+    Without a purifier, oblivious and adaptive are one attack, which is called adaptive.
+    """
+    transfer = [Source("bare", base)] if base is not None else []
+    if not defense.purified:
+        adaptive = Threat(("adaptive",), (Source("bare", variables),))
+        others = [Threat(("transfer",), tuple(transfer))] if defense.needs and transfer else []
+        return [*others, adaptive]
+    oblivious, adaptive = ("oblivious",), (Source("full", variables), Source("bpda", variables))
+    first = []
+    if defense.network_from == "base":  # without its purifier it is the undefended network
+        oblivious = ("transfer", "oblivious")
+    elif transfer:
+        first = [Threat(("transfer",), tuple(transfer))]
+    return [
+        *first,
+        Threat(oblivious, (Source("bare", variables),)),
+        Threat(("adaptive",), adaptive),
+    ]
+
+
+def record_keys(
+    threats: Sequence[Threat], attacks: Sequence[Attack], epsilon: float
+) -> Iterator[tuple[int, tuple[str, str, float]]]:
+    """Yields (column of `Predictions`, (threat model, evaluation, epsilon)) for each record."""
+    yield 0, ("none", "clean", 0.0)
+    for first, threat in enumerate(threats):
+        for name in threat.names:
+            for column, attack in enumerate(attacks, start=1 + first * len(attacks)):
+                yield column, (name, attack.name, epsilon)
+
+
 class Predictor:
-    """Compiled programs that attack a classifier and that run it; all its variables share them."""
+    """Compiled programs that attack classifiers and run them; all variables share them.
+
+    Args of the constructor: the classifier, with its purifier if any defence has one; the form of
+    the attack loop.
+    """
 
     def __init__(self, classifier: Classifier, loop: str):
-        self._classifier, self._loop = classifier, loop
-        self._attacks: dict[tuple[Attack, ...], Any] = {}
-        # A program of its own, the same for every column: whatever is fused into a forward pass
+        self.classifier, self._loop = classifier, loop
+        self._attacks: dict[Any, Any] = {}
+        # Programs of their own, the same for every column: whatever is fused into a forward pass
         # changes its rounding, and an image that no attack has changed must get its clean logits
         # bit for bit.
-        self._deployed = jax.jit(classifier.logits)
+        self._deployed = jax.jit(classifier.logits, static_argnames="gradient")
+        self._worst = jax.jit(_worst)
 
-    def logits(
-        self, attacks: Sequence[Attack], variables: Variables, batch: Any, key: jax.Array
+    def attack(
+        self,
+        attacks: Sequence[Attack],
+        source: Source,
+        batch: Any,
+        key: jax.Array,
+        penalty: VariablesFn | None = None,
     ) -> jax.Array:
-        """Returns logits (B, 1 + A, K) float32: column 0 of the clean images, column a of attack a.
+        """Returns adversarial pixels (A, B, H, W, 3).
 
         Args:
           attacks: A attacks of one norm, loss and direction.
-          variables: of the classifier.
+          source: whose gradients.
           batch: image (B, H, W, 3) uint8 and label (B,), on the devices.
           key: of the random starts.
+          penalty: (variables, pixels) -> (N,), subtracted from the loss; the same object for the
+            same function, or it is compiled again.
         """
-        columns = self._attack_fn(tuple(attacks))(variables, batch, key)
-        return jnp.stack([self._deployed(variables, pixels) for pixels in columns], axis=1)
+        program = (tuple(attacks), source.gradient, penalty)
+        if program not in self._attacks:
+            gradient = source.gradient
 
-    def _attack_fn(self, attacks: tuple[Attack, ...]) -> Callable[..., list[jax.Array]]:
-        """Returns the compiled (variables, batch, key) -> clean and adversarial pixels."""
-        if attacks not in self._attacks:
-            self._attacks[attacks] = jax.jit(functools.partial(self._run, attacks))
-        return self._attacks[attacks]
+            def logits_fn(variables: Variables, pixels: jax.Array) -> jax.Array:
+                return self.classifier.logits(variables, pixels, gradient)
 
-    def _run(
-        self, attacks: Sequence[Attack], variables: Variables, batch: Any, key: jax.Array
-    ) -> list[jax.Array]:
-        pixels, labels = to_pixels(batch["image"]), batch["label"]
-        if not attacks:
-            return [pixels]
-        logits_fn = self._classifier.logits_fn(variables)
-        return [pixels, *run_attacks(attacks, logits_fn, pixels, labels, key, loop=self._loop)]
+            self._attacks[program] = compile_attacks(attacks, logits_fn, self._loop, penalty)
+        pixels = to_pixels(batch["image"])
+        return self._attacks[program](source.variables, pixels, batch["label"], key)
+
+    def logits(self, target: Target, pixels: jax.Array) -> jax.Array:
+        """Returns the deployed classifier's logits, (B, H, W, 3) in [0, 1] -> (B, K) float32."""
+        return self._deployed(target.variables, pixels, gradient=target.deployed)
+
+    def answers(
+        self,
+        attacks: Sequence[Attack],
+        threats: Sequence[Threat],
+        target: Target,
+        batch: Any,
+        key: jax.Array,
+    ) -> jax.Array:
+        """Returns logits (B, 1 + T·A, K): clean, then each attack of each threat model."""
+        columns = [self.logits(target, to_pixels(batch["image"]))]
+        for threat in threats if attacks else ():
+            found = []
+            for source in threat.sources:
+                pixels = self.attack(attacks, source, batch, key)
+                found.append(jnp.stack([self.logits(target, each) for each in pixels]))
+            columns += [*self._worst(jnp.stack(found), batch["label"])]
+        return jnp.stack(columns, axis=1)
+
+
+def _worst(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """(S, A, B, K), (B,) -> (A, B, K): of S answers the worst for the defender: a wrong one
+    before a right one, among equals the one with the larger loss."""
+    wrong = jnp.argmax(logits, axis=-1) != labels[None, None]
+    flat = logits.reshape(-1, logits.shape[-1])
+    repeated = jnp.broadcast_to(labels, logits.shape[:3]).ravel()
+    loss = cross_entropy(flat, repeated).reshape(wrong.shape)
+    loss = jnp.where(wrong == wrong.any(axis=0, keepdims=True), loss, -jnp.inf)
+    return jnp.take_along_axis(logits, jnp.argmax(loss, axis=0)[None, ..., None], axis=0)[0]
 
 
 def predict_all(
     predictor: Predictor,
     attacks: Sequence[Attack],
-    variables: Variables,
+    threats: Sequence[Threat],
+    target: Target,
     batches: Iterable[Batch],
     mesh: Mesh,
     seed: int,
@@ -119,9 +219,10 @@ def predict_all(
     """Returns the predictions on all examples of `batches` that are not padding, in their order.
 
     Args:
-      predictor: of the classifier.
-      attacks: what it is attacked by.
-      variables: of the classifier.
+      predictor: of the classifiers.
+      attacks: A attacks.
+      threats: T threat models.
+      target: what answers.
       batches: on the host, of one shape.
       mesh: the devices.
       seed: of the random starts.
@@ -131,7 +232,7 @@ def predict_all(
     indices, labels, logits = [], [], []
     for batch in batches:
         real = np.asarray(batch["mask"]) > 0
-        answers = predictor.logits(attacks, variables, put_batch(mesh, batch), key)
+        answers = predictor.answers(attacks, threats, target, put_batch(mesh, batch), key)
         indices.append(np.asarray(batch["index"])[real])
         labels.append(np.asarray(batch["label"])[real])
         logits.append(jax.device_get(answers)[real])

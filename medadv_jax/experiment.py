@@ -1,24 +1,20 @@
 """A run: the order of its stages. Each leaves files in the workdir, and is not repeated."""
 
 import contextlib
-import json
-import subprocess
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
+import optax
 import pyarrow as pa
 from rich.console import Console
 
-from medadv_jax import evaluate, results, train_step
+from medadv_jax import evaluate, results, train_step, workdir
+from medadv_jax.assembly import assemble, training_classifier
 from medadv_jax.checkpoint import Checkpoints
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense, get_defense
-from medadv_jax.errors import UserError
 from medadv_jax.input_pipeline import (
     Dataset,
     count_listed,
@@ -26,22 +22,19 @@ from medadv_jax.input_pipeline import (
     make_loader,
     steps_per_epoch,
 )
-from medadv_jax.models import create_model
 from medadv_jax.progress import StageProgress, default_console
 from medadv_jax.splits import Splits, make_splits
 from medadv_jax.train import Trainer
-from medadv_jax.validation import check_batch, flatten, validate
+from medadv_jax.validation import check_batch, validate
 from medadv_jax.writers import MetricsWriter, write_json
 
-_PACKAGES = ("medadv_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
-
-def run(config: Config, workdir: Path, console: Console | None = None) -> None:
-    """Runs every stage that `workdir` does not hold yet.
+def run(config: Config, folder: Path, console: Console | None = None) -> None:
+    """Runs every stage that `folder` does not hold yet.
 
     Args:
       config: a config like that of `configs/default.py`.
-      workdir: the run directory; made if missing.
+      folder: the run directory; made if missing.
       console: where a person reads.
 
     Raises:
@@ -50,29 +43,27 @@ def run(config: Config, workdir: Path, console: Console | None = None) -> None:
     """
     validate(config)
     check_batch(config, count_listed(config.data), "images there are")
-    Run(config, workdir, console or default_console()).execute()
+    Run(config, folder, console or default_console()).execute()
 
 
 class Run:
     """One config in one workdir."""
 
-    def __init__(self, config: Config, workdir: Path, console: Console):
-        self.config, self.workdir, self.console = config, workdir, console
+    def __init__(self, config: Config, folder: Path, console: Console):
+        self.config, self.workdir, self.console = config, folder, console
         self.mesh = train_step.make_mesh()
-        network = create_model(
-            config.model.name,
-            num_classes=2,
-            width=config.model.width,
-            dtype=jnp.dtype(config.model.dtype),
-            forms=config.model.forms,
-        )
-        self.classifier = Classifier(network, config.model.normalization)
-        self.predictor = evaluate.Predictor(self.classifier, config.attack.loop)
         self.defenses = [get_defense(name) for name in config.defenses.split(",")]
+        self.parts = assemble(config)
+        purified = any(defense.purified for defense in self.defenses)
+        self.predictor = evaluate.Predictor(
+            self.parts.purified if purified else self.parts.bare, config.attack.loop
+        )
 
     def execute(self) -> None:
         """Goes through the stages."""
-        _claim(self.workdir, self.config)
+        workdir.claim(self.workdir, self.config)
+        for note in (*self.parts.notes, *workdir.take_over(self.workdir, self.config)):
+            self._say(f"note: {note}")
         dataset, splits = self._split()
         with contextlib.closing(MetricsWriter(self.workdir)) as writer:
             for defense in self.defenses:
@@ -98,26 +89,25 @@ class Run:
     def _train(
         self, defense: Defense, dataset: Dataset, splits: Splits, writer: MetricsWriter
     ) -> None:
-        """Trains one classifier to the last epoch, unless that is done."""
-        config = self.config
+        """Trains one classifier to the last epoch, unless that is done, or nothing is trained."""
+        config, training = self.config, defense.training(self.config)
         with contextlib.closing(self._checkpoints(defense)) as checkpoints:
             first = checkpoints.latest()
-            if first >= config.train.epochs:
-                self._say(f"train {defense.name}: done before")
+            if first >= training.epochs:
+                done = "done before" if first else "its parts are trained; nothing to do"
+                self._say(f"train {defense.name}: {done}")
                 return
             images, batch_size = len(splits.train), config.train.batch_size
-            optimizer = train_step.make_optimizer(config, steps_per_epoch(images, batch_size))
+            optimizer = self._optimizer(defense, steps_per_epoch(images, batch_size))
+            classifier = training_classifier(self._classifier(defense), config)
             step = train_step.make_train_step(
-                self.classifier, optimizer, defense.make_examples_fn(config), config.data.augment
+                classifier, optimizer, defense.make_objective(config), config.data.augment
             )
-            start = None
-            if defense.starts_from:
-                start = self._best_variables(get_defense(defense.starts_from))
-            state = train_step.create_state(
-                self.classifier, optimizer, self.mesh, jax.random.key(config.seed),
-                config.data.image_size, start,
+            state, frozen = train_step.create_state(
+                classifier, optimizer, self.mesh, jax.random.key(config.seed),
+                config.data.image_size, self._start(defense), defense.trained_layers(config),
             )  # fmt: skip
-            total, stage = images * config.train.epochs, f"train {defense.name}"
+            total, stage = images * training.epochs, f"train {defense.name}"
             with StageProgress(self.console, stage, total, images * first) as progress:
                 Trainer(
                     config=config,
@@ -131,6 +121,7 @@ class Run:
                     writer=writer,
                     progress=progress,
                     mesh=self.mesh,
+                    frozen=frozen,
                 ).fit(state)
 
     def _validator(
@@ -138,13 +129,17 @@ class Run:
     ) -> Callable[[Variables], dict[str, float]]:
         """Returns variables -> accuracy and loss on the validation images."""
         config = self.config
-        attacks = evaluate.validation_attacks(config) if defense.robust_selection else []
+        attacks = evaluate.validation_attacks(config) if defense.chosen_under else []
+        deployed = "full" if defense.purified else "bare"
+        gradient = "bare" if defense.chosen_under == "bare" else deployed
 
         def validate(variables: Variables) -> dict[str, float]:
             batches = make_loader(dataset, splits.validation, self._eval_batch(), shuffle_seed=None)
+            threat = evaluate.Threat(("",), (evaluate.Source(gradient, variables),))
             predictions = evaluate.predict_all(
-                self.predictor, attacks, variables, batches, self.mesh, config.seed
-            )
+                self.predictor, attacks, [threat], evaluate.Target(deployed, variables), batches,
+                self.mesh, config.seed,
+            )  # fmt: skip
             return evaluate.accuracy_and_loss(predictions)
 
         return validate
@@ -159,22 +154,22 @@ class Run:
             return
         attacks = evaluate.evaluation_attacks(config)
         variables = self._best_variables(defense)
+        base = self._best_variables(get_defense("base")) if defense.needs else None
+        threats = evaluate.threats(defense, variables, base)
+        target = evaluate.Target("full" if defense.purified else "bare", variables)
         batches = make_loader(dataset, splits.test, self._eval_batch(), shuffle_seed=None)
         with StageProgress(self.console, f"evaluate {defense.name}", len(splits.test)) as progress:
             predictions = evaluate.predict_all(
-                self.predictor, attacks, variables, batches, self.mesh, config.seed,
+                self.predictor, attacks, threats, target, batches, self.mesh, config.seed,
                 progress.advance,
             )  # fmt: skip
         examples = [dataset.examples[i] for i in predictions.index]
-        # Without a purifier the deployed classifier is the whole one: the attack is adaptive.
-        keys = [("none", "clean", 0.0)]
-        keys += [("adaptive", attack.name, config.attack.epsilon) for attack in attacks]
         new = [
             results.prediction_rows(
                 (defense.name, *key), examples,
                 predictions.score[:, column], predictions.predicted[:, column],
             )
-            for column, key in enumerate(keys)
+            for column, key in evaluate.record_keys(threats, attacks, config.attack.epsilon)
         ]  # fmt: skip
         results.write_predictions(path, pa.concat_tables([table, *new]))
 
@@ -199,13 +194,48 @@ class Run:
     def _checkpoints(self, defense: Defense) -> Checkpoints:
         return Checkpoints(self.workdir / "checkpoints" / defense.name)
 
+    def _classifier(self, defense: Defense) -> Classifier:
+        return self.parts.purified if defense.purified else self.parts.bare
+
+    def _optimizer(self, defense: Defense, steps: int) -> optax.GradientTransformation:
+        """The optimizer of a stage of `steps` steps an epoch."""
+        epochs, rate = defense.training(self.config)
+        return train_step.make_optimizer(rate, self.config.train.schedule, epochs * steps)
+
+    def _start(self, defense: Defense) -> Variables | None:
+        """Returns what a stage starts from; None: fresh weights."""
+        network = self.parts.start
+        if defense.network_from:
+            network = self._best_variables(get_defense(defense.network_from))
+        if network is None or not defense.purified:
+            return network
+        if defense.purifier_from:
+            purifier = self._best_variables(get_defense(defense.purifier_from))["purifier"]
+        else:
+            size, key = self.config.data.image_size, jax.random.key(self.config.seed)
+            purifier = jax.jit(self.parts.purified.init_purifier, static_argnums=1)(key, size)
+        return {"params": network["params"], "batch_stats": network["batch_stats"],
+                "purifier": purifier}  # fmt: skip
+
     def _best_variables(self, defense: Defense) -> Variables:
         """Returns the variables of a trained classifier's best checkpoint."""
+        if not defense.training(self.config).epochs:
+            start = self._start(defense)
+            assert start is not None, "a defence that trains nothing starts from others"
+            return start
+        classifier, size = self._classifier(defense), self.config.data.image_size
+        trains = defense.trained_layers(self.config)
         # Shapes do not depend on the number of steps.
-        optimizer, size = train_step.make_optimizer(self.config, 1), self.config.data.image_size
-        like = train_step.abstract_state(self.classifier, optimizer, self.mesh, size)
+        optimizer = self._optimizer(defense, 1)
+        like = train_step.abstract_state(classifier, optimizer, self.mesh, size, trains)
+        frozen: Variables = {}
+        if defense.trains == "purifier" or self.config.train.trainable != "all":
+            start = self._start(defense)
+            if start is None:
+                start = classifier.init(jax.random.key(self.config.seed), size)
+            _, frozen = train_step.split(start, trains)
         with contextlib.closing(self._checkpoints(defense)) as checkpoints:
-            return checkpoints.restore(checkpoints.best()[0], like).variables
+            return checkpoints.restore(checkpoints.best()[0], like).variables(frozen)
 
     def _eval_batch(self) -> int:
         """Returns the evaluation batch, rounded up to a multiple of the devices."""
@@ -214,47 +244,6 @@ class Run:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _claim(workdir: Path, config: Config) -> None:
-    """Writes `config.json`, or checks that the workdir belongs to the same config."""
-    path = workdir / "config.json"
-    if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
-        _refuse_other_config(workdir, flatten(saved), flatten(config))
-        return
-    device = jax.devices()[0]
-    content = {
-        "config": config.to_dict(),
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
-        "device": f"{jax.device_count()} × {device.device_kind} ({device.platform})",
-        "git_commit": _git_commit(),
-    }
-    write_json(path, content)
-
-
-def _refuse_other_config(workdir: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    fields = {**there, **here}.keys() - {"data.cache_dir"}  # which changes no result
-    changed = [name for name in sorted(fields) if there.get(name) != here.get(name)]
-    if changed:
-        differences = ", ".join(
-            f"config.{name}={here.get(name)} (there: {there.get(name)})" for name in changed
-        )
-        raise UserError(
-            f"{workdir} holds a run of another config: {differences}; give another --workdir"
-        )
-
-
-def _git_commit() -> str:
-    """Returns the commit of the code, marked where files differ from it; "" outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _doubts(splits: Splits, dataset: Dataset) -> list[str]:

@@ -5,7 +5,16 @@ import dataclasses
 import numpy as np
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from medadv_jax.statistics import wilson_interval
+from medadv_jax.statistics import (
+    Interval,
+    Statistic,
+    cluster_bootstrap,
+    cluster_weights,
+    proportion_interval,
+    wilson_interval,
+)
+
+BINS = 10  # of a reliability curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +104,151 @@ def _auc(label: np.ndarray, score: np.ndarray, reasons: dict[str, str]) -> float
         reasons["auc"] = "a score is not finite"
         return None
     return float(roc_auc_score(label, score))
+
+
+def metric_intervals(
+    label: np.ndarray,
+    score: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+    clean_predicted: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    seed: int = 0,
+) -> dict[str, Interval | None]:
+    """Returns 95 % intervals of what `summarize` returns, by resampling whole groups.
+
+    Args:
+      label, score, predicted, clean_predicted: as for `summarize`.
+      groups: (n,) patient or case.
+      weights: (draws, n) of `cluster_weights(groups)`, to be used again.
+      seed: of the resampling.
+
+    Returns:
+      name of the metric -> (low, high), None where there is none. That of the accuracy is Wilson's
+      where no group has two examples.
+    """
+    right = predicted == label
+    intervals: dict[str, Interval | None] = {
+        "accuracy": proportion_interval(right, groups, weights, seed)
+    }
+    if weights is None and len(label):
+        weights = cluster_weights(groups, seed=seed)
+    ratios = {  # part and whole, as examples that count
+        "precision": (right & (predicted == 1), predicted == 1),
+        "recall": (right & (label == 1), label == 1),
+        "specificity": (right & (label == 0), label == 0),
+        "f1": (2.0 * (right & (label == 1)), (label == 1) * 1.0 + (predicted == 1)),
+    }
+    if clean_predicted is not None:
+        before = clean_predicted == label
+        ratios["attack_success_rate"] = (before & ~right, before)
+    for name, (part, whole) in ratios.items():
+        intervals[name] = _ratio_interval(part, whole, groups, weights)
+    intervals["auc"] = None
+    if _auc(label, score, {}) is not None:
+        intervals["auc"] = cluster_bootstrap(_auc_statistic(label, score), groups, weights=weights)
+    return intervals
+
+
+def _ratio_interval(
+    part: np.ndarray, whole: np.ndarray, groups: np.ndarray, weights: np.ndarray | None
+) -> Interval | None:
+    """Returns the interval of sum(part) / sum(whole); Wilson's over groups where it is 0 or 1."""
+    if not whole.any():
+        return None
+    total = float(part.sum() / whole.sum())
+    if total in (0.0, 1.0):  # resampling cannot say more than what was seen
+        inside = len(np.unique(groups[whole > 0]))
+        return wilson_interval(round(total) * inside, inside)
+    both = np.stack([part, whole], axis=1).astype(np.float32)
+
+    def statistic(drawn: np.ndarray) -> np.ndarray:
+        sums = drawn @ both
+        return sums[:, 0] / sums[:, 1]
+
+    return cluster_bootstrap(statistic, groups, weights=weights)
+
+
+def _auc_statistic(label: np.ndarray, score: np.ndarray) -> Statistic:
+    """Returns weights (draws, n) -> the area under the ROC curve of each draw; ties count half."""
+    order = np.argsort(score, kind="stable")
+    ranked, positive = score[order], label[order] == 1
+    first, last = (np.searchsorted(ranked, ranked, side) for side in ("left", "right"))
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        drawn = weights[:, order].astype(np.float64)
+        negatives = np.cumsum(drawn * ~positive, axis=1)
+        negatives = np.concatenate([np.zeros((len(drawn), 1)), negatives], axis=1)
+        below = (negatives[:, first] + negatives[:, last]) / 2
+        pairs = (drawn * positive).sum(axis=1) * negatives[:, -1]
+        return (drawn * positive * below).sum(axis=1) / pairs
+
+    return statistic
+
+
+def patient_accuracy(
+    right: np.ndarray,
+    groups: np.ndarray,
+    weights: np.ndarray | None = None,
+    seed: int = 0,
+) -> tuple[float, Interval | None]:
+    """Returns the mean over patients of the share right (Spanhol et al. 2016), and its interval.
+
+    Args:
+      right: (n,) bool, n > 0.
+      groups: (n,) the patient of each image.
+      weights: see `cluster_bootstrap`.
+      seed: of the resampling.
+    """
+    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    share = (1 / sizes[member]).astype(np.float32)  # of an image in its patient
+    patients = len(sizes)
+    value = float((right * share).sum() / patients)
+    if right.all() or not right.any():
+        return value, wilson_interval(patients if right.all() else 0, patients)
+    interval = cluster_bootstrap(
+        lambda w: w @ (right * share) / (w @ share), groups, seed=seed, weights=weights
+    )
+    return value, interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy, in bins of equal width from 0.5 to 1 that hold examples.
+
+    Attributes:
+      confidence: (k,) mean probability of the predicted class.
+      accuracy: (k,) share right.
+      count: (k,) examples.
+      error: expected calibration error: mean |confidence − accuracy|, weighted by count
+        (Guo et al. 2017); None without examples or where a score is not a probability.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+    error: float | None
+
+
+def reliability(
+    label: np.ndarray, score: np.ndarray, predicted: np.ndarray, bins: int = BINS
+) -> Reliability:
+    """Returns how far a classifier of two classes is right as often as it says.
+
+    Args:
+      label: (n,) integer, 0 or 1.
+      score: (n,) float, probability of class 1.
+      predicted: (n,) integer, the more probable class.
+      bins: of equal width; one of two classes has a probability of at least 0.5.
+    """
+    confidence = np.where(predicted == 1, score, 1 - np.asarray(score, np.float64))
+    if not len(label) or not ((score >= 0) & (score <= 1)).all():
+        return Reliability(*(np.empty(0) for _ in range(3)), error=None)
+    place = np.clip(((confidence - 0.5) * 2 * bins).astype(int), 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    used = count > 0
+    count = count[used]
+    mean = np.bincount(place, confidence, minlength=bins)[used] / count
+    right = np.bincount(place, predicted == label, minlength=bins)[used] / count
+    error = float((count * np.abs(mean - right)).sum() / len(label))
+    return Reliability(mean, right, count, error)

@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("example", pa.string()),
         ("group", pa.string()),  # patient or case
         ("magnification", pa.int32()),  # 0: unknown
+        ("subtype", pa.string()),  # of the tissue or the infection; "": unknown
         ("label", pa.int32()),
         ("score", pa.float32()),  # probability of class 1
         ("predicted", pa.int32()),
@@ -70,6 +71,7 @@ def prediction_rows(
         "example": [e.id for e in examples],
         "group": [e.group for e in examples],
         "magnification": [e.magnification for e in examples],
+        "subtype": [e.subtype for e in examples],
         "label": [e.label for e in examples],
         "score": score,
         "predicted": predicted,

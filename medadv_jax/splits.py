@@ -37,6 +37,7 @@ class Example:
     magnification: int  # 0 = unknown
     source_split: str  # 'train' | 'val' | 'test' | ''
     md5: str
+    subtype: str = ""  # of the tissue or the infection; "": unknown
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Trainer:
       writer: for the curves.
       progress: for the person who waits.
       mesh: the devices.
+      frozen: the variables that the step leaves alone.
     """
 
     config: Config
@@ -79,9 +80,15 @@ class Trainer:
     writer: MetricsWriter
     progress: StageProgress
     mesh: Mesh
+    frozen: Variables = dataclasses.field(default_factory=dict)
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs of this defence."""
+        return self.defense.training(self.config).epochs
 
     def fit(self, state: TrainState) -> None:
-        """Trains to `config.train.epochs`, going on from the newest checkpoint.
+        """Trains to the last epoch, going on from the newest checkpoint.
 
         Args:
           state: the state before the first step; donated.
@@ -92,13 +99,13 @@ class Trainer:
         replicated = NamedSharding(self.mesh, PartitionSpec())
         key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
         key = jax.device_put(key, replicated)
-        first, epochs = self.checkpoints.latest(), self.config.train.epochs
+        first, epochs = self.checkpoints.latest(), self.epochs
         if first:
             state = self.checkpoints.restore(first, state)
             self.progress.line(f"going on after epoch {first}")
         for epoch in range(first, epochs):
             state, row = self._train_epoch(state, key, epoch)
-            validation = self.validate(state.variables)
+            validation = self.validate(state.variables(self.frozen))
             self.checkpoints.save(epoch + 1, state, validation)
             row |= {f"validation_{name}": value for name, value in validation.items()}
             self.writer.write(self.defense.name, int(state.step), {"epoch": epoch + 1, **row})
@@ -112,7 +119,7 @@ class Trainer:
         meter = _EpochMeter(lambda step: self._not_finite(step, epoch))
         step, images, start = int(state.step), 0, time.monotonic()
         for count, batch in enumerate(self.make_epoch(epoch)):
-            state, metrics = self.train_step(state, put_batch(self.mesh, batch), key)
+            state, metrics = self.train_step(state, put_batch(self.mesh, batch), key, self.frozen)
             row = meter.add(step + 1, metrics)
             if row and step % self.config.train.log_steps == 0:
                 self.writer.write(self.defense.name, step, {"epoch": epoch + 1, **row})
@@ -123,7 +130,7 @@ class Trainer:
                 start = time.monotonic()
             else:
                 images += size
-            self.progress.advance(size, f"epoch {epoch + 1}/{self.config.train.epochs}")
+            self.progress.advance(size, f"epoch {epoch + 1}/{self.epochs}")
         means = meter.means()
         if images:
             means["images/s"] = images / (time.monotonic() - start)
@@ -132,8 +139,8 @@ class Trainer:
     def _not_finite(self, step: int, epoch: int) -> UserError:
         last = self.checkpoints.latest()
         good = f"{self.checkpoints.folder}/{last}" if last else "none"
-        rate = self.config.train.learning_rate
+        rate = self.defense.training(self.config).learning_rate
         return UserError(
             f"{self.defense.name}: the loss is not finite at step {step} (epoch {epoch + 1});"
-            f" last good checkpoint: {good}; try a smaller config.train.learning_rate than {rate}"
+            f" last good checkpoint: {good}; try a smaller learning rate than {rate}"
         )

@@ -15,28 +15,50 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.augment import augment
 from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.config import Config
-from medadv_jax.defenses import ExamplesFn
+from medadv_jax.defenses import objectives
+from medadv_jax.defenses.objectives import Metrics, Objective
 
 Batch = Mapping[str, Any]  # image uint8 (B, H, W, 3), label int32 (B,), index, mask float32 (B,)
-Metrics = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-    """All that a step changes."""
+    """All that a step changes. What it leaves alone is a tree of its own; see `split`."""
 
     step: jax.Array  # () int32, steps taken
-    params: Any
+    params: Any  # {"params": …, "purifier": …}: those that are trained, and only those
     batch_stats: Any
     opt_state: Any
 
-    @property
-    def variables(self) -> Variables:
-        """Parameters and batch statistics, as the network takes them."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+    def variables(self, frozen: Variables | None = None) -> Variables:
+        """Returns the classifier's variables, `frozen` among them."""
+        frozen = frozen or {}
+        names = self.params.keys() | frozen.keys()
+        merged = {n: {**frozen.get(n, {}), **self.params.get(n, {})} for n in names}
+        return {**merged, "batch_stats": self.batch_stats}
+
+
+Trains = Callable[[str, str], bool]  # (collection, name of a layer) -> is it trained?
+
+
+def train_all(collection: str, layer: str) -> bool:
+    """Trains everything."""
+    del collection, layer
+    return True
+
+
+def split(variables: Variables, trains: Trains) -> tuple[Variables, Variables]:
+    """Returns the parameters that are trained, and those that are not: two trees
+    {"params": …, "purifier": …} without common leaves, and without batch statistics."""
+    trained, frozen = {}, {}
+    for name in variables.keys() - {"batch_stats"}:
+        layers = variables[name]
+        trained[name] = {k: v for k, v in layers.items() if trains(name, k)}
+        frozen[name] = {k: v for k, v in layers.items() if not trains(name, k)}
+    trained, frozen = ({k: v for k, v in tree.items() if v} for tree in (trained, frozen))
+    return trained, frozen
 
 
 def make_mesh() -> Mesh:
@@ -49,13 +71,13 @@ def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
     return jax.device_put(dict(batch), NamedSharding(mesh, PartitionSpec("data")))
 
 
-def make_optimizer(config: Config, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Returns Adam (Kingma & Ba 2015) under the schedule of `config.train`."""
-    train = config.train
-    if train.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(train.learning_rate, train.epochs * steps_per_epoch)
-        return optax.adam(rate)
-    return optax.adam(train.learning_rate)
+def make_optimizer(
+    learning_rate: float, schedule: str, total_steps: int
+) -> optax.GradientTransformation:
+    """Returns Adam (Kingma & Ba 2015); `schedule`: "constant", or "cosine" to 0 at the end."""
+    if schedule == "cosine":
+        return optax.adam(optax.cosine_decay_schedule(learning_rate, total_steps))
+    return optax.adam(learning_rate)
 
 
 def create_state(
@@ -65,91 +87,87 @@ def create_state(
     key: jax.Array,
     image_size: int,
     variables: Variables | None = None,
-) -> TrainState:
-    """Returns the state before the first step, replicated over `mesh`.
+    trains: Trains = train_all,
+) -> tuple[TrainState, Variables]:
+    """Returns the state before the first step and what stays frozen, replicated over `mesh`.
 
     Args:
       classifier: what is trained.
-      optimizer: its optimizer.
+      optimizer: its optimizer; its state is of what is trained, alone.
       mesh: the devices.
       key: for fresh weights.
       image_size: pixels, height = width.
       variables: weights to start from; copied, so that donating the state leaves them alone.
+      trains: which layers are trained.
     """
-
-    def init(key: jax.Array, variables: Variables | None) -> TrainState:
-        start = classifier.init(key, image_size) if variables is None else variables
-        # Copies: an output that aliased its input would be lost when the state is donated.
-        params = jax.tree.map(jnp.copy, start["params"])
-        batch_stats = jax.tree.map(jnp.copy, start.get("batch_stats", {}))
-        return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params))
-
+    init = _make_init(classifier, optimizer, image_size, trains)
     return jax.jit(init, out_shardings=NamedSharding(mesh, PartitionSpec()))(key, variables)
 
 
 def abstract_state(
-    classifier: Classifier, optimizer: optax.GradientTransformation, mesh: Mesh, image_size: int
+    classifier: Classifier,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    image_size: int,
+    trains: Trains = train_all,
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of a state, without computing one."""
-
-    def init(key: jax.Array) -> TrainState:
-        variables = classifier.init(key, image_size)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        return TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params))
-
+    init = _make_init(classifier, optimizer, image_size, trains)
+    shapes, _ = jax.eval_shape(init, jax.random.key(0), None)
     sharding = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _make_init(
+    classifier: Classifier,
+    optimizer: optax.GradientTransformation,
+    image_size: int,
+    trains: Trains,
+) -> Callable[[jax.Array, Variables | None], tuple[TrainState, Variables]]:
+    def init(key: jax.Array, variables: Variables | None) -> tuple[TrainState, Variables]:
+        start = classifier.init(key, image_size) if variables is None else variables
+        # Copies: an output that aliased its input would be lost when the state is donated.
+        start = jax.tree.map(jnp.copy, start)
+        params, frozen = split(start, trains)
+        state = TrainState(jnp.int32(0), params, start["batch_stats"], optimizer.init(params))
+        return state, frozen
+
+    return init
 
 
 def make_train_step(
     classifier: Classifier,
     optimizer: optax.GradientTransformation,
-    make_examples: ExamplesFn,
+    objective: Objective,
     augmentation: Config,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """Returns the compiled step: (state, batch, key) -> (state, metrics of the batch).
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns the compiled step: (state, batch, key, frozen) -> (state, metrics of the batch).
 
-    The state is donated. `key` is the same for all steps: the step folds its number in. Metrics
-    are () float32: loss, accuracy on the clean images and, if there are adversarial ones,
-    adversarial_accuracy; count is the number of examples that are not padding.
+    The state is donated; `frozen` is left out where everything is trained. `key` is the same for
+    all steps: the step folds its number in. Metrics are () float32: loss, those of the objective,
+    and count, the number of examples that are not padding.
     """
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        augment_key, attack_key, dropout_key = jax.random.split(
-            jax.random.fold_in(key, state.step), 3
-        )
-        labels, mask = batch["label"], batch["mask"]
+    def step(
+        state: TrainState, batch: Batch, key: jax.Array, frozen: Variables | None = None
+    ) -> tuple[TrainState, Metrics]:
+        keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        augment_key, attack_key, dropout_key = keys
         pixels = augment(augment_key, to_pixels(batch["image"]), augmentation)
-        logits_fn = classifier.logits_fn(state.variables)
-        examples = make_examples(logits_fn, pixels, labels, mask, attack_key)
-        columns = examples.images.shape[1]
-        flat = examples.images.reshape(-1, *pixels.shape[1:])
+        inputs = objectives.Batch(pixels, batch["label"], batch["mask"])
+        logits_fn = classifier.logits_fn(state.variables(frozen), objective.gradient)
+        examples = objective.make_examples(logits_fn, *inputs, attack_key)
 
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, batch_stats = classifier.train_logits(variables, flat, dropout_key)
-            losses = cross_entropy(logits, jnp.repeat(labels, columns))
-            return jnp.vdot(examples.weights.ravel(), losses), (logits, batch_stats)
+        # Of the trained parameters alone: frozen layers get no weight gradients.
+        def loss_fn(params: Any) -> tuple[jax.Array, objectives.Loss]:
+            variables = state._replace(params=params).variables(frozen)
+            loss = objective.loss(classifier, variables, examples, inputs, dropout_key)
+            return loss.value, loss
 
-        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
+        gradients, loss = jax.grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = _batch_metrics(loss, logits.reshape(-1, columns, logits.shape[-1]), labels, mask)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        metrics = {"loss": loss.value, **loss.metrics, "count": jnp.sum(inputs.mask)}
+        return TrainState(state.step + 1, params, loss.batch_stats, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)
-
-
-def _batch_metrics(
-    loss: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array
-) -> Metrics:
-    """Returns the metrics of one batch; logits (B, V, K), column 0 clean."""
-    right = (jnp.argmax(logits, axis=-1) == labels[:, None]) * mask[:, None]
-    accuracy = jnp.sum(right, axis=0) / jnp.maximum(jnp.sum(mask), 1.0)
-    metrics = {"loss": loss, "accuracy": accuracy[0], "count": jnp.sum(mask)}
-    if logits.shape[1] > 1:
-        metrics["adversarial_accuracy"] = jnp.mean(accuracy[1:])
-    return metrics

@@ -13,8 +13,10 @@ from medadv_jax.attacks.geometry import BALLS
 from medadv_jax.classifier import NORMALIZATIONS
 from medadv_jax.config import Config
 from medadv_jax.defenses import DEFENSES
+from medadv_jax.defenses.purification import OBJECTIVES
 from medadv_jax.errors import UserError
-from medadv_jax.models import MODELS
+from medadv_jax.models import MODELS, default_options
+from medadv_jax.models.autoencoder import PURIFIERS
 
 Rule = tuple[Callable[[Any], bool], str]  # is the value possible, and what is
 
@@ -50,6 +52,7 @@ _ANY: Rule = (lambda value: True, "")
 RULES: dict[str, Rule] = {
     "seed": _number(0, 2**31 - 1),
     "defenses": _list_of(DEFENSES),
+    "reuse": _ANY,
     "data.name": _one_of(DATASETS),
     "data.dir": _ANY,
     "data.cache_dir": (bool, "a folder"),
@@ -69,13 +72,17 @@ RULES: dict[str, Rule] = {
     "data.augment.flip": _ANY,
     "model.name": _one_of(MODELS),
     "model.width": _number(0, 4, above=True),
-    "model.normalization": _one_of(NORMALIZATIONS),
+    "model.weights": (bool, "none, a file of weights, or a name such as torchvision/resnet50"),
+    "model.normalization": _one_of(("auto", *NORMALIZATIONS)),
+    "model.head": _one_of(("auto", "fc", "gap")),
+    "model.dropout": (lambda value: value == -1 or 0 <= value < 1, "a rate below 1, or -1"),
     "model.forms": _one_of(("auto", "cpu", "plain")),
     "model.dtype": _one_of(("bfloat16", "float32")),
     "train.epochs": _number(1),
     "train.batch_size": _number(1),
     "train.learning_rate": _number(0, above=True),
     "train.schedule": _one_of(("constant", "cosine")),
+    "train.trainable": _one_of(("all", "head", "last_stage")),
     "train.attacks": _list_of(ATTACKS),
     "train.assignment": _one_of(("all", "one")),
     "train.adversarial_weight": _number(0, 1),
@@ -86,6 +93,16 @@ RULES: dict[str, Rule] = {
     "attack.relative_step": _number(0, above=True),
     "attack.decay": _number(0),
     "attack.loop": _one_of(("auto", "fori_loop", "unrolled")),
+    "purifier.name": _one_of(PURIFIERS),
+    "purifier.bottleneck": _number(1, 4096),
+    "purifier.width": _number(0, 4, above=True),
+    "purifier.objective": _one_of(OBJECTIVES),
+    "purifier.noise": _number(0, 1),
+    "purifier.guidance": _number(0),
+    "purifier.epochs": _number(1),
+    "purifier.learning_rate": _number(0, above=True),
+    "purifier.joint_epochs": _number(0),
+    "purifier.joint_learning_rate": _number(0, above=True),
     "eval.attacks": _list_of(ATTACKS),
     "eval.num_steps": _number(1),
     "eval.restarts": _number(1),
@@ -136,16 +153,27 @@ def _check_together(config: Config) -> None:
     together = len(attacks) * devices
     if config.train.assignment == "one" and config.train.batch_size % together:
         allowed = f"a multiple of {len(attacks)} attacks × {devices} devices with assignment=one"
-        if "adversarial" in config.defenses.split(","):
+        if config.defenses != "base":
             raise _refuse("train.batch_size", config.train.batch_size, allowed)
     if config.data.num_folds and config.data.fold >= config.data.num_folds:
         raise _refuse("data.fold", config.data.fold, f"below num_folds={config.data.num_folds}")
-    trained: set[str | None] = {None}
+    trained: list[str] = []
     for name in config.defenses.split(","):
-        start = DEFENSES[name].starts_from
-        if start not in trained:
-            raise _refuse("defenses", config.defenses, f"such that {start} stands before {name}")
-        trained.add(name)
+        for first in DEFENSES[name].needs:
+            if first not in trained:
+                allowed = f"such that {first} stands before {name}"
+                raise _refuse("defenses", config.defenses, allowed)
+        trained.append(name)
+    _check_options(config)
+
+
+def _check_options(config: Config) -> None:
+    """Refuses an option that the network does not have: it would be ignored in silence."""
+    name, known = config.model.name, default_options(config.model.name)
+    if config.model.head != "auto" and "head" not in known:
+        raise _refuse("model.head", config.model.head, f"auto: {name} has no such choice")
+    if config.model.dropout != -1 and "dropout" not in known:
+        raise _refuse("model.dropout", config.model.dropout, f"-1: {name} has no dropout")
 
 
 def check_batch(config: Config, images: int, what: str) -> None:

@@ -42,14 +42,14 @@ def our_tasks(images: np.ndarray, labels: np.ndarray) -> list[Task]:
     config.data.augment.update(shift=0.0, rotation=0.0, brightness=0.0)  # the peer has none
     network = create_model("resnet50", num_classes=2, dtype=_DTYPE.value)
     classifier, mesh = Classifier(network), train_step.make_mesh()
-    optimizer = train_step.make_optimizer(config, 1)
+    optimizer = train_step.make_optimizer(config.train.learning_rate, "constant", 1)
     key, size = jax.random.key(0), images.shape[1]
-    state = train_step.create_state(classifier, optimizer, mesh, key, size)
-    variables = jax.tree.map(jnp.copy, state.variables)
+    state, _ = train_step.create_state(classifier, optimizer, mesh, key, size)
+    variables = jax.tree.map(jnp.copy, state.variables())
     attack = attack_from_config(config, "pgd", _NUM_STEPS.value)
     run_attack = jax.jit(lambda v, x, y: attack(classifier.logits_fn(v), x, y, key))
-    make_examples = get_defense("adversarial").make_examples_fn(config)
-    step = train_step.make_train_step(classifier, optimizer, make_examples, config.data.augment)
+    objective = get_defense("adversarial").make_objective(config)
+    step = train_step.make_train_step(classifier, optimizer, objective, config.data.augment)
     mask = np.ones(len(labels), np.float32)
     batch = train_step.put_batch(mesh, {"image": images, "label": labels, "mask": mask})
     pixels = train_step.put_batch(mesh, {"image": images.astype(np.float32) / 255})["image"]

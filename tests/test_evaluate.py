@@ -26,8 +26,10 @@ def predictions(classifier, variables, batch_size, config=None, order: Sequence[
     attacks = evaluate.evaluation_attacks(config)
     predictor = evaluate.Predictor(classifier, config.attack.loop)
     batches = make_loader(tiny_dataset(20), list(order), batch_size, shuffle_seed=None)
+    threats = [evaluate.Threat(("adaptive",), (evaluate.Source("bare", variables),))]
+    target = evaluate.Target("bare", variables)
     return evaluate.predict_all(
-        predictor, attacks, variables, batches, train_step.make_mesh(), seed=0
+        predictor, attacks, threats, target, batches, train_step.make_mesh(), seed=0
     )
 
 

@@ -41,12 +41,12 @@ class Parts:
         self.defense = get_defense(defense)
         self.traces = []
         self.classifier = Classifier(self.counting_network())
-        self.optimizer = optimizer or train_step.make_optimizer(self.config, 3)
+        self.optimizer = optimizer or train_step.make_optimizer(0.001, "constant", 6)
         self.mesh = make_mesh(devices)
         self.step = train_step.make_train_step(
             self.classifier,
             self.optimizer,
-            self.defense.make_examples_fn(self.config),
+            self.defense.make_objective(self.config),
             self.config.data.augment,
         )
 
@@ -63,7 +63,7 @@ class Parts:
 
     def state(self):
         key = jax.random.key(0)
-        return train_step.create_state(self.classifier, self.optimizer, self.mesh, key, SIZE)
+        return train_step.create_state(self.classifier, self.optimizer, self.mesh, key, SIZE)[0]
 
     def batches(self, count=40, epoch=0):
         return make_loader(tiny_dataset(count), range(count), 16, shuffle_seed=0, epoch=epoch)
@@ -127,18 +127,18 @@ def test_attack_touches_neither_parameters_nor_statistics():
     parts.step = train_step.make_train_step(
         parts.classifier,
         parts.optimizer,
-        parts.defense.make_examples_fn(parts.config),
+        parts.defense.make_objective(parts.config),
         parts.config.data.augment,
     )
     batch = next(iter(parts.batches(16)))
     key = jax.random.key(1)
     before = parts.state()
-    variables = jax.device_get(before.variables)
+    variables = jax.device_get(before.variables())
     after, _ = parts.step(before, train_step.put_batch(parts.mesh, batch), key)
 
     pixels, labels = to_pixels(jnp.asarray(batch["image"])), jnp.asarray(batch["label"])
     attack_key = jax.random.split(jax.random.fold_in(key, 0), 3)[1]
-    examples = parts.defense.make_examples_fn(parts.config)(
+    examples = parts.defense.make_objective(parts.config).make_examples(
         parts.classifier.logits_fn(variables),
         pixels,
         labels,
@@ -266,7 +266,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(tmp_path
     fit(1)
     parts, step = fit.parts, fit.parts.step
 
-    def poisoned(state, batch, key):
+    def poisoned(state, batch, key, frozen):
         state, metrics = step(state, batch, key)
         return state, metrics | {"loss": jnp.where(state.step == 5, jnp.nan, metrics["loss"])}
 

@@ -38,10 +38,11 @@ class BreakHis(FolderBuilder, skip_registration=True):
         """Reads class, case and magnification; what the name does not tell stays unknown."""
         name = PurePosixPath(path).name
         if match := _NAME.fullmatch(name):
-            letter, _, year, slide, magnification, _ = match.groups()
+            letter, subtype, year, slide, magnification, _ = match.groups()
             case = re.match(r"\d+", slide)
             if case:
-                return Parsed(_label(letter), f"{year}-{case[0]}", int(magnification))
+                group = f"{year}-{case[0]}"
+                return Parsed(_label(letter), group, int(magnification), subtype=subtype)
             return Parsed(_label(letter), f"file:{path}", int(magnification), on_grammar=False)
         if match := _LABEL.match(name):
             return Parsed(_label(match[1]), _case(name) or f"file:{path}", on_grammar=False)

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from data.source import FolderBuilder, Parsed, UnlabelledError
 
 _SUFFIX = r"\.(?:jpeg|jpg|png)"  # some copies are re-encoded; their names tell as much
-_PNEUMONIA = re.compile(rf"(person\d+)_(?:bacteria|virus)_\d+(?:_\d+)?{_SUFFIX}", re.IGNORECASE)
+_PNEUMONIA = re.compile(rf"(person\d+)_(bacteria|virus)_\d+(?:_\d+)?{_SUFFIX}", re.IGNORECASE)
 _NORMAL = re.compile(rf"((?:NORMAL2-)?IM-\d{{4}})-\d{{4}}(?:-\d{{4}})?{_SUFFIX}", re.IGNORECASE)
 _SPLITS = ("train", "val", "test")
 
@@ -35,7 +35,7 @@ class ChestXray(FolderBuilder, skip_registration=True):
         name, folders = PurePosixPath(path).name, PurePosixPath(path).parent.parts
         split = next((part.lower() for part in reversed(folders) if part.lower() in _SPLITS), "")
         if match := _PNEUMONIA.fullmatch(name):
-            return Parsed(1, match[1].lower(), source_split=split)
+            return Parsed(1, match[1].lower(), source_split=split, subtype=match[2].lower())
         if match := _NORMAL.fullmatch(name):
             return Parsed(0, match[1].upper(), source_split=split)
         label = _folder_label(folders)

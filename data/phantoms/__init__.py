@@ -61,6 +61,7 @@ def generate(kind: str, num_images: int, image_size: int, seed: int) -> Iterator
             "magnification": magnification,
             "source_split": "",
             "md5": hashlib.md5(image.tobytes()).hexdigest(),
+            "subtype": "",
         }
 
 

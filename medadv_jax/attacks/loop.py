@@ -50,6 +50,19 @@ class _Score(NamedTuple):
     loss: jax.Array
 
 
+class Plan(NamedTuple):
+    """What is known of a call before any image: the lanes, longest first, and what they share."""
+
+    lanes: list[Attack]
+    restarts: list[int]  # number of the random start of each lane
+    order: list[int]  # position of each lane in the caller's order
+    ball: Ball
+    loss: str
+    targeted: bool
+    tracked: bool  # does any lane return its strongest point?
+    can_stop: bool
+
+
 def run_attacks(
     attacks: Sequence[Attack],
     logits_fn: LogitsFn,
@@ -58,6 +71,7 @@ def run_attacks(
     key: jax.Array | None = None,
     *,
     loop: str = "auto",
+    penalty_fn: LogitsFn | None = None,
 ) -> jax.Array:
     """Runs every attack on every image, as one batch.
 
@@ -69,28 +83,23 @@ def run_attacks(
       key: needed by attacks with a random start.
       loop: "unrolled" (one copy of the step in the program for each step: up to 7 times faster
         on XLA's CPU backend), "fori_loop" (a small program: right on GPU and TPU), or "auto".
+      penalty_fn: pixels (N, H, W, C) -> (N,), subtracted from each image's loss: what an attacker
+        wants to keep low beside fooling the network, such as a detector's score.
 
     Returns:
       (L, B, H, W, C) float32 in [0, 1], in the order of `attacks`; carries no gradient.
     """
-    lanes = [attack for attack in attacks for _ in range(attack.num_restarts)]
-    restarts = [r for attack in attacks for r in range(attack.num_restarts)]
-    shape = (images.shape[0], len(lanes))
-    adversarial, score = _run_lanes(
-        lanes,
-        restarts,
-        logits_fn,
+    plan = plan_lanes(attacks)
+    shape = (images.shape[0], len(plan.lanes))
+    state, images, labels = begin(
+        plan,
         jnp.broadcast_to(images[:, None], (*shape, *images.shape[1:])),
         jnp.broadcast_to(labels[:, None], shape),
         key,
-        loop,
     )
-    results, first = [], 0
-    for attack in attacks:
-        stop = first + attack.num_restarts
-        results.append(_strongest_restart(adversarial, score, first, stop))
-        first = stop
-    return jnp.stack(results)
+    score_fn = make_score_fn(plan, logits_fn, penalty_fn)
+    state = run_segments(plan, make_step(plan, score_fn), state, images, labels, loop)
+    return strongest(attacks, *end(plan, score_fn, state, labels))
 
 
 def run_assigned(
@@ -113,61 +122,59 @@ def run_assigned(
     num_lanes = len(attacks)
     if images.shape[0] % num_lanes or any(attack.num_restarts > 1 for attack in attacks):
         raise ValueError(f"{images.shape[0]} images do not share {num_lanes} attacks evenly")
-    shape = (images.shape[0] // num_lanes, num_lanes)
-    adversarial, _ = _run_lanes(
-        list(attacks),
-        [0] * num_lanes,
-        logits_fn,
-        images.reshape(*shape, *images.shape[1:]),
-        labels.reshape(shape),
-        key,
-        loop,
+    plan, shape = plan_lanes(attacks), (images.shape[0] // num_lanes, num_lanes)
+    state, points, targets = begin(
+        plan, images.reshape(*shape, *images.shape[1:]), labels.reshape(shape), key
     )
-    return adversarial.reshape(images.shape)
+    score_fn = make_score_fn(plan, logits_fn)
+    state = run_segments(plan, make_step(plan, score_fn), state, points, targets, loop)
+    return end(plan, score_fn, state, targets)[0].reshape(images.shape)
 
 
-def _run_lanes(
-    lanes: list[Attack],
-    restarts: list[int],
-    logits_fn: LogitsFn,
-    images: jax.Array,  # (B, L, H, W, C)
-    labels: jax.Array,  # (B, L)
-    key: jax.Array | None,
-    loop: str,
-) -> tuple[jax.Array, _Score]:
-    """Runs lane l on images[:, l]; returns (B, L, H, W, C) and the scores (B, L)."""
-    kinds = {(lane.norm, lane.loss, lane.targeted) for lane in lanes}
+# The parts of a call, in their order. `stepwise.py` compiles them one by one.
+
+
+def plan_lanes(attacks: Sequence[Attack]) -> Plan:
+    """Returns a lane for each attack and restart; ValueError if attacks cannot share a batch."""
+    kinds = {(attack.norm, attack.loss, attack.targeted) for attack in attacks}
     if len(kinds) > 1:
         raise ValueError(f"attacks of one call share norm, loss and direction; got {sorted(kinds)}")
     norm, loss, targeted = kinds.pop()
-    ball = BALLS[norm]
+    lanes = [attack for attack in attacks for _ in range(attack.num_restarts)]
+    restarts = [restart for attack in attacks for restart in range(attack.num_restarts)]
     order = sorted(range(len(lanes)), key=lambda lane: -lanes[lane].num_steps)
-    back = [order.index(lane) for lane in range(len(lanes))]
-
-    images, labels = images[:, jnp.array(order)], labels[:, jnp.array(order)]
-    lanes = [lanes[lane] for lane in order]
-    points = _starts(lanes, [restarts[lane] for lane in order], ball, images, key)
-    tracked = any(lane.keep_best or lane.num_restarts > 1 for lane in lanes)
-    score_fn = _make_score_fn(logits_fn, loss, targeted)
-    step = _make_step(score_fn, ball, tracked, any(lane.early_stop for lane in lanes))
-
-    state = _run_segments(step, lanes, _initial_state(points), images, labels, loop)
-    adversarial, score = _finish(score_fn, tracked, state, _stack(lanes), labels)
-    restore = jnp.array(back)
-    adversarial, score = jax.tree.map(lambda x: x[:, restore], (adversarial, score))
-    return jax.lax.stop_gradient(adversarial), score
+    return Plan(
+        lanes=[lanes[lane] for lane in order],
+        restarts=[restarts[lane] for lane in order],
+        order=order,
+        ball=BALLS[norm],
+        loss=loss,
+        targeted=targeted,
+        tracked=any(lane.keep_best or lane.num_restarts > 1 for lane in lanes),
+        can_stop=any(lane.early_stop for lane in lanes),
+    )
 
 
-def _run_segments(
+def begin(
+    plan: Plan, images: jax.Array, labels: jax.Array, key: jax.Array | None
+) -> tuple[_State, jax.Array, jax.Array]:
+    """Returns the first state, and images (B, L, H, W, C) and labels (B, L) in the plan's order."""
+    order = jnp.array(plan.order)
+    images, labels = images[:, order], labels[:, order]
+    points = _starts(plan.lanes, plan.restarts, plan.ball, images, key)
+    return _initial_state(points), images, labels
+
+
+def run_segments(
+    plan: Plan,
     step: Callable[..., _State],
-    lanes: list[Attack],  # longest first
     state: _State,
     images: jax.Array,
     labels: jax.Array,
     loop: str,
 ) -> _State:
     """Runs all lanes to the smallest number of steps, the rest to the next smallest, and so on."""
-    finished, done = [], 0
+    lanes, finished, done = plan.lanes, [], 0
     while lanes:
         active, until = len(lanes), lanes[-1].num_steps
         arguments = (_stack(lanes), images[:, :active], labels[:, :active])
@@ -177,6 +184,26 @@ def _run_segments(
         state = jax.tree.map(lambda x, s=staying: x[:, :s], state)
         lanes, done = lanes[:staying], until
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *reversed(finished))
+
+
+def end(
+    plan: Plan, score_fn: Callable[..., Any], state: _State, labels: jax.Array
+) -> tuple[jax.Array, _Score]:
+    """Returns the results (B, L, H, W, C) and their scores (B, L), in the caller's order."""
+    adversarial, score = _finish(score_fn, plan.tracked, state, _stack(plan.lanes), labels)
+    restore = jnp.array([plan.order.index(lane) for lane in range(len(plan.order))])
+    adversarial, score = jax.tree.map(lambda x: x[:, restore], (adversarial, score))
+    return jax.lax.stop_gradient(adversarial), score
+
+
+def strongest(attacks: Sequence[Attack], adversarial: jax.Array, score: _Score) -> jax.Array:
+    """Returns (L, B, H, W, C): of each attack the strongest restart of each example."""
+    results, first = [], 0
+    for attack in attacks:
+        stop = first + attack.num_restarts
+        results.append(_strongest_restart(adversarial, score, first, stop))
+        first = stop
+    return jnp.stack(results)
 
 
 def _repeat(step: Callable[[_State], _State], times: int, state: _State, loop: str) -> _State:
@@ -192,27 +219,30 @@ def _repeat(step: Callable[[_State], _State], times: int, state: _State, loop: s
     return state
 
 
-def _make_score_fn(logits_fn: LogitsFn, loss_name: str, targeted: bool) -> Callable[..., Any]:
+def make_score_fn(
+    plan: Plan, logits_fn: LogitsFn, penalty_fn: LogitsFn | None = None
+) -> Callable[..., Any]:
     """Returns (points (B, L, H, W, C), labels (B, L)) -> (summed loss, scores (B, L))."""
-    loss_fn = LOSSES[loss_name]
+    loss_fn = LOSSES[plan.loss]
 
     def score(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, _Score]:
         flat = points.reshape(-1, *points.shape[2:])
         logits = logits_fn(flat).astype(jnp.float32)
         loss = loss_fn(logits, labels.ravel())
         is_label = jnp.argmax(logits, axis=-1) == labels.ravel()
-        success, loss = (is_label, -loss) if targeted else (~is_label, loss)
+        success, loss = (is_label, -loss) if plan.targeted else (~is_label, loss)
+        if penalty_fn is not None:
+            loss -= penalty_fn(flat)
         scores = _Score(success.reshape(labels.shape), loss.reshape(labels.shape))
         return jnp.sum(loss), scores
 
     return score
 
 
-def _make_step(
-    score_fn: Callable[..., Any], ball: Ball, tracked: bool, can_stop: bool
-) -> Callable[..., _State]:
+def make_step(plan: Plan, score_fn: Callable[..., Any]) -> Callable[..., _State]:
     """Returns one step of all lanes: a gradient of the batch, then a move of each example."""
-    move = jax.vmap(_make_move(ball, tracked, can_stop), in_axes=(None, 0, 0, 0, 0))  # examples
+    move = _make_move(plan.ball, plan.tracked, plan.can_stop)
+    move = jax.vmap(move, in_axes=(None, 0, 0, 0, 0))  # examples
     move = jax.vmap(move, in_axes=(0, 1, 1, 1, 1), out_axes=1)  # lanes
 
     def step(state: _State, lane: _Lane, images: jax.Array, labels: jax.Array) -> _State:

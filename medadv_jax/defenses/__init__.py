@@ -1,26 +1,49 @@
-"""Defences: how a classifier is trained, where it starts, on what its checkpoint is chosen.
+"""Defences: what is trained, on which examples, from where, and how its checkpoint is chosen.
 
-To add one that trains on other examples, write a function that returns an `ExamplesFn` and name
-it in `DEFENSES`.
+To add one that trains on other examples, write a function that returns an `Objective` and name it
+in `DEFENSES`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from medadv_jax.attacks import Attack, LogitsFn, make_attack
+from medadv_jax.attacks import Attack, make_attack
+from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses.adversarial import adversarial_examples
 from medadv_jax.defenses.examples import Examples, clean_examples
+from medadv_jax.defenses.objectives import (
+    Batch,
+    ExamplesFn,
+    Loss,
+    Objective,
+    classification_loss,
+)
+from medadv_jax.defenses.purification import purification_inputs, purification_loss
 from medadv_jax.errors import UserError
+from medadv_jax.models import HEAD, LAST_STAGE
 
-__all__ = ["DEFENSES", "Defense", "Examples", "ExamplesFn", "attack_from_config", "get_defense"]
+__all__ = [
+    "DEFENSES",
+    "Defense",
+    "Examples",
+    "ExamplesFn",
+    "Objective",
+    "attack_from_config",
+    "get_defense",
+    "train_attacks",
+]
 
-# (logits_fn, images, labels, mask, key) -> what to train on, inside the compiled step
-ExamplesFn = Callable[[LogitsFn, jax.Array, jax.Array, jax.Array, jax.Array], Examples]
+
+class Training(NamedTuple):
+    """How long, and how fast."""
+
+    epochs: int  # 0: nothing is trained
+    learning_rate: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +52,43 @@ class Defense:
 
     Attributes:
       name: the name in `results.csv`.
-      make_examples_fn: config -> ExamplesFn.
-      starts_from: the defence whose best checkpoint training starts from; None: fresh weights.
-      robust_selection: whether the best checkpoint is that of attacked, not of clean validation
-        accuracy. Robust accuracy peaks and sinks while clean accuracy rises (Rice et al. 2020).
+      make_objective: config -> Objective.
+      training: config -> Training.
+      trains: "network", "purifier" or "both".
+      network_from: the defence whose best network it starts from; None: the first weights.
+      purifier_from: the defence whose best purifier it starts from; None: a fresh one, if any.
+      purified: whether a purifier stands before the network.
+      chosen_under: whose gradient the validation attack has that chooses the best checkpoint (see
+        `Classifier.logits`); None: clean accuracy chooses. Robust accuracy peaks and sinks while
+        clean accuracy rises (Rice et al. 2020).
     """
 
     name: str
-    make_examples_fn: Callable[[Config], ExamplesFn]
-    starts_from: str | None
-    robust_selection: bool
+    make_objective: Callable[[Config], Objective]
+    training: Callable[[Config], Training]
+    trains: str = "network"
+    network_from: str | None = None
+    purifier_from: str | None = None
+    purified: bool = False
+    chosen_under: str | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The defences that are trained before."""
+        return tuple(name for name in (self.network_from, self.purifier_from) if name)
+
+    def trained_layers(self, config: Config) -> Callable[[str, str], bool]:
+        """Returns (collection, layer) -> is it trained, under `config.train.trainable`."""
+        collections = {"network": ("params",), "purifier": ("purifier",)}
+        mine = collections.get(self.trains, ("params", "purifier"))
+        name, trainable = config.model.name, config.train.trainable
+        layers = {"head": HEAD, "last_stage": {name: HEAD[name] + LAST_STAGE[name]}}
+
+        def trains(collection: str, layer: str) -> bool:
+            free = collection == "purifier" or trainable == "all"
+            return collection in mine and (free or layer in layers[trainable][name])
+
+        return trains
 
 
 def attack_from_config(config: Config, name: str, num_steps: int, **options: Any) -> Attack:
@@ -58,23 +108,84 @@ def get_defense(name: str) -> Defense:
     return DEFENSES[name]
 
 
-def _base(config: Config) -> ExamplesFn:
-    del config
-    return lambda logits_fn, images, labels, mask, key: clean_examples(images, mask)
-
-
-def _adversarial(config: Config) -> ExamplesFn:
+def train_attacks(config: Config) -> list[Attack]:
+    """Returns the attacks that are trained against."""
     train = config.train
-    return functools.partial(
+    return [attack_from_config(config, name, train.num_steps) for name in train.attacks.split(",")]
+
+
+def _train(config: Config) -> Training:
+    return Training(config.train.epochs, config.train.learning_rate)
+
+
+def _base(config: Config) -> Objective:
+    del config
+    return Objective(
+        lambda logits_fn, images, labels, mask, key: clean_examples(images, mask),
+        classification_loss,
+    )
+
+
+def _adversarial(config: Config) -> Objective:
+    train = config.train
+    examples = functools.partial(
         adversarial_examples,
-        attacks=[attack_from_config(config, a, train.num_steps) for a in train.attacks.split(",")],
+        attacks=train_attacks(config),
         assignment=train.assignment,
         weight=train.adversarial_weight,
         loop=config.attack.loop,
     )
+    return Objective(examples, classification_loss)
+
+
+def _autoencoder(config: Config) -> Objective:
+    purifier = config.purifier
+    examples = functools.partial(
+        purification_inputs,
+        attacks=train_attacks(config),
+        objective=purifier.objective,
+        noise=purifier.noise,
+        loop=config.attack.loop,
+    )
+
+    def loss(
+        classifier: Classifier, variables: Variables, inputs: Examples, batch: Batch, key: jax.Array
+    ) -> Loss:
+        del key  # nothing is drawn: the network stays in eval mode
+        value, metrics = purification_loss(
+            classifier, variables, inputs.images, batch.images, inputs.weights,
+            objective=purifier.objective, guidance=purifier.guidance,
+        )  # fmt: skip
+        return Loss(value, metrics, variables["batch_stats"])
+
+    return Objective(examples, loss, gradient="bare")
 
 
 DEFENSES: dict[str, Defense] = {
-    "base": Defense("base", _base, None, robust_selection=False),
-    "adversarial": Defense("adversarial", _adversarial, "base", robust_selection=True),
+    "base": Defense("base", _base, _train),
+    "adversarial": Defense(
+        "adversarial", _adversarial, _train, network_from="base", chosen_under="full"
+    ),
+    # The undefended network behind a purifier.
+    "autoencoder": Defense(
+        "autoencoder",
+        _autoencoder,
+        lambda config: Training(config.purifier.epochs, config.purifier.learning_rate),
+        trains="purifier",
+        network_from="base",
+        purified=True,
+        chosen_under="bare",
+    ),
+    # The adversarially trained network behind the same purifier, and, with joint_epochs, both
+    # trained on against attacks through both.
+    "hybrid": Defense(
+        "hybrid",
+        _adversarial,
+        lambda config: Training(config.purifier.joint_epochs, config.purifier.joint_learning_rate),
+        trains="both",
+        network_from="adversarial",
+        purifier_from="autoencoder",
+        purified=True,
+        chosen_under="full",
+    ),
 }

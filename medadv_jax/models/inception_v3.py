@@ -243,7 +243,8 @@ class InceptionV3(nn.Module):
     with the key named `dropout`; `aux`, the auxiliary head (images of at least 299×299), whose
     logits a train-mode `apply` with `mutable=["aux"]` returns as `updated["aux"]["logits"]`;
     `count_padding`, whether padded zeros count in the mean of the pooling branches; scale, ε,
-    momentum (share kept of the running statistics) and variance of BatchNorm.
+    momentum (share kept of the running statistics) and variance of BatchNorm; `freeze_norm`:
+    BatchNorm normalises by its running statistics in train mode too.
     """
 
     num_classes: int
@@ -257,6 +258,7 @@ class InceptionV3(nn.Module):
     bn_epsilon: float = 1e-3
     bn_momentum: float = 0.9
     bn_unbiased: bool = True
+    freeze_norm: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -278,7 +280,7 @@ class InceptionV3(nn.Module):
     def _layer(self, train: bool) -> Layer:
         norm = functools.partial(
             BatchNorm,
-            train=train,
+            train=train and not self.freeze_norm,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             use_scale=self.bn_scale,

@@ -60,7 +60,8 @@ class ResNet(nn.Module):
     """Bottleneck ResNet, normalised images (B, H, W, 3) → logits (B, num_classes) float32.
 
     Options: `variant`, the place of a block's stride: "v1.5" its 3×3, "v1" its first convolution;
-    `conv_bias`; ε, momentum (share kept of the running statistics) and variance of BatchNorm.
+    `conv_bias`; ε, momentum (share kept of the running statistics) and variance of BatchNorm;
+    `freeze_norm`: BatchNorm normalises by its running statistics in train mode too.
     """
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"variant": ("v1.5", "v1")}
@@ -75,6 +76,7 @@ class ResNet(nn.Module):
     bn_epsilon: float = 1e-5
     bn_momentum: float = 0.9
     bn_unbiased: bool = True
+    freeze_norm: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -83,7 +85,7 @@ class ResNet(nn.Module):
         conv = functools.partial(Conv, use_bias=self.conv_bias, dtype=self.dtype, forms=self.forms)
         norm = functools.partial(
             BatchNorm,
-            train=train,
+            train=train and not self.freeze_norm,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
             unbiased=self.bn_unbiased,

@@ -10,19 +10,19 @@ from data.source import Parsed, UnlabelledError, list_files, unique_ids
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40)),
-        ("SOB_B_A-14-22549CD-100-001.png", Parsed(0, "14-22549", 100)),
-        ("SOB_B_A-14-22549G-200-001.png", Parsed(0, "14-22549", 200)),
-        ("SOB_B_TA-14-16184-400-012.png", Parsed(0, "14-16184", 400)),
-        ("SOB_B_TA-14-16184CD-400-012.png", Parsed(0, "14-16184", 400)),
-        ("SOB_B_PT-14-29315EF-40-003.png", Parsed(0, "14-29315", 40)),
-        ("SOB_M_MC-14-19979-40-001.png", Parsed(1, "14-19979", 40)),
-        ("SOB_M_MC-14-19979C-40-001.png", Parsed(1, "14-19979", 40)),
-        ("SOB_M_LC-14-13412-100-001.png", Parsed(1, "14-13412", 100)),
-        ("SOB_M_PC-15-190EF-400-013.png", Parsed(1, "15-190", 400)),
-        ("SOB_M_DC-13-2773-40-001.PNG", Parsed(1, "13-2773", 40)),
+        ("SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40, subtype="A")),
+        ("SOB_B_A-14-22549CD-100-001.png", Parsed(0, "14-22549", 100, subtype="A")),
+        ("SOB_B_A-14-22549G-200-001.png", Parsed(0, "14-22549", 200, subtype="A")),
+        ("SOB_B_TA-14-16184-400-012.png", Parsed(0, "14-16184", 400, subtype="TA")),
+        ("SOB_B_TA-14-16184CD-400-012.png", Parsed(0, "14-16184", 400, subtype="TA")),
+        ("SOB_B_PT-14-29315EF-40-003.png", Parsed(0, "14-29315", 40, subtype="PT")),
+        ("SOB_M_MC-14-19979-40-001.png", Parsed(1, "14-19979", 40, subtype="MC")),
+        ("SOB_M_MC-14-19979C-40-001.png", Parsed(1, "14-19979", 40, subtype="MC")),
+        ("SOB_M_LC-14-13412-100-001.png", Parsed(1, "14-13412", 100, subtype="LC")),
+        ("SOB_M_PC-15-190EF-400-013.png", Parsed(1, "15-190", 400, subtype="PC")),
+        ("SOB_M_DC-13-2773-40-001.PNG", Parsed(1, "13-2773", 40, subtype="DC")),
         # another year is another case
-        ("SOB_M_DC-13-22549-40-001.png", Parsed(1, "13-22549", 40)),
+        ("SOB_M_DC-13-22549-40-001.png", Parsed(1, "13-22549", 40, subtype="DC")),
         # the magnification is missing, the slide is not
         ("SOB_B_A-14-22549AB-007.png", Parsed(0, "14-22549", on_grammar=False)),
         ("SOB_M_DC-14-2773.png", Parsed(1, "14-2773", on_grammar=False)),
@@ -31,8 +31,8 @@ from data.source import Parsed, UnlabelledError, list_files, unique_ids
         ("SOB_B_x.png", Parsed(0, "file:SOB_B_x.png", on_grammar=False)),
         ("SOB_M_DC-14-AB-40-001.png", Parsed(1, "file:SOB_M_DC-14-AB-40-001.png", 40, "", False)),
         # the folder counts only where the name tells nothing
-        ("malignant/SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40)),
-        ("400X/SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40)),
+        ("malignant/SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40, subtype="A")),
+        ("400X/SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40, subtype="A")),
         ("malignant/scan 7.png", Parsed(1, "file:malignant/scan 7.png", on_grammar=False)),
         ("malignant/Benign/7.png", Parsed(0, "file:malignant/Benign/7.png", on_grammar=False)),
     ],
@@ -44,15 +44,24 @@ def test_breakhis_names(name, expected):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("train/PNEUMONIA/person12_bacteria_46.jpeg", Parsed(1, "person12", 0, "train")),
-        ("train/PNEUMONIA/person12_virus_48.jpeg", Parsed(1, "person12", 0, "train")),
-        ("test/PNEUMONIA/person1_bacteria_2_1.jpeg", Parsed(1, "person1", 0, "test")),
+        (
+            "train/PNEUMONIA/person12_bacteria_46.jpeg",
+            Parsed(1, "person12", 0, "train", subtype="bacteria"),
+        ),
+        (
+            "train/PNEUMONIA/person12_virus_48.jpeg",
+            Parsed(1, "person12", 0, "train", subtype="virus"),
+        ),
+        (
+            "test/PNEUMONIA/person1_bacteria_2_1.jpeg",
+            Parsed(1, "person1", 0, "test", subtype="bacteria"),
+        ),
         ("val/NORMAL/NORMAL2-IM-1427-0001.jpeg", Parsed(0, "NORMAL2-IM-1427", 0, "val")),
         ("IM-0043-0001.jpeg", Parsed(0, "IM-0043")),
         ("IM-0043-0001-0002.jpeg", Parsed(0, "IM-0043")),
         ("NORMAL2-IM-0043-0001-0002.jpeg", Parsed(0, "NORMAL2-IM-0043")),
         ("x/IM-0043-0001.jpg", Parsed(0, "IM-0043")),
-        ("x/person7_virus_1.PNG", Parsed(1, "person7")),
+        ("x/person7_virus_1.PNG", Parsed(1, "person7", subtype="virus")),
         # the name wins over the folder
         ("PNEUMONIA/IM-0043-0001.jpeg", Parsed(0, "IM-0043")),
         ("test/NORMAL/case 3.png", Parsed(0, "file:test/NORMAL/case 3.png", 0, "test", False)),

@@ -1,0 +1,230 @@
+"""What a purifier is trained on and by what loss, against values known by hand."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.stats import entropy
+from tiny import SIZE, TinyNet
+
+from medadv_jax.attacks import make_attack, run_assigned
+from medadv_jax.classifier import Classifier
+from medadv_jax.defenses.purification import (
+    ERROR_UNIT,
+    OBJECTIVES,
+    kl_divergence,
+    purification_inputs,
+    purification_loss,
+)
+from medadv_jax.errors import UserError
+from medadv_jax.models.autoencoder import create_purifier
+
+NOISE, EPSILON = 0.02, 0.03
+LABELS = jnp.array([0, 1, 0, 1])
+EVERYONE = jnp.ones(4)
+
+
+class Shift(nn.Module):
+    """A purifier that adds its only parameter to every pixel."""
+
+    @nn.compact
+    def __call__(self, pixels):
+        return pixels + self.param("shift", nn.initializers.zeros, ())
+
+
+@functools.cache
+def pixels():
+    drawn = np.random.default_rng(0).uniform(0.0, 1.0, (4, SIZE, SIZE, 3)).astype(np.float32)
+    drawn[:, :4] = 0.0  # the black border of an X-ray
+    return jnp.asarray(drawn)
+
+
+@functools.cache
+def classifier_and_variables(purifier=None):
+    classifier = Classifier(TinyNet(), purifier=purifier)
+    variables = jax.jit(classifier.init, static_argnums=1)(jax.random.key(0), SIZE)
+    # A network whose answers depend on the image by more than rounding.
+    variables["params"] = jax.tree.map(lambda leaf: 3 * leaf, variables["params"])
+    return classifier, variables
+
+
+def make_inputs(objective, mask=EVERYONE, seed=0, attacks=None, logits_fn=None):
+    classifier, variables = classifier_and_variables()
+    attacks = [make_attack("bim", EPSILON, num_steps=2)] if attacks is None else attacks
+    run = functools.partial(
+        purification_inputs,
+        logits_fn or classifier.logits_fn(variables),
+        attacks=attacks,
+        objective=objective,
+        noise=NOISE,
+        loop="unrolled",
+    )
+    return jax.jit(run)(pixels(), LABELS, mask, jax.random.key(seed))
+
+
+def test_reconstruction_sees_the_clean_images_alone():
+    examples = make_inputs("reconstruction", attacks=[])
+    assert_array_equal(examples.images, pixels()[:, None])
+    assert_array_equal(examples.weights, np.full((4, 1), 0.25))
+
+
+@pytest.mark.parametrize("objective", ["denoising", "guided"])
+def test_the_others_see_clean_noisy_and_adversarial_images(objective):
+    clean, noisy, adversarial = np.moveaxis(np.asarray(make_inputs(objective).images), 1, 0)
+    images = np.asarray(pixels())
+    assert_array_equal(clean, images)
+    for corrupted, radius in ((noisy, NOISE), (adversarial, EPSILON)):
+        assert 0 <= corrupted.min() < corrupted.max() <= 1
+        assert np.abs(corrupted - images).max() <= radius + 1e-6
+    # The noise is uniform where it does not meet 0 or 1: mean 0, variance radius²/3.
+    free = (images > NOISE) & (images < 1 - NOISE)
+    noise = (noisy - images)[free]
+    spread = NOISE / math.sqrt(3)
+    assert abs(noise.mean()) < 4 * spread / math.sqrt(noise.size)
+    assert_allclose(noise.std(), spread, rtol=0.1)
+    other = make_inputs(objective, seed=1).images[:, 1]
+    assert np.abs(np.asarray(other) - noisy).max() > 0.5 * NOISE
+
+
+def test_the_adversarial_column_is_the_attack_on_the_bare_network():
+    classifier, variables = classifier_and_variables()
+    attacks = [make_attack("fgsm", 0.01), make_attack("bim", EPSILON, num_steps=2)]
+    adversarial = make_inputs("denoising", attacks=attacks).images[:, 2]
+    run = functools.partial(run_assigned, attacks, classifier.logits_fn(variables), loop="unrolled")
+    assert_array_equal(adversarial, jax.jit(run)(pixels(), LABELS))
+    radii = np.abs(np.asarray(adversarial - pixels())).max((1, 2, 3))
+    assert_allclose(radii, [0.01, EPSILON, 0.01, EPSILON], rtol=1e-4)
+
+
+def test_inputs_do_not_depend_on_the_purifier():
+    classifier, variables = classifier_and_variables(Shift())
+    results = [
+        make_inputs("guided", logits_fn=classifier.logits_fn({**variables, "purifier": p}, "bare"))
+        for p in ({"shift": jnp.float32(0.0)}, {"shift": jnp.float32(0.2)})
+    ]
+    assert_array_equal(results[0].images, results[1].images)
+    assert_array_equal(results[0].images, make_inputs("guided").images)
+
+
+def test_weights_are_equal_among_columns_and_sum_to_one():
+    weights = make_inputs("guided", mask=jnp.array([1.0, 0.0, 1.0, 0.0])).weights
+    assert_allclose(weights, np.repeat([[1 / 6], [0], [1 / 6], [0]], 3, axis=1), rtol=1e-6)
+
+
+def loss_of(purifier_params, inputs, weights, objective, guidance=1.0, purifier=None):
+    classifier, variables = classifier_and_variables(purifier or Shift())
+    variables = {**variables, "purifier": purifier_params}
+    return purification_loss(
+        classifier,
+        variables,
+        inputs,
+        pixels(),
+        weights,
+        objective=objective,
+        guidance=guidance,
+    )
+
+
+@pytest.mark.parametrize("objective", ["reconstruction", "denoising"])
+def test_error_is_the_weighted_square_in_units_of_eight_grey_levels(objective):
+    offsets = np.array([[0.0, 0.1], [0.0, 0.2], [0.3, 0.0], [0.0, 0.0]])
+    inputs = pixels()[:, None] + jnp.asarray(offsets, jnp.float32)[:, :, None, None, None]
+    weights = np.array([[0.1, 0.2], [0.0, 0.3], [0.4, 0.0], [0.0, 0.0]])
+    shift = 0.05
+    loss, metrics = loss_of({"shift": shift}, inputs, jnp.float32(weights), objective)
+    expected = np.sum(weights * (offsets + shift) ** 2)
+    assert_allclose(loss, expected / (8 / 255) ** 2, rtol=1e-5)
+    assert_allclose(metrics.pop("pixel_error"), math.sqrt(expected), rtol=1e-5)
+    assert not metrics
+
+
+def softmax(logits):
+    powers = np.exp(np.asarray(logits, np.float64))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def test_divergence_is_scipys_and_nothing_for_equals():
+    logits, others = np.random.default_rng(1).normal(size=(2, 5, 3)).astype(np.float32) * 4
+    expected = entropy(softmax(logits), softmax(others), axis=-1)
+    assert_allclose(kl_divergence(jnp.array(logits), jnp.array(others)), expected, rtol=1e-4)
+    assert_array_equal(kl_divergence(jnp.array(logits), jnp.array(logits)), np.zeros(5))
+    # Sure answers neither overflow nor turn into NaN.
+    sure, torn = jnp.array([200.0, -200.0]), jnp.zeros(2)
+    assert_allclose(kl_divergence(sure, torn), math.log(2), rtol=1e-6)
+
+
+def test_an_identity_purifier_costs_nothing_on_clean_images():
+    loss, metrics = loss_of({"shift": 0.0}, pixels()[:, None], jnp.full((4, 1), 0.25), "guided")
+    assert_allclose([loss, metrics["divergence"]], 0.0, atol=1e-12)
+
+
+def test_guidance_adds_the_divergence_from_the_clean_answers():
+    classifier, variables = classifier_and_variables(Shift())
+    examples = make_inputs("guided")
+    shift, guidance = 0.1, 3.0
+    arguments = ({"shift": shift}, examples.images, examples.weights)
+    loss, metrics = loss_of(*arguments, "guided", guidance)
+    plain, _ = loss_of(*arguments, "denoising")
+    clean = classifier.logits(variables, pixels(), "bare")
+    purified = [
+        classifier.logits(variables, examples.images[:, v] + shift, "bare") for v in range(3)
+    ]
+    expected = np.mean([entropy(softmax(clean), softmax(p), axis=-1) for p in purified])
+    assert expected > 0.001
+    assert_allclose(metrics["divergence"], expected, rtol=1e-3)
+    assert_allclose(loss, plain + guidance * expected, rtol=1e-4)
+
+
+def test_the_gradient_is_that_of_the_purifier():
+    """Also by finite differences, through the network: the clean answers stay where they are."""
+    examples = make_inputs("guided")
+
+    @jax.jit
+    def loss(shift):
+        return loss_of({"shift": shift}, examples.images, examples.weights, "guided", 50.0)[0]
+
+    at, step = 0.05, 2e-3
+    slope = (loss(at + step) - loss(at - step)) / (2 * step)
+    assert_allclose(jax.grad(loss)(at), slope, rtol=0.01)
+
+
+def test_a_purifier_learns_to_denoise():
+    unet = create_purifier("unet", width=0.25)
+    _, variables = classifier_and_variables(unet)
+    examples = make_inputs("denoising")
+    optimizer = optax.adam(0.001)
+
+    @jax.jit
+    def step(params, state):
+        run = functools.partial(loss_of, purifier=unet)
+        gradient, metrics = jax.grad(run, has_aux=True)(
+            params, examples.images, examples.weights, "denoising"
+        )
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, metrics["pixel_error"]
+
+    params, errors = variables["purifier"], []
+    state = optimizer.init(params)
+    for _ in range(60):
+        params, state, error = step(params, state)
+        errors.append(float(error))
+    identity = np.square(np.asarray(examples.images - pixels()[:, None]))
+    assert_allclose(errors[0], math.sqrt(identity.mean()), rtol=1e-3)
+    assert errors[-1] < 0.8 * errors[0]
+
+
+def test_unknown_objectives_are_told():
+    with pytest.raises(UserError, match=f"'contrastive'.*{', '.join(OBJECTIVES)}"):
+        make_inputs("contrastive")
+    with pytest.raises(UserError, match="'contrastive'"):
+        loss_of({"shift": 0.0}, pixels()[:, None], jnp.full((4, 1), 0.25), "contrastive")
+
+
+def test_the_unit_is_about_the_radius_of_the_attacks():
+    assert_allclose(ERROR_UNIT, EPSILON, rtol=0.05)
