@@ -96,4 +96,11 @@ def get_config() -> Config:
     evaluate.keep_best = True  # the strongest iterate counts, not the last
     evaluate.batch_size = 32  # images at a time; does not change any result
     evaluate.validation_attack = "pgd"  # chooses the checkpoint of an adversarially trained network
+    evaluate.checks = True  # the self-checks, and accuracy against ε and against steps
+    evaluate.check_images = 64  # test images for them, half of each class
+
+    config.detector = detector = ml_collections.ConfigDict()  # beside base; needs autoencoder
+    detector.false_positive_rate = 0.05  # of clean validation images; chooses the threshold
+    detector.attack = "pgd"  # of the attacker who counts the detector's score in
+    detector.penalty = 1.0  # his weight of score / threshold beside the cross-entropy
     return config

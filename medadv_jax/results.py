@@ -15,6 +15,7 @@ from rich.table import Table
 
 from medadv_jax.metrics import Metrics, summarize
 from medadv_jax.splits import Example
+from medadv_jax.statistics import wilson_interval
 from medadv_jax.writers import write_text
 
 KEYS = ("defense", "threat_model", "evaluation", "epsilon")  # what a row of results.csv is about
@@ -23,16 +24,6 @@ METRICS = (
     "auc", "attack_success_rate", "tn", "fp", "fn", "tp",
 )  # fmt: skip
 COLUMNS = ("dataset", "model", *KEYS, *METRICS)
-
-_WIDE = 124  # characters that the whole table takes
-_SHORT = {
-    "precision": "prec.",
-    "recall": "recall",
-    "specificity": "spec.",
-    "f1": "F1",
-    "auc": "AUC",
-    "attack_success_rate": "ASR",
-}
 
 SCHEMA = pa.schema(
     [
@@ -79,7 +70,7 @@ def prediction_rows(
     return pa.table(columns, schema=SCHEMA)
 
 
-def write_predictions(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
     """Writes records beside and renames."""
     beside = path.with_name(f".{path.name}")
     pq.write_table(table, beside)
@@ -127,33 +118,52 @@ def write_results(
     write_text(path, text.getvalue())
 
 
-def print_results(console: Console, results: Sequence[tuple[tuple, Metrics]]) -> None:
-    """Prints what `results.csv` says as a table, and below it why cells are empty."""
-    names = list(_SHORT)
-    if console.width < _WIDE:  # a narrow terminal gets what matters most; the file has it all
-        names = ["auc", "attack_success_rate"]
-    title = "Results: accuracy with Wilson's 95 % interval; ASR: attack success rate"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("defense", "threat", "evaluation", "ε", "n", "accuracy"):
-        left = header in ("defense", "threat", "evaluation")
-        table.add_column(header, justify="left" if left else "right", no_wrap=True)
-    for name in names:
-        table.add_column(_SHORT[name], justify="right", no_wrap=True)
+def worst_case(table: pa.Table) -> dict[tuple[str, str], tuple[int, int]]:
+    """Returns (defense, threat model) -> (examples right under every attack, examples)."""
+    columns = {name: table[name].to_pylist() for name in (*KEYS, "example", "label", "predicted")}
+    right: dict[tuple[str, str], dict[str, bool]] = {}
+    for defense, threat, evaluation, _, example, label, predicted in zip(
+        *columns.values(), strict=True
+    ):
+        if evaluation != "clean":
+            of = right.setdefault((defense, threat), {})
+            of[example] = of.get(example, True) and label == predicted
+    return {key: (sum(of.values()), len(of)) for key, of in right.items()}
+
+
+def print_results(
+    console: Console, table: pa.Table, results: Sequence[tuple[tuple, Metrics]]
+) -> None:
+    """Prints accuracies, a line for each classifier and threat model: whatever was attacked
+    stands beside what an attacker who knows all of it achieves."""
+    metrics = {(key[0], key[1], key[2]): m for key, m in results}
+    attacks = list(dict.fromkeys(key[2] for key, _ in results if key[2] != "clean"))
+    title = "Accuracy; worst: right under every attack; in brackets Wilson's 95 % interval"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("defense", "threat", "clean", *attacks, "worst"):
+        left = header in ("defense", "threat")
+        shown.add_column(header, justify="left" if left else "right", no_wrap=True)
+    # A narrow terminal gets the numbers, the intervals stand in results.csv.
+    interval = _interval if console.width >= 75 + 8 * len(attacks) else _number
     notes = []
-    for (defense, threat, evaluation, epsilon), m in results:
-        accuracy = "–"
-        if m.accuracy is not None:
-            accuracy = f"{m.accuracy:.3f} ({m.accuracy_low:.3f}–{m.accuracy_high:.3f})"
-        values = ((name, getattr(m, name)) for name in names)
-        cells = [
-            _cell(v, name == "attack_success_rate" and evaluation == "clean") for name, v in values
-        ]
-        table.add_row(defense, threat, evaluation, f"{epsilon:g}", str(m.n), accuracy, *cells)
+    for (defense, threat), (right, n) in worst_case(table).items():
+        clean = metrics[defense, "none", "clean"]
+        cells = [metrics[defense, threat, attack] for attack in attacks]
+        shown.add_row(
+            defense, threat, interval(clean.accuracy, clean.accuracy_low, clean.accuracy_high),
+            *(f"{cell.accuracy:.3f}" for cell in cells),
+            interval(right / n, *wilson_interval(right, n)),
+        )  # fmt: skip
+    for (defense, _, evaluation, _), m in results:
         notes += [f"{defense} {evaluation}: no {c}: {why}" for c, why in m.reasons.items()]
-    console.print(table)
-    for note in notes:
+    console.print(shown)
+    for note in dict.fromkeys(notes):
         console.print(note, highlight=False, markup=False)
 
 
-def _cell(value: float | None, not_asked: bool) -> str:
-    return ("" if not_asked else "–") if value is None else f"{value:.3f}"
+def _number(value: float | None, low: float | None, high: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _interval(value: float | None, low: float | None, high: float | None) -> str:
+    return "–" if value is None else f"{value:.3f} ({low:.3f}–{high:.3f})"

@@ -109,6 +109,11 @@ RULES: dict[str, Rule] = {
     "eval.keep_best": _ANY,
     "eval.batch_size": _number(1),
     "eval.validation_attack": _one_of(ATTACKS),
+    "eval.checks": _ANY,
+    "eval.check_images": _number(2),
+    "detector.false_positive_rate": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "detector.attack": _one_of(ATTACKS),
+    "detector.penalty": _number(0),
 }
 
 

@@ -44,7 +44,7 @@ def classifier_and_variables(factor=1.0):
     classifier = Classifier(TinyNet(), purifier=Darken())
     variables = jax.jit(classifier.init, static_argnums=1)(jax.random.key(0), SIZE)
     # A network whose answers depend on the image by more than rounding.
-    variables["params"] = jax.tree.map(lambda leaf: 4 * leaf, variables["params"])
+    variables["params"] = jax.tree.map(lambda leaf: 1.5 * leaf, variables["params"])
     return classifier, {**variables, "purifier": {"factor": jnp.float32(factor)}}
 
 
@@ -123,7 +123,6 @@ def test_squeezing_needs_no_purifier_and_the_others_say_so():
 def test_an_attacker_can_follow_the_score(name):
     """Its gradient leads to lower scores, for each image and through the rounding too."""
     classifier, variables = classifier_and_variables(0.5)
-    start = random_pixels()
 
     @jax.jit
     def run(pixels):
@@ -131,12 +130,16 @@ def test_an_attacker_can_follow_the_score(name):
         gradient = jax.grad(lambda x: DETECTORS[name](classifier, variables, x).sum())(pixels)
         return values, gradient
 
-    values, gradient = run(start)
+    # Images whose score is more than what rounding makes of any image.
+    pixels = random_pixels()[np.flatnonzero(run(random_pixels())[0] > 0.05)]
+    values, gradient = run(pixels)
+    assert len(pixels) > 1
     assert np.all(np.abs(np.asarray(gradient)).max((1, 2, 3)) > 0)
-    pixels = start
-    for _ in range(5):
-        pixels = jnp.clip(pixels - 0.004 * jnp.sign(run(pixels)[1]), 0.0, 1.0)
-    assert np.all(run(pixels)[0] < values)
+    lowest = values
+    for step in 0.008 * 0.6 ** np.arange(12.0, dtype=np.float32):
+        pixels = jnp.clip(pixels - step * jnp.sign(run(pixels)[1]), 0.0, 1.0)
+        lowest = np.minimum(lowest, run(pixels)[0])
+    assert np.all(lowest < 0.97 * values)
 
 
 def test_rounding_has_the_gradient_of_the_identity():
@@ -187,7 +190,7 @@ def test_equal_scores_are_worth_nothing():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_impossible_rates_are_told(rate):
-    with pytest.raises(UserError, match="false_positive_rate=.*below 1"):
+    with pytest.raises(UserError, match=r"false_positive_rate=.*below 1"):
         threshold_at(np.arange(3.0), rate)
 
 
@@ -204,5 +207,5 @@ def test_scores_that_are_no_numbers_are_told(broken):
 
 
 def test_unknown_detectors_are_told():
-    with pytest.raises(UserError, match="'oracle'.*reconstruction, disagreement, squeezing"):
+    with pytest.raises(UserError, match=r"'oracle'.*reconstruction, disagreement, squeezing"):
         get_detector("oracle")

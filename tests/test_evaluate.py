@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,14 @@ from tiny import SIZE, TinyNet, tiny_config, tiny_dataset
 from medadv_jax import evaluate, train_step
 from medadv_jax.classifier import NORMALIZATIONS, Classifier
 from medadv_jax.input_pipeline import make_loader
+
+
+class Darken(nn.Module):
+    """A purifier whose purified image shows that it was there."""
+
+    @nn.compact
+    def __call__(self, pixels):
+        return pixels * self.param("factor", lambda key: jnp.float32(0.5))
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +108,8 @@ def test_classifier_normalises_inside(name, variables):
 
 def test_purifier_stands_before_the_normalisation(variables):
     pixels = jax.random.uniform(jax.random.key(0), (3, SIZE, SIZE, 3))
-    purified = Classifier(TinyNet(), purifier=lambda variables, pixels: pixels * 0.5)
-    plain = Classifier(TinyNet())
+    purified, plain = Classifier(TinyNet(), purifier=Darken()), Classifier(TinyNet())
+    with_purifier = variables | {"purifier": {"factor": jnp.float32(0.5)}}
     np.testing.assert_allclose(
-        purified.logits(variables, pixels), plain.logits(variables, pixels * 0.5), atol=1e-6
+        purified.logits(with_purifier, pixels), plain.logits(variables, pixels * 0.5), atol=1e-6
     )

@@ -1,5 +1,6 @@
 """Whole runs, with a small network in place of ResNet50, and the command line around them."""
 
+import importlib
 import io
 import json
 import os
@@ -14,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 from tiny import TinyNet, read_results, tiny_config
 
-from configs import breakhis_resnet, demo, pneumonia_resnet
 from medadv_jax import experiment, models
 from medadv_jax.checkpoint import Checkpoints
+from medadv_jax.defenses import DEFENSES
 from medadv_jax.errors import UserError
 from medadv_jax.results import read_predictions
 
@@ -25,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def tiny_network(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "resnet50", TinyNet)
+    for name in models.MODELS:
+        monkeypatch.setitem(models.MODELS, name, TinyNet)
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +56,14 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
     assert "these accuracies mean nothing" in text  # 12 test images
 
     rows = read_results(workdir / "results.csv")
-    expected = [("none", "clean")] + [("adaptive", a) for a in ("fgsm", "pgd", "bim", "mifgsm")]
-    assert [(r["defense"], r["threat_model"], r["evaluation"]) for r in rows] == [
-        (defense, *key) for defense in ("base", "adversarial") for key in expected
-    ]
+    attacks = ("fgsm", "pgd", "bim", "mifgsm")
+    expected = [("base", "none", "clean")] + [("base", "adaptive", a) for a in attacks]
+    expected += [("adversarial", "none", "clean")]
+    expected += [("adversarial", t, a) for t in ("transfer", "adaptive") for a in attacks]
+    assert [(r["defense"], r["threat_model"], r["evaluation"]) for r in rows] == expected
     splits = json.loads((workdir / "splits.json").read_text())
     table = read_predictions(workdir / "predictions.parquet")
-    assert table.num_rows == 10 * int(rows[0]["n"])
+    assert table.num_rows == 14 * int(rows[0]["n"])
     assert {*table["example"].to_pylist()} == {*splits["test"]}
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["config"]["train"]["epochs"] == 2
@@ -128,24 +131,33 @@ def breakhis_names():
             yield f"malignant/SOB_M_DC-14-{case + 200}AB-100-{number:03}.png"
 
 
-@pytest.mark.parametrize(
-    ("module", "names"),
-    [(demo, ()), (pneumonia_resnet, pneumonia_names()), (breakhis_resnet, breakhis_names())],
-    ids=["demo", "pneumonia_resnet", "breakhis_resnet"],
-)
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*_*.py") if path.stem[0] != "_")
+
+
+def test_there_is_a_config_for_each_network_and_data_set():
+    networks = ("inception", "resnet", "vgg16", "vgg19")
+    assert [f"{data}_{n}" for data in ("breakhis", "pneumonia") for n in networks] == CONFIGS
+
+
+@pytest.mark.parametrize("name", ["demo", *CONFIGS])
 @pytest.mark.usefixtures("tiny_network")
-def test_every_config_runs_when_shrunken(module, names, tmp_path, cache_dir):
-    config, small = module.get_config(), tiny_config()
+def test_every_config_runs_when_shrunken(name, tmp_path, cache_dir):
+    """All four defences; the networks themselves are tested in tests/models."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    small = tiny_config()
+    names = pneumonia_names() if name.startswith("pneumonia") else breakhis_names()
     for section in ("train", "eval", "attack"):
         config[section].update(small[section])
     config.data.image_size, config.data.phantom_images = 32, 80
     config.data.dir, config.data.cache_dir = str(tmp_path / "data"), cache_dir
     config.train.epochs, config.train.batch_size = 1, 8
+    config.train.num_steps = config.eval.num_steps = 1
+    config.purifier.epochs = 1
     write_pictures(tmp_path / "data", names)
     text = run(config, tmp_path / "run")
     assert "these accuracies mean nothing" in text
     rows = read_results(tmp_path / "run" / "results.csv")
-    assert len(rows) == 10
+    assert {row["defense"] for row in rows} == {*DEFENSES}
 
 
 def test_resnet_trains_attacks_and_scores_one_shrunken_step(tmp_path, cache_dir):
@@ -159,7 +171,7 @@ def test_resnet_trains_attacks_and_scores_one_shrunken_step(tmp_path, cache_dir)
     config.train.batch_size = 32
     run(config, tmp_path / "run")
     rows = read_results(tmp_path / "run" / "results.csv")
-    assert [row["evaluation"] for row in rows] == ["clean", "pgd"] * 2
+    assert [row["evaluation"] for row in rows] == ["clean", "pgd", "clean", "pgd", "pgd"]
 
 
 @pytest.mark.usefixtures("tiny_network")

@@ -28,6 +28,7 @@ from medadv_jax.models.autoencoder import create_purifier
 NOISE, EPSILON = 0.02, 0.03
 LABELS = jnp.array([0, 1, 0, 1])
 EVERYONE = jnp.ones(4)
+ATTACKS = [make_attack("fgsm", 0.01), make_attack("bim", EPSILON, num_steps=2)]
 
 
 class Shift(nn.Module):
@@ -40,36 +41,53 @@ class Shift(nn.Module):
 
 @functools.cache
 def pixels():
-    drawn = np.random.default_rng(0).uniform(0.0, 1.0, (4, SIZE, SIZE, 3)).astype(np.float32)
-    drawn[:, :4] = 0.0  # the black border of an X-ray
-    return jnp.asarray(drawn)
+    """Squares of one colour, which can be denoised, under the black border of an X-ray."""
+    colours = np.random.default_rng(0).uniform(0.0, 1.0, (4, SIZE // 4, SIZE // 4, 3))
+    drawn = colours.repeat(4, axis=1).repeat(4, axis=2).astype(np.float32)
+    drawn[:, :4] = 0.0
+    with jax.ensure_compile_time_eval():  # kept, so no tracer
+        return jnp.asarray(drawn)
 
 
 @functools.cache
-def classifier_and_variables(purifier=None):
-    classifier = Classifier(TinyNet(), purifier=purifier)
-    variables = jax.jit(classifier.init, static_argnums=1)(jax.random.key(0), SIZE)
-    # A network whose answers depend on the image by more than rounding.
-    variables["params"] = jax.tree.map(lambda leaf: 3 * leaf, variables["params"])
-    return classifier, variables
+def network_variables():
+    with jax.ensure_compile_time_eval():
+        variables = jax.jit(Classifier(TinyNet()).init, static_argnums=1)(jax.random.key(0), SIZE)
+        # A network whose answers depend on the image by more than rounding.
+        return {**variables, "params": jax.tree.map(lambda leaf: 2 * leaf, variables["params"])}
 
 
-def make_inputs(objective, mask=EVERYONE, seed=0, attacks=None, logits_fn=None):
-    classifier, variables = classifier_and_variables()
-    attacks = [make_attack("bim", EPSILON, num_steps=2)] if attacks is None else attacks
-    run = functools.partial(
-        purification_inputs,
-        logits_fn or classifier.logits_fn(variables),
-        attacks=attacks,
-        objective=objective,
-        noise=NOISE,
-        loop="unrolled",
-    )
-    return jax.jit(run)(pixels(), LABELS, mask, jax.random.key(seed))
+def bare_logits(images):
+    return Classifier(TinyNet()).logits(network_variables(), images)
+
+
+@functools.cache
+def inputs_fn(objective, purified=False):
+    """Returns the compiled (variables, mask, seed) -> inputs."""
+    classifier = Classifier(TinyNet(), purifier=Shift() if purified else None)
+
+    def run(variables, mask, seed):
+        return purification_inputs(
+            classifier.logits_fn(variables, "bare"),
+            pixels(),
+            LABELS,
+            mask,
+            jax.random.key(seed),
+            attacks=ATTACKS,
+            objective=objective,
+            noise=NOISE,
+            loop="unrolled",
+        )
+
+    return jax.jit(run)
+
+
+def make_inputs(objective, mask=EVERYONE, seed=0):
+    return inputs_fn(objective)(network_variables(), mask, seed)
 
 
 def test_reconstruction_sees_the_clean_images_alone():
-    examples = make_inputs("reconstruction", attacks=[])
+    examples = make_inputs("reconstruction")
     assert_array_equal(examples.images, pixels()[:, None])
     assert_array_equal(examples.weights, np.full((4, 1), 0.25))
 
@@ -79,7 +97,7 @@ def test_the_others_see_clean_noisy_and_adversarial_images(objective):
     clean, noisy, adversarial = np.moveaxis(np.asarray(make_inputs(objective).images), 1, 0)
     images = np.asarray(pixels())
     assert_array_equal(clean, images)
-    for corrupted, radius in ((noisy, NOISE), (adversarial, EPSILON)):
+    for corrupted, radius in ((noisy, NOISE), (adversarial, EPSILON)):  # the larger of the two
         assert 0 <= corrupted.min() < corrupted.max() <= 1
         assert np.abs(corrupted - images).max() <= radius + 1e-6
     # The noise is uniform where it does not meet 0 or 1: mean 0, variance radius²/3.
@@ -93,23 +111,24 @@ def test_the_others_see_clean_noisy_and_adversarial_images(objective):
 
 
 def test_the_adversarial_column_is_the_attack_on_the_bare_network():
-    classifier, variables = classifier_and_variables()
-    attacks = [make_attack("fgsm", 0.01), make_attack("bim", EPSILON, num_steps=2)]
-    adversarial = make_inputs("denoising", attacks=attacks).images[:, 2]
-    run = functools.partial(run_assigned, attacks, classifier.logits_fn(variables), loop="unrolled")
-    assert_array_equal(adversarial, jax.jit(run)(pixels(), LABELS))
+    adversarial = make_inputs("denoising").images[:, 2]
+    expected = jax.jit(
+        lambda images: run_assigned(ATTACKS, bare_logits, images, LABELS, loop="unrolled")
+    )(pixels())
+    assert_allclose(adversarial, expected, atol=1e-6)
     radii = np.abs(np.asarray(adversarial - pixels())).max((1, 2, 3))
     assert_allclose(radii, [0.01, EPSILON, 0.01, EPSILON], rtol=1e-4)
 
 
 def test_inputs_do_not_depend_on_the_purifier():
-    classifier, variables = classifier_and_variables(Shift())
-    results = [
-        make_inputs("guided", logits_fn=classifier.logits_fn({**variables, "purifier": p}, "bare"))
-        for p in ({"shift": jnp.float32(0.0)}, {"shift": jnp.float32(0.2)})
-    ]
-    assert_array_equal(results[0].images, results[1].images)
-    assert_array_equal(results[0].images, make_inputs("guided").images)
+    first, second = (
+        inputs_fn("denoising", purified=True)(
+            {**network_variables(), "purifier": {"shift": jnp.float32(shift)}}, EVERYONE, 0
+        )
+        for shift in (0.0, 0.2)
+    )
+    assert_array_equal(first.images, second.images)
+    assert_allclose(first.images, make_inputs("denoising").images, atol=1e-6)
 
 
 def test_weights_are_equal_among_columns_and_sum_to_one():
@@ -118,11 +137,9 @@ def test_weights_are_equal_among_columns_and_sum_to_one():
 
 
 def loss_of(purifier_params, inputs, weights, objective, guidance=1.0, purifier=None):
-    classifier, variables = classifier_and_variables(purifier or Shift())
-    variables = {**variables, "purifier": purifier_params}
     return purification_loss(
-        classifier,
-        variables,
+        Classifier(TinyNet(), purifier=purifier or Shift()),
+        {**network_variables(), "purifier": purifier_params},
         inputs,
         pixels(),
         weights,
@@ -165,16 +182,13 @@ def test_an_identity_purifier_costs_nothing_on_clean_images():
 
 
 def test_guidance_adds_the_divergence_from_the_clean_answers():
-    classifier, variables = classifier_and_variables(Shift())
     examples = make_inputs("guided")
     shift, guidance = 0.1, 3.0
     arguments = ({"shift": shift}, examples.images, examples.weights)
     loss, metrics = loss_of(*arguments, "guided", guidance)
     plain, _ = loss_of(*arguments, "denoising")
-    clean = classifier.logits(variables, pixels(), "bare")
-    purified = [
-        classifier.logits(variables, examples.images[:, v] + shift, "bare") for v in range(3)
-    ]
+    clean = bare_logits(pixels())
+    purified = [bare_logits(examples.images[:, column] + shift) for column in range(3)]
     expected = np.mean([entropy(softmax(clean), softmax(p), axis=-1) for p in purified])
     assert expected > 0.001
     assert_allclose(metrics["divergence"], expected, rtol=1e-3)
@@ -189,14 +203,13 @@ def test_the_gradient_is_that_of_the_purifier():
     def loss(shift):
         return loss_of({"shift": shift}, examples.images, examples.weights, "guided", 50.0)[0]
 
-    at, step = 0.05, 2e-3
+    at, step = 0.05, 5e-4
     slope = (loss(at + step) - loss(at - step)) / (2 * step)
     assert_allclose(jax.grad(loss)(at), slope, rtol=0.01)
 
 
 def test_a_purifier_learns_to_denoise():
-    unet = create_purifier("unet", width=0.25)
-    _, variables = classifier_and_variables(unet)
+    unet = create_purifier("unet", width=0.5)
     examples = make_inputs("denoising")
     optimizer = optax.adam(0.001)
 
@@ -209,14 +222,14 @@ def test_a_purifier_learns_to_denoise():
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, metrics["pixel_error"]
 
-    params, errors = variables["purifier"], []
+    params, errors = jax.jit(unet.init)(jax.random.key(0), pixels())["params"], []
     state = optimizer.init(params)
-    for _ in range(60):
+    for _ in range(100):
         params, state, error = step(params, state)
         errors.append(float(error))
     identity = np.square(np.asarray(examples.images - pixels()[:, None]))
     assert_allclose(errors[0], math.sqrt(identity.mean()), rtol=1e-3)
-    assert errors[-1] < 0.8 * errors[0]
+    assert errors[-1] < 0.9 * errors[0]
 
 
 def test_unknown_objectives_are_told():

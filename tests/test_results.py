@@ -26,7 +26,7 @@ def table():
 def test_results_are_derived_from_stored_predictions(tmp_path):
     path = tmp_path / "predictions.parquet"
     assert results.read_predictions(path).num_rows == 0
-    results.write_predictions(path, table())
+    results.write_table(path, table())
     assert [p.name for p in tmp_path.iterdir()] == ["predictions.parquet"]
     rows = results.derive_results(results.read_predictions(path))
     results.write_results(tmp_path / "results.csv", "breakhis", "resnet50", rows)
@@ -47,16 +47,29 @@ def test_results_are_derived_from_stored_predictions(tmp_path):
     assert [pgd[c] for c in ("tn", "fp", "fn", "tp")] == ["0", "2", "1", "1"]
 
 
+def test_worst_case_counts_an_example_as_right_if_it_is_under_every_attack():
+    attacks = {"fgsm": [0, 1, 1, 1], "pgd": [0, 0, 0, 1]}  # labels: 0, 1, 0, 1
+    rows = [
+        results.prediction_rows(
+            ("base", "adaptive", name, 0.03), EXAMPLES, np.zeros(4), np.array(predicted)
+        )
+        for name, predicted in attacks.items()
+    ]
+    assert results.worst_case(pa.concat_tables([table(), *rows])) == {("base", "adaptive"): (0, 4)}
+    assert results.worst_case(pa.concat_tables(rows)) == {("base", "adaptive"): (2, 4)}
+
+
 def test_terminal_table_says_why_a_cell_is_empty_and_fits():
     one_class = [Example(f"e{i}", 1, "g", 0, "", str(i)) for i in range(3)]
-    rows = results.derive_results(
-        results.prediction_rows(
-            ("base", "none", "clean", 0.0), one_class, np.ones(3), np.ones(3, int)
-        )
+    records = pa.concat_tables(
+        results.prediction_rows((*key, 0.03), one_class, np.ones(3), np.ones(3, int))
+        for key in (("base", "none", "clean"), ("base", "adaptive", "pgd"))
     )
     for width in (80, 124):
         text = io.StringIO()
-        results.print_results(Console(file=text, width=width), rows)
+        results.print_results(
+            Console(file=text, width=width), records, results.derive_results(records)
+        )
         assert "needs examples of both classes" in text.getvalue()
-        assert "1.000 (0.439–1.000)" in text.getvalue()
+        assert ("1.000 (0.439–1.000)" in text.getvalue()) == (width > 83)
         assert "…" not in text.getvalue()

@@ -40,7 +40,9 @@ def tiny_config() -> Config:
     config.data.image_size = 32
     config.data.phantom_images = 80
     config.data.per_class = 0
+    config.defenses = "base,adversarial"  # all four take twice the time
     config.train.epochs = 2
+    config.purifier.epochs = 1
     config.train.batch_size = 16
     config.train.num_steps = 2
     config.eval.num_steps = 2

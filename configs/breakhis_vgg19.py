@@ -1,0 +1,17 @@
+"""BreakHis histopathology (benign or malignant), VGG19; all else as in breakhis_resnet.py.
+
+    python main.py --config=configs/breakhis_vgg19.py --workdir=runs/x --config.data.dir=FOLDER
+
+From ImageNet weights: --config.model.weights=torchvision/vgg19, or a file of yours. As it stands
+it has not been trained to its end yet.
+"""
+
+from configs import breakhis_resnet
+from medadv_jax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    config = breakhis_resnet.get_config()
+    config.model.name = "vgg19"
+    return config

@@ -1,0 +1,17 @@
+"""Chest X-rays (normal or pneumonia), VGG16; all else as in pneumonia_resnet.py.
+
+    python main.py --config=configs/pneumonia_vgg16.py --workdir=runs/x --config.data.dir=FOLDER
+
+From ImageNet weights: --config.model.weights=torchvision/vgg16, or a file of yours. As it stands
+it has not been trained to its end yet.
+"""
+
+from configs import pneumonia_resnet
+from medadv_jax.config import Config
+
+
+def get_config() -> Config:
+    """Returns the config."""
+    config = pneumonia_resnet.get_config()
+    config.model.name = "vgg16"
+    return config
