@@ -1,0 +1,147 @@
+"""Detectors and pictures as records of a run."""
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+from tiny import SIZE, TinyNet, read_results, tiny_dataset
+
+from medadv_jax import detection, evaluate, pictures, train_step
+from medadv_jax.attacks import make_attack
+from medadv_jax.classifier import Classifier, to_pixels
+from medadv_jax.defenses.detector import DETECTORS
+from medadv_jax.input_pipeline import make_loader
+from medadv_jax.models.autoencoder import create_purifier
+
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    purifier = create_purifier("spatial", width=0.25)
+    return evaluate.Predictor(Classifier(TinyNet(), purifier=purifier), "fori_loop")
+
+
+@pytest.fixture(scope="module")
+def variables(predictor):
+    """Half of the images on each side of the border, so that attacks have something to change."""
+    variables = predictor.classifier.init(jax.random.key(3), SIZE)
+    pixels = to_pixels(np.stack(tiny_dataset(COUNT).source))
+    logits = np.asarray(predictor.logits(evaluate.Target("bare", variables), pixels))
+    params = variables["params"]
+    bias = np.array([0.0, -np.median(logits[:, 1] - logits[:, 0])], np.float32)
+    head = {"kernel": params["Dense_0"]["kernel"], "bias": bias}
+    return variables | {"params": params | {"Dense_0": head}}
+
+
+@pytest.fixture(scope="module")
+def attacks():
+    return [make_attack("fgsm", 0.2), make_attack("pgd", 0.2, step_size=0.04, num_steps=8)]
+
+
+@pytest.fixture(scope="module")
+def records(predictor, variables, attacks):
+    dataset = tiny_dataset(COUNT)
+    batches = list(make_loader(dataset, range(COUNT), 8, shuffle_seed=None))
+    found = detection.Detection(predictor, variables, train_step.make_mesh(), seed=0)
+    return found.measure(batches, batches, dataset.examples, attacks, attacks[1], 0.25, 10.0)
+
+
+def rows(table, **key):
+    return [row for row in table.to_pylist() if all(row[k] == v for k, v in key.items())]
+
+
+def test_there_is_a_score_for_each_detector_attack_and_image(records):
+    assert records.schema == detection.SCHEMA
+    for name in DETECTORS:
+        assert len(rows(records, detector=name, split="validation")) == COUNT
+        for threat_model, evaluation in (
+            ("none", "clean"), ("oblivious", "fgsm"), ("oblivious", "pgd"), ("adaptive", "pgd"),
+        ):  # fmt: skip
+            of = rows(records, detector=name, threat_model=threat_model, evaluation=evaluation,
+                      split="test")  # fmt: skip
+            assert [row["example"] for row in of] == [f"e{i}" for i in range(COUNT)]
+
+
+def test_fooled_are_those_right_before_and_wrong_now(records, predictor, variables, attacks):
+    dataset = tiny_dataset(COUNT)
+    batch = {"image": np.stack(dataset.source), "label": dataset.labels}
+    target, source = evaluate.Target("bare", variables), evaluate.Source("bare", variables)
+    attacked = predictor.attack(attacks, source, batch, jax.random.key(0))
+    pixels = {"clean": to_pixels(batch["image"]), "pgd": attacked[1]}
+    right = {
+        name: np.asarray(predictor.logits(target, x)).argmax(-1) == dataset.labels
+        for name, x in pixels.items()
+    }
+    assert not any(row["fooled"] for row in rows(records, threat_model="none"))
+    of = rows(records, detector="squeezing", threat_model="oblivious", evaluation="pgd")
+    np.testing.assert_array_equal([r["fooled"] for r in of], right["clean"] & ~right["pgd"])
+    assert any(r["fooled"] for r in of)
+
+
+def test_an_attacker_who_knows_the_detector_lowers_its_score(records):
+    """With so large a weight his examples score lower than those of one who does not know it."""
+    for name in DETECTORS:
+        means = {
+            threat: np.mean([
+                row["score"]
+                for row in rows(records, detector=name, threat_model=threat, evaluation="pgd")
+            ])
+            for threat in ("oblivious", "adaptive")
+        }  # fmt: skip
+        assert means["adaptive"] < means["oblivious"]
+
+
+def made(scores, fooled, **key):
+    n = len(scores)
+    columns = {name: [value] * n for name, value in key.items()}
+    columns |= {"example": [f"e{i}" for i in range(n)], "fooled": fooled, "score": scores}
+    return pa.table({name: columns[name] for name in detection.SCHEMA.names}, detection.SCHEMA)
+
+
+def test_summary_by_hand(tmp_path):
+    key = {"detector": "squeezing", "threat_model": "none", "evaluation": "clean"}
+    clean, nobody = [0.1, 0.2, 0.3, 0.4], [False] * 4
+    table = pa.concat_tables([
+        made(clean, nobody, **key, split="validation"),
+        made([0.0, 0.25, 0.35, 0.5], nobody, **key, split="test"),
+        # Of three attacked images two are fooled; the third does not count.
+        made([0.45, 0.31, 0.0], [True, True, False],
+             **key | {"threat_model": "oblivious", "evaluation": "pgd"}, split="test"),
+        made([0.2], [False], **key | {"threat_model": "adaptive", "evaluation": "pgd"},
+             split="test"),
+    ])  # fmt: skip
+    oblivious, adaptive = detection.summarize(table, 0.25)
+    assert oblivious["threshold"] == pytest.approx(0.3)  # a quarter of validation lies above
+    assert (oblivious["n_clean"], oblivious["n_attacked"]) == (4, 2)
+    assert oblivious["true_positive_rate"] == 1.0
+    assert oblivious["false_positive_rate"] == 0.5  # on test images it is another share
+    assert oblivious["auc"] == 5 / 8  # of 4 × 2 pairs
+    assert adaptive["n_attacked"] == 0
+    assert adaptive["auc"] is None
+    detection.write_summary(tmp_path / "detection.csv", [oblivious, adaptive])
+    written = read_results(tmp_path / "detection.csv")
+    assert [row["auc"] for row in written] == ["0.625", ""]
+
+
+def test_pictures_are_what_the_attack_made_and_the_classifier_said(predictor, variables, attacks):
+    dataset = tiny_dataset(COUNT)
+    chosen = pictures.choose(dataset.examples, [11, 3, 1, 0, 5, 7, 2])
+    assert chosen == [0, 2, 11, 3, 1]  # of each class at most three, as they come
+    batch = next(make_loader(dataset, chosen, 8, shuffle_seed=None))
+    targets = {"base": evaluate.Target("bare", variables),
+               "autoencoder": evaluate.Target("full", variables)}  # fmt: skip
+    key = jax.random.key(0)
+    arrays = pictures.take(predictor, attacks, "pgd", targets, batch, key)
+    np.testing.assert_array_equal(
+        arrays["images"] * 255, np.stack([dataset.source[i] for i in chosen])
+    )
+    for name, target in targets.items():
+        adversarial = arrays[f"{name}/adversarial"]
+        assert 0 < np.abs(adversarial - arrays["images"]).max() <= 0.2 + 1e-6
+        logits = predictor.logits(target, adversarial)
+        expected = jax.nn.softmax(logits, axis=-1)[:, 1]
+        np.testing.assert_allclose(arrays[f"{name}/score_adversarial"], expected, atol=1e-5)
+    assert "base/purified" not in arrays
+    purified = predictor.classifier.purify(variables, arrays["autoencoder/adversarial"])
+    np.testing.assert_allclose(arrays["autoencoder/purified"], purified, atol=1e-5)
