@@ -1,6 +1,7 @@
 """A run: the order of its stages. Each leaves files in the workdir, and is not repeated."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,15 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from medadv_jax import detection, evaluate, pictures, results, train_step, workdir
+from medadv_jax import detection, evaluate, pictures, results, self_checks, train_step, workdir
 from medadv_jax.classifiers import Classifiers
 from medadv_jax.config import Config
+from medadv_jax.curves import curve_rows, read_curves
 from medadv_jax.defenses import Defense, get_defense
 from medadv_jax.detection import Detection
 from medadv_jax.input_pipeline import Batch, Dataset, count_listed, load_dataset, make_loader
 from medadv_jax.progress import StageProgress, default_console
+from medadv_jax.report import write_report
 from medadv_jax.splits import Splits, make_splits
+from medadv_jax.subject import Subject, choose_examples, make_sweep, read_images
 from medadv_jax.validation import check_batch, validate
+from medadv_jax.verdicts import headline
 from medadv_jax.writers import MetricsWriter, write_json
 
 
@@ -62,6 +67,7 @@ class Run:
             self._evaluate(defense, dataset, splits)
         self._detect(dataset, splits)
         self._take_pictures(dataset, splits)
+        self._check(dataset, splits)
         self._report(splits, dataset)
 
     def _split(self) -> tuple[Dataset, Splits]:
@@ -144,6 +150,48 @@ class Run:
         ids = [dataset.examples[i].id for i in batch["index"][batch["mask"] > 0]]
         pictures.write(path, {**arrays, "example": np.array(ids)})
 
+    def _check(self, dataset: Dataset, splits: Splits) -> None:
+        """Draws the curves and asks whether the numbers can be trusted: `self_checks.json`."""
+        config, path = self.config, self.workdir / "self_checks.json"
+        if not config.eval.checks or path.exists():
+            return
+        parts, predictor = self.classifiers, self.classifiers.predictor
+        test = np.array(splits.test)
+        chosen = test[choose_examples(dataset.labels[test], config.eval.check_images, config.seed)]
+        images, examples = read_images(dataset, chosen), tuple(dataset.examples[i] for i in chosen)
+        sweep = make_sweep(predictor, config.attack.norm, parts.eval_batch(), parts.mesh)
+        predictions = results.read_predictions(self.workdir / "predictions.parquet")
+        curves, checks = read_curves(self.workdir / "curves.parquet"), []
+        for defense in self.defenses:
+            self._say(f"check {defense.name}: on {len(chosen)} test images")
+            target = parts.target(defense)
+            sources = evaluate.threats(defense, target.variables, None)[-1].sources
+            subject = Subject(
+                defense.name, predictor, sweep, target, sources, images,
+                dataset.labels[chosen], examples, config.seed,
+            )  # fmt: skip
+            if defense.name not in curves["defense"].unique().to_pylist():
+                curves = pa.concat_tables([curves, curve_rows(subject, config)])
+                results.write_table(self.workdir / "curves.parquet", curves)
+            checks += self_checks.run_self_checks(subject, config, curves, predictions)
+        checks.append(self._check_splits(dataset, splits, predictions))
+        self_checks.write_self_checks(path, checks)
+
+    def _check_splits(
+        self, dataset: Dataset, splits: Splits, predictions: pa.Table
+    ) -> self_checks.Check:
+        """The check of who is in which split, by names, copies and looks."""
+        used = [*splits.train, *splits.validation, *splits.test]
+        hashes = self_checks.difference_hashes([dataset.source[i] for i in used])
+        training = (self.workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return self_checks.check_splits(
+            splits.to_json(dataset.examples),
+            dataset.examples,
+            predictions,
+            [json.loads(line) for line in training],
+            {dataset.examples[i].id: row for i, row in zip(used, hashes, strict=True)},
+        )
+
     def _batches(self, dataset: Dataset, indices: Sequence[int]) -> Iterator[Batch]:
         return make_loader(dataset, indices, self.classifiers.eval_batch(), shuffle_seed=None)
 
@@ -161,6 +209,10 @@ class Run:
             detection.write_summary(self.workdir / "detection.csv", found)
         for warning in _doubts(splits, dataset):
             self._say(f"warning: {warning}")
+        for line in self._verdict():
+            self._say(line)
+        page = write_report([self.workdir], self.workdir / "report")
+        self._say(f"{page}: the report, with figures")
         for name, what in (
             ("results.csv", "the table above"),
             ("predictions.parquet", "one row for each prediction"),
@@ -169,6 +221,21 @@ class Run:
             ("checkpoints", "the best and the last of each classifier"),
         ):
             self._say(f"{self.workdir / name}: {what}")
+
+    def _verdict(self) -> list[str]:
+        """Returns what the self-checks say, one line each that is not a pass."""
+        path = self.workdir / "self_checks.json"
+        if not path.exists():
+            return ["self-checks: not run (eval.checks=False)"]
+        checks = self_checks.read_self_checks(path)
+        passed = sum(check.verdict == "pass" for check in checks)
+        lines = [f"self-checks: {headline(checks)}; {passed} of {len(checks)} pass"]
+        lines += [
+            f"{c.verdict}: {c.number} {c.name}, {c.defense or 'run'}: {c.explanation}"
+            for c in checks
+            if c.verdict != "pass"
+        ]
+        return lines
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

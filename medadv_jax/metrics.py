@@ -145,7 +145,7 @@ def metric_intervals(
     for name, (part, whole) in ratios.items():
         intervals[name] = _ratio_interval(part, whole, groups, weights)
     intervals["auc"] = None
-    if _auc(label, score, {}) is not None:
+    if _auc(label, score, {}) not in (None, 0.0, 1.0):  # resampling says nothing of the ends
         intervals["auc"] = cluster_bootstrap(_auc_statistic(label, score), groups, weights=weights)
     return intervals
 
@@ -160,7 +160,7 @@ def _ratio_interval(
     if total in (0.0, 1.0):  # resampling cannot say more than what was seen
         inside = len(np.unique(groups[whole > 0]))
         return wilson_interval(round(total) * inside, inside)
-    both = np.stack([part, whole], axis=1).astype(np.float32)
+    both = np.stack([part, whole], axis=1).astype(np.float64)
 
     def statistic(drawn: np.ndarray) -> np.ndarray:
         sums = drawn @ both
@@ -176,7 +176,7 @@ def _auc_statistic(label: np.ndarray, score: np.ndarray) -> Statistic:
     first, last = (np.searchsorted(ranked, ranked, side) for side in ("left", "right"))
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        drawn = weights[:, order].astype(np.float64)
+        drawn = weights[:, order]
         negatives = np.cumsum(drawn * ~positive, axis=1)
         negatives = np.concatenate([np.zeros((len(drawn), 1)), negatives], axis=1)
         below = (negatives[:, first] + negatives[:, last]) / 2
@@ -201,7 +201,7 @@ def patient_accuracy(
       seed: of the resampling.
     """
     _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    share = (1 / sizes[member]).astype(np.float32)  # of an image in its patient
+    share = 1 / sizes[member]  # of an image in its patient
     patients = len(sizes)
     value = float((right * share).sum() / patients)
     if right.all() or not right.any():

@@ -30,13 +30,13 @@ def cluster_weights(groups: Sequence | np.ndarray, draws: int = DRAWS, seed: int
       seed: the same seed and groups give the same weights.
 
     Returns:
-      (draws, n) float32 of whole numbers.
+      (draws, n) float64 of whole numbers.
     """
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     count = int(member.max()) + 1
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    return drawn[:, member].astype(np.float32)
+    return drawn[:, member].astype(np.float64)
 
 
 def cluster_bootstrap(
@@ -113,7 +113,7 @@ def proportion_interval(
         return wilson_interval(int(right.sum()), n)
     if count > 1 and (right.all() or not right.any()):
         return wilson_interval(count if right.all() else 0, count)
-    share = np.asarray(right, np.float32)
+    share = np.asarray(right, np.float64)
     return cluster_bootstrap(
         lambda w: w @ share / w.sum(axis=1), groups, weights=weights, seed=seed
     )

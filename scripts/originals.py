@@ -142,6 +142,12 @@ def our_variables(source: str, arch: str, shapes: Shapes, **arguments: Any) -> d
     return variables
 
 
+def our_network(source: str, arch: str, shapes: Shapes) -> tuple[Any, dict[str, Any]]:
+    """Returns our network with the original's options, and the original's seeded weights."""
+    net = create_model(arch, num_classes=NUM_CLASSES, **LAYOUTS[source].OPTIONS[arch])
+    return net, our_variables(source, arch, shapes)
+
+
 def our_outputs(
     source: str,
     arch: str,
@@ -149,10 +155,9 @@ def our_outputs(
     shapes: Shapes,
     compiler_options: dict[str, Any] | None = None,
 ) -> Outputs:
-    """Runs our network with the original's seeded weights and options."""
+    """Runs our network with the original's seeded weights and options; the gradient in float64."""
     jit = functools.partial(jax.jit, compiler_options=compiler_options)
-    net = create_model(arch, num_classes=NUM_CLASSES, **LAYOUTS[source].OPTIONS[arch])
-    variables = our_variables(source, arch, shapes)
+    net, variables = our_network(source, arch, shapes)
     inputs = jnp.asarray(images)
 
     def statistics(images: jax.Array, variables: dict[str, Any]) -> Any:
@@ -166,29 +171,28 @@ def our_outputs(
         for path, origin in LAYOUTS[source].sources(arch).items()
         if path[0] == "batch_stats"
     }
-    gradient = our_gradient(source, arch, images, shapes, compiler_options=compiler_options)
+    gradient = our_gradient(net, variables, images, compiler_options=compiler_options)
     return Outputs(np.asarray(logits), gradient, named, shapes)
 
 
 def our_gradient(
-    source: str,
-    arch: str,
+    net: Any,
+    variables: dict[str, Any],
     images: np.ndarray,
-    shapes: Shapes,
     dtype: str = "float64",
     compiler_options: dict[str, Any] | None = None,
 ) -> np.ndarray:
-    """Returns our gradient as in `Outputs`, computed in `dtype` with the forms as deployed."""
+    """Returns the gradient of `Outputs` of a network of ours, computed in `dtype`."""
     cotangent = seeded_cotangent(len(images))
 
     def loss(images: jax.Array, variables: dict[str, Any]) -> jax.Array:
         return jnp.sum(net.apply(variables, images) * cotangent)
 
     with jax.enable_x64(dtype == "float64"):
-        net: Any = create_model(arch, num_classes=NUM_CLASSES, **LAYOUTS[source].OPTIONS[arch])
-        net = net.clone(dtype=jnp.dtype(dtype))  # float64 is for comparing only: no choice there
+        net = net.clone(dtype=jnp.dtype(dtype))  # `create_model` has no float64: no run wants it
+        # Layers widen kernels as they use them; what BatchNorm makes of vectors would be rounded.
         variables = jax.tree.map(
-            lambda array: jnp.asarray(array, dtype), our_variables(source, arch, shapes)
+            lambda array: jnp.asarray(array, dtype) if array.ndim == 1 else array, variables
         )
         gradient = jax.jit(jax.grad(loss), compiler_options=compiler_options)
         return np.asarray(gradient(jnp.asarray(images, dtype), variables))
@@ -253,8 +257,12 @@ def keras_network(arch: str, size: int) -> Any:
     os.environ.setdefault("KERAS_BACKEND", "jax")
     import keras
 
+    from keras.src.backend.common import dtypes
+
     keras.utils.clear_session()  # layers are numbered from none again
     keras.config.set_floatx("float64")
+    # Keras 3.15 on JAX takes float64 back to float32 wherever types meet: in BatchNormalization.
+    dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
     names = {"vgg16": "VGG16", "vgg19": "VGG19", "resnet50": "ResNet50"}
     network = getattr(keras.applications, names.get(arch, "InceptionV3"))(
         weights=None, input_shape=(size, size, 3), classifier_activation=None

@@ -79,10 +79,10 @@ def compare(source: str, arch: str, size: int) -> dict[str, float | None]:
     images = originals.seeded_images(BATCH, size)
     theirs = originals.original_outputs(source, arch, images)
     ours = originals.our_outputs(source, arch, images, theirs.shapes)
-    float32 = originals.our_gradient(source, arch, images, theirs.shapes, "float32")
-    return differences(ours, theirs) | {
-        "(float32)": gradient_difference(float32, theirs.gradient)
-    }
+    network = originals.our_network(source, arch, theirs.shapes)
+    float32 = originals.our_gradient(*network, images, "float32")
+    shown = {"(float32)": gradient_difference(float32, theirs.gradient)}
+    return differences(ours, theirs) | shown
 
 
 def compare_transform_input() -> dict[str, float | None]:

@@ -8,7 +8,8 @@ They treat every image alone and have no mode: no batch statistics, no dropout. 
 attacked is the one that is deployed. A new one is one class here and one line in `PURIFIERS`.
 
 Pixels go into blocks of 2×2 as channels before the first convolution, and come out of blocks after
-the last: a convolution over the three channels of a whole image costs more than it computes.
+the last: a convolution over the three channels of a whole image costs more than it computes. SiLU
+is smooth, for those who train and for those who attack, and on X-rays it learned sooner than ReLU.
 """
 
 import functools
@@ -26,6 +27,8 @@ from medadv_jax.models.layers import Conv, check_images, scale_channels
 
 _LARGEST_MAP = 8  # pixels; the dense encoder halves until no side of its map is longer
 _BLOCK_VALUES = 8  # units of `bottleneck` for one channel of the spatial one
+_DETAIL_UNIT = 1 / 16  # pixels; of the U-Net's input, about twice the radius of an attack
+_OUTPUT_UNIT = 0.1  # pixels; of the U-Net's output, so that Adam's first steps are small ones
 
 
 def _space_to_depth(images: jax.Array) -> jax.Array:
@@ -60,6 +63,11 @@ def clip_pixels(images: jax.Array) -> jax.Array:
     """
     inside = (images >= 0.0) & (images <= 1.0)
     return jnp.where(inside, images, jax.lax.stop_gradient(jnp.clip(images, 0.0, 1.0)))
+
+
+def _centre(pixels: jax.Array) -> jax.Array:
+    """[0, 1] → [-2, 2]: after two epochs on X-rays the error is a fifth smaller."""
+    return 4 * pixels - 2
 
 
 class _Purifier(nn.Module):
@@ -112,20 +120,20 @@ class DenseAutoencoder(_Purifier):
         check_images(pixels)
         depth = max(1, (max(pixels.shape[1:3]) - 1) // _LARGEST_MAP).bit_length()
         channels = [scale_channels(32 * 2 ** min(stage, 2), self.width) for stage in range(depth)]
-        hidden = _space_to_depth(_pad_to_multiple(pixels, 2**depth).astype(self.dtype))
-        hidden = nn.relu(self.conv(channels[0], "encode0")(hidden))
+        hidden = _space_to_depth(_centre(_pad_to_multiple(pixels, 2**depth)).astype(self.dtype))
+        hidden = nn.silu(self.conv(channels[0], "encode0")(hidden))
         for stage in range(1, depth):
-            hidden = nn.relu(self.conv(channels[stage], f"encode{stage}", stride=2)(hidden))
+            hidden = nn.silu(self.conv(channels[stage], f"encode{stage}", stride=2)(hidden))
 
         shape = hidden.shape[1:]
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         code = dense(self.bottleneck, name="bottleneck")(hidden.reshape(len(hidden), -1))
-        hidden = nn.relu(dense(shape[0] * shape[1] * shape[2], name="expand")(code))
+        hidden = nn.silu(dense(shape[0] * shape[1] * shape[2], name="expand")(code))
         hidden = hidden.reshape(-1, *shape)
 
         for stage in reversed(range(1, depth)):
-            hidden = nn.relu(self.up(hidden, channels[stage - 1], f"up{stage}"))
-            hidden = nn.relu(self.conv(channels[stage - 1], f"decode{stage}")(hidden))
+            hidden = nn.silu(self.up(hidden, channels[stage - 1], f"up{stage}"))
+            hidden = nn.silu(self.conv(channels[stage - 1], f"decode{stage}")(hidden))
         hidden = self.conv(12, "decode0")(hidden).astype(jnp.float32)
         return _crop_like(nn.sigmoid(_depth_to_space(hidden)), pixels)
 
@@ -141,12 +149,12 @@ class SpatialAutoencoder(_Purifier):
         """Purifies, (B, H, W, 3) float32 in [0, 1] → the same."""
         check_images(pixels)
         fine, coarse = (scale_channels(channels, self.width) for channels in (32, 64))
-        hidden = _space_to_depth(_pad_to_multiple(pixels, 4).astype(self.dtype))
-        hidden = nn.relu(self.conv(fine, "encode0")(hidden))
-        hidden = nn.relu(self.conv(coarse, "encode1", stride=2)(hidden))
+        hidden = _space_to_depth(_centre(_pad_to_multiple(pixels, 4)).astype(self.dtype))
+        hidden = nn.silu(self.conv(fine, "encode0")(hidden))
+        hidden = nn.silu(self.conv(coarse, "encode1", stride=2)(hidden))
         code = self.conv(max(1, self.bottleneck // _BLOCK_VALUES), "bottleneck", window=1)(hidden)
-        hidden = nn.relu(self.conv(coarse, "expand")(code))
-        hidden = nn.relu(self.up(hidden, fine, "up1"))
+        hidden = nn.silu(self.conv(coarse, "expand")(code))
+        hidden = nn.silu(self.up(hidden, fine, "up1"))
         hidden = self.conv(12, "decode0")(hidden).astype(jnp.float32)
         return _crop_like(nn.sigmoid(_depth_to_space(hidden)), pixels)
 
@@ -154,9 +162,9 @@ class SpatialAutoencoder(_Purifier):
 class DenoisingUNet(_Purifier):
     """Predicts the perturbation and takes it away; before training it returns its input.
 
-    A U-Net (Ronneberger et al. 2015) as the denoiser of Liao et al. (2018), whose
-    output is the input less what the network predicts; ours is smaller, halves three times, and
-    adds what goes past a level to what comes back, where theirs puts them beside each other.
+    A U-Net (Ronneberger et al. 2015) as the denoiser of Liao et al. (2018), whose output is the
+    input less what the network predicts; ours is smaller, halves three times, and adds what goes
+    past a level to what comes back, where theirs puts them beside each other.
     It has no bottleneck: `bottleneck` changes nothing.
     """
 
@@ -165,22 +173,32 @@ class DenoisingUNet(_Purifier):
         """Purifies, (B, H, W, 3) float32 in [0, 1] → the same."""
         check_images(pixels)
         channels = [scale_channels(32 * 2**level, self.width) for level in range(3)]
-        hidden = _space_to_depth(_pad_to_multiple(pixels, 8).astype(self.dtype))
-        hidden = nn.relu(self.conv(channels[0], "encode0")(hidden))
+        hidden = _enlarge_detail(_space_to_depth(_pad_to_multiple(pixels, 8))).astype(self.dtype)
+        hidden = nn.silu(self.conv(channels[0], "encode0")(hidden))
         passed = [hidden]
         for level in (1, 2):
-            hidden = nn.relu(self.conv(channels[level], f"encode{level}", stride=2)(hidden))
+            hidden = nn.silu(self.conv(channels[level], f"encode{level}", stride=2)(hidden))
             passed.append(hidden)
-        hidden = nn.relu(self.conv(channels[2], "decode2")(hidden))
+        hidden = nn.silu(self.conv(channels[2], "decode2")(hidden))
         for level in (1, 0):
-            hidden = passed[level] + self.up(hidden, channels[level], f"up{level + 1}")
-            hidden = nn.relu(hidden)
+            hidden = nn.silu(passed[level] + self.up(hidden, channels[level], f"up{level + 1}"))
             if level:
-                hidden = nn.relu(self.conv(channels[level], f"decode{level}")(hidden))
+                hidden = nn.silu(self.conv(channels[level], f"decode{level}")(hidden))
         zeros = nn.initializers.zeros
         perturbation = self.conv(12, "perturbation", kernel_init=zeros)(hidden)
-        perturbation = _crop_like(_depth_to_space(perturbation.astype(jnp.float32)), pixels)
-        return clip_pixels(pixels - perturbation)
+        perturbation = _depth_to_space(_OUTPUT_UNIT * perturbation.astype(jnp.float32))
+        return clip_pixels(pixels - _crop_like(perturbation, pixels))
+
+
+def _enlarge_detail(blocks: jax.Array) -> jax.Array:
+    """The mean of each block, and how its values differ from it, enlarged; (B, H, W, 12) → 13.
+
+    A perturbation of a few hundredths drowns in the picture. On X-rays of 64 pixels, 100 steps
+    at width 0.5 lower the error of attacked images from 0.0267 to 0.018; with the pixels as they
+    are and the output in pixels, not at all.
+    """
+    mean = blocks.mean(axis=-1, keepdims=True)
+    return jnp.concatenate([(blocks - mean) / _DETAIL_UNIT, 2 * mean - 1], axis=-1)
 
 
 def create_purifier(

@@ -1,1 +1,47 @@
-"""Reports."""
+"""Run directories → tables, figures and one HTML page. Reads records only; imports no JAX.
+
+    write_report([Path("runs/demo")], Path("runs/demo/report"))
+
+leaves in `out`: index.html, which needs no other file; figures/*.svg; tables/*.csv and *.tex.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from medadv_jax.report import run_page, runs_page
+from medadv_jax.report.drawing import Picture
+from medadv_jax.report.records import load_run
+from medadv_jax.report.tables import as_csv, as_latex
+from medadv_jax.writers import write_text
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Writes the report of one run, or the comparison of several.
+
+    Args:
+      runs: run directories, at least one.
+      out: the folder to write; what an earlier report left in its figures/ and tables/ goes.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: a directory that holds no finished run.
+    """
+    records = [load_run(Path(run)) for run in runs]
+    if len(records) == 1:
+        page, tables, drawn = run_page.build(records[0])
+    else:
+        page, tables, drawn = runs_page.build(records)
+    for folder in ("figures", "tables"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+        (out / folder).mkdir(parents=True)
+    for picture in drawn:
+        if isinstance(picture, Picture):
+            picture.write(out / "figures")
+    for table in tables:
+        write_text(out / "tables" / f"{table.name}.csv", as_csv(table))
+        write_text(out / "tables" / f"{table.name}.tex", as_latex(table))
+    write_text(out / "index.html", page)
+    return out / "index.html"

@@ -164,8 +164,8 @@ def _why_not(row: PaperRow, windows: Windows) -> str:
     least, most = _harmonic(p_low, r_low), _harmonic(p_high, r_high)
     if windows["f1"][1] < least or windows["f1"][0] > most:
         mean = _harmonic(row.value("precision"), row.value("recall"))
-        return f"F1 is printed as {row.f1}; its precision and recall give {mean:.4f}"
-    return f"no counts of up to {MOST_IMAGES} images round to the five numbers together"
+        return f"precision and recall give an F1 of {mean:.4f}"
+    return "no counts give all five numbers"
 
 
 def _harmonic(precision: float, recall: float) -> float:

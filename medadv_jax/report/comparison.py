@@ -1,0 +1,160 @@
+"""Which defence of a run is best, and is the difference more than chance?"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from medadv_jax.report.records import RunRecords
+from medadv_jax.report.tables import Cell, Estimate, Table, blocks, cell_text, number_text, p_text
+from medadv_jax.statistics import cluster_bootstrap, holm, mcnemar_exact
+
+LEVEL = 0.05
+ATTACKED, CLEAN = "worst attack, adaptive", "clean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two defences on the same images.
+
+    Attributes:
+      on: ATTACKED or CLEAN.
+      a, b: the defences.
+      difference: accuracy of a less that of b, with the interval by patient.
+      only_a, only_b: images that only one of them has right.
+      p, p_holm: McNemar's exact test, alone and adjusted for all comparisons of the run.
+    """
+
+    on: str
+    a: str
+    b: str
+    difference: Estimate
+    only_a: int
+    only_b: int
+    p: float
+    p_holm: float
+
+    @property
+    def significant(self) -> bool:
+        """The adjusted p is below 0.05, and the interval by patient leaves out 0 where there is
+        one: McNemar's test takes the images of one patient for independent."""
+        interval = self.difference.interval
+        apart = interval is None or interval[0] > 0 or interval[1] < 0
+        return self.p_holm < LEVEL and apart
+
+
+def right_answers(run: RunRecords, on: str) -> dict[str, np.ndarray]:
+    """Returns, for each defence that was evaluated so, which examples are right (n,) bool."""
+    found = {d: run.clean(d) if on == CLEAN else run.worst(d) for d in run.defenses}
+    return {d: o.predicted == run.label for d, o in found.items() if o is not None}
+
+
+def compare(run: RunRecords) -> list[Comparison]:
+    """Returns every pair of defences, attacked and clean, with p-values adjusted over all."""
+    drafts = []
+    for on in (ATTACKED, CLEAN):
+        right = right_answers(run, on)
+        for a, b in itertools.combinations(right, 2):
+            only_a, only_b, p = mcnemar_exact(right[a], right[b])
+            difference = _difference(run, right[a], right[b])
+            drafts.append(Comparison(on, a, b, difference, only_a, only_b, p, p_holm=p))
+    adjusted = holm([draft.p for draft in drafts])
+    return [dataclasses.replace(draft, p_holm=p) for draft, p in zip(drafts, adjusted, strict=True)]
+
+
+def _difference(run: RunRecords, right_a: np.ndarray, right_b: np.ndarray) -> Estimate:
+    difference = right_a.astype(float) - right_b.astype(float)
+    interval = cluster_bootstrap(
+        lambda w: w @ difference / w.sum(axis=1), run.group, weights=run.weights
+    )
+    return Estimate(float(difference.mean()), interval)
+
+
+def pairwise_table(comparisons: list[Comparison]) -> Table:
+    """Returns the comparisons as a table."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            c.on, f"{c.a} − {c.b}", c.difference, c.only_a, c.only_b, p_text(c.p),
+            p_text(c.p_holm), "yes" if c.significant else "no",
+        )
+        for c in comparisons
+    ]  # fmt: skip
+    return Table(
+        "pairwise",
+        "Is one defence better than another? Pairs on the same test images",
+        (
+            "images", "pair", "difference in accuracy", "only first right", "only second right",
+            "p (McNemar)", "p (Holm)", "significant",
+        ),
+        rows,
+        (
+            "McNemar's exact test on images; Holm's correction over all rows of this table."
+            " Significant: adjusted p below 0.05, and the interval of the difference, by resampling"
+            " patients, leaves out 0; the test alone takes a patient's images for independent.",
+        ),
+        blocks(rows),
+    )  # fmt: skip
+
+
+def attacked_accuracy(run: RunRecords) -> dict[str, float]:
+    """Returns the headline of each defence: accuracy against the worst adaptive attack."""
+    return {d: float(right.mean()) for d, right in right_answers(run, ATTACKED).items()}
+
+
+def best_defense(run: RunRecords) -> str | None:
+    """Returns the defence with the highest headline, None without attacks."""
+    accuracy = attacked_accuracy(run)
+    return max(accuracy, key=accuracy.__getitem__) if accuracy else None
+
+
+def verdict(run: RunRecords, comparisons: list[Comparison]) -> tuple[str, ...]:
+    """Returns sentences: which defence is best, by how much, and whether by chance."""
+    accuracy = attacked_accuracy(run)
+    if not accuracy:
+        return ("Nothing was attacked, so no defence can be called best.",)
+    best = max(accuracy, key=accuracy.__getitem__)
+    if len(accuracy) == 1:
+        return (f"{best} is the only classifier that was attacked: nothing to compare it with.",)
+    others = [d for d in accuracy if d != best]
+    second = max(others, key=accuracy.__getitem__)
+    pair = find(comparisons, ATTACKED, best, second)
+    first = f"{best} is best." if pair.significant else "None can be called best."
+    difference = cell_text(Estimate(abs(pair.difference.value or 0.0), _sided(pair, best)))
+    kind = "significant" if pair.significant else "not significant"
+    second_sentence = (
+        f"Under attack {best} has {accuracy[best]:.3f}, {second} {accuracy[second]:.3f}: a"
+        f" difference of {difference}, {kind} (McNemar's p after Holm {_equals(pair.p_holm)})."
+    )
+    rest = [d for d in others if d != second]
+    beaten = [d for d in rest if find(comparisons, ATTACKED, best, d).significant]
+    third = f"{best} is significantly better than {' and '.join(beaten)}." if beaten else ""
+    return tuple(filter(None, (first, second_sentence, third, price(run, comparisons))))
+
+
+def price(run: RunRecords, comparisons: list[Comparison]) -> str:
+    """Returns what the leading defence costs on clean images, "" if it is base."""
+    best = best_defense(run)
+    if best in (None, "base") or "base" not in run.defenses:
+        return ""
+    pair = find(comparisons, CLEAN, str(best), "base")
+    change = (pair.difference.value or 0.0) * (1 if pair.a == best else -1)
+    kind = "significant" if pair.significant else "not significant"
+    return f"On clean images {best} differs from base by {number_text(change, '+')}, {kind}."
+
+
+def find(comparisons: list[Comparison], on: str, a: str, b: str) -> Comparison:
+    """Returns the comparison of two defences, in whichever order they stand."""
+    return next(c for c in comparisons if c.on == on and {c.a, c.b} == {a, b})
+
+
+def _sided(pair: Comparison, best: str) -> tuple[float, float] | None:
+    """Returns the interval of best less the other."""
+    interval = pair.difference.interval
+    if interval is None or pair.a == best:
+        return interval
+    return 0.0 - interval[1], 0.0 - interval[0]  # of 0 less 0 there is no negative zero
+
+
+def _equals(p: float) -> str:
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"

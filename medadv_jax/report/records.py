@@ -1,0 +1,358 @@
+"""Everything a report reads: the files of a run directory, checked and in one order of examples."""
+
+import csv
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from medadv_jax.errors import UserError
+from medadv_jax.metrics import Metrics, metric_intervals, summarize
+from medadv_jax.statistics import Interval, cluster_weights, proportion_interval
+
+Key = tuple[str, str, str, float]  # defence, threat model, evaluation, epsilon
+
+DEFENSES = ("base", "adversarial", "autoencoder", "hybrid")  # the order of every table
+PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not know the purifier
+THREATS = ("transfer", "oblivious", "adaptive")
+FEW_IMAGES, FEW_PATIENTS = 100, 10  # fewer test images, or patients of a class, prove nothing
+CLASS_NAMES = {
+    "chest_xray": ("normal", "pneumonia"),
+    "breakhis": ("benign", "malignant"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Answers of one classifier to one evaluation, in the order of the run's examples.
+
+    Attributes:
+      score: (n,) float, probability of class 1.
+      predicted: (n,) int.
+    """
+
+    score: np.ndarray
+    predicted: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Accuracy on a subset along one axis: epsilon or steps.
+
+    Attributes:
+      defense: whose.
+      x: (k,) ascending.
+      accuracy, low, high: (k,) share right, and its interval; NaN where there is none.
+      n: examples at each point.
+      fixed: the value of the other axis.
+    """
+
+    defense: str
+    x: np.ndarray
+    accuracy: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n: int
+    fixed: float
+
+
+@dataclasses.dataclass
+class RunRecords:
+    """One run. Optional files that are missing are None or empty.
+
+    Attributes:
+      path: the run directory.
+      config: the config, nested.
+      about: device, versions, git_commit.
+      label, group, magnification, subtype, example: (n,) of the test examples.
+      outcomes: (defence, threat model, evaluation, epsilon) -> answers.
+      training: lines of metrics.jsonl.
+      curves: columns of curves.parquet.
+      pictures: arrays of pictures.npz.
+      detection: rows of detection.csv.
+      checks: the content of self_checks.json.
+      splits: the content of splits.json.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    about: dict[str, Any]
+    example: np.ndarray
+    label: np.ndarray
+    group: np.ndarray
+    magnification: np.ndarray
+    subtype: np.ndarray
+    outcomes: dict[Key, Outcome]
+    training: list[dict[str, Any]]
+    curves: dict[str, np.ndarray] | None
+    pictures: dict[str, np.ndarray] | None
+    detection: list[dict[str, str]]
+    checks: dict[str, Any] | None
+    splits: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the run directory."""
+        return self.path.resolve().name
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name."""
+        return self.config["data"]["name"]
+
+    @property
+    def model(self) -> str:
+        """The network's name."""
+        return self.config["model"]["name"]
+
+    @property
+    def epsilon(self) -> float:
+        """The radius of the headline."""
+        return float(self.config["attack"]["epsilon"])
+
+    @property
+    def class_names(self) -> tuple[str, str]:
+        """Of class 0 and class 1."""
+        return CLASS_NAMES.get(self.dataset, ("class 0", "class 1"))
+
+    @property
+    def defenses(self) -> list[str]:
+        """Known ones in the order of every table, then others."""
+        found = {key[0] for key in self.outcomes}
+        return [d for d in DEFENSES if d in found] + sorted(found.difference(DEFENSES))
+
+    @functools.cached_property
+    def attacks(self) -> list[str]:
+        """Attacks of the headline, in the order of the records."""
+        names = (k[2] for k in self.outcomes if k[2] != "clean" and k[3] == self.epsilon)
+        return list(dict.fromkeys(names))
+
+    @functools.cached_property
+    def weights(self) -> np.ndarray:
+        """Resamples of whole groups; see `statistics.cluster_weights`."""
+        return cluster_weights(self.group)
+
+    @property
+    def clustered(self) -> bool:
+        """True if a patient has several test images."""
+        return len(np.unique(self.group)) < len(self.group)
+
+    def clean(self, defense: str) -> Outcome:
+        """Returns the answers to the clean images."""
+        return self.outcomes[defense, "none", "clean", 0.0]
+
+    def get(self, defense: str, threat: str, evaluation: str) -> Outcome | None:
+        """Returns the answers at the headline's epsilon, None where there are none.
+
+        Without a purifier an oblivious attack is the adaptive one. With one, transfer and
+        oblivious are withheld where the adaptive partner is missing: they would flatter.
+        """
+        if evaluation == "clean":
+            return self.clean(defense)
+        if (defense, "adaptive", evaluation, self.epsilon) not in self.outcomes:
+            return None
+        return self.outcomes.get((defense, threat, evaluation, self.epsilon))
+
+    def withheld(self) -> list[str]:
+        """Returns 'defence attack' of what has no adaptive partner and is therefore not shown."""
+        found = {(k[0], k[2]) for k in self.outcomes if k[2] != "clean" and k[3] == self.epsilon}
+        return [f"{d} {e}" for d, e in sorted(found) if self.get(d, "adaptive", e) is None]
+
+    def worst(self, defense: str, threats: tuple[str, ...] = ("adaptive",)) -> Outcome | None:
+        """Returns, for each example, the answer to the attack that harms most.
+
+        The attacker may also leave an image as it is. None if there is no attack.
+        """
+        found = [self.get(defense, t, e) for t in threats for e in self.attacks]
+        attacked = [outcome for outcome in found if outcome is not None]
+        if not attacked:
+            return None
+        every = [self.clean(defense), *attacked]
+        right = np.all([o.predicted == self.label for o in every], axis=0)
+        true_score = [np.where(self.label == 1, o.score, 1 - o.score) for o in every]
+        lowest = np.min(true_score, axis=0)
+        return Outcome(
+            score=np.where(self.label == 1, lowest, 1 - lowest),
+            predicted=np.where(right, self.label, 1 - self.label),
+        )
+
+    def metrics(self, defense: str, outcome: Outcome, attacked: bool) -> Metrics:
+        """Returns what results.csv would say of an outcome."""
+        before = self.clean(defense).predicted if attacked else None
+        return summarize(self.label, outcome.score, outcome.predicted, before)
+
+    def summary(self, defense: str, threat: str, evaluation: str) -> Metrics | None:
+        """Returns the metrics of an evaluation, None where it was not run; kept once computed.
+
+        `evaluation` may be "worst": for each image the attack that harms most.
+        """
+        key = (defense, threat, evaluation)
+        if key not in self._summaries:
+            found = None
+            if defense in self.defenses:
+                worst = evaluation == "worst"
+                found = self.worst(defense, (threat,)) if worst else self.get(*key)
+            attacked = evaluation != "clean"
+            self._summaries[key] = found and self.metrics(defense, found, attacked)
+        return self._summaries[key]
+
+    @functools.cached_property
+    def _summaries(self) -> dict[tuple[str, str, str], Metrics | None]:
+        return {}
+
+    def intervals(
+        self, defense: str, outcome: Outcome, attacked: bool
+    ) -> dict[str, Interval | None]:
+        """Returns the 95 % intervals of `metrics`, by patient where patients repeat."""
+        before = self.clean(defense).predicted if attacked else None
+        return metric_intervals(
+            self.label, outcome.score, outcome.predicted, self.group, before, self.weights
+        )
+
+    def patients(self) -> tuple[int, int]:
+        """Returns the number of groups with test images of class 0, and of class 1."""
+        of = [len(np.unique(self.group[self.label == c])) for c in (0, 1)]
+        return of[0], of[1]
+
+    def doubts(self) -> list[str]:
+        """Returns why the numbers may mean little, whatever the self-checks say."""
+        doubts, n = [], len(self.label)
+        if n < FEW_IMAGES:
+            doubts.append(f"{n} test images are too few (fewer than {FEW_IMAGES})")
+        if min(self.patients()) < FEW_PATIENTS:
+            both = " and ".join(
+                f"{count} {name}"
+                for count, name in zip(self.patients(), self.class_names, strict=True)
+            )
+            doubts.append(
+                f"{both} patients (groups) in the test split are too few (fewer than"
+                f" {FEW_PATIENTS} of a class)"
+            )
+        return doubts
+
+    def curves_along(self, axis: str) -> list[Curve]:
+        """Returns a curve for each defence along "epsilon" or "num_steps".
+
+        The epsilon axis has the evaluation's number of steps, the steps axis the headline's
+        epsilon. An axis of fewer than two points is left out.
+        """
+        if self.curves is None:
+            return []
+        steps = float(self.config["eval"]["num_steps"])
+        other, fixed = ("num_steps", steps) if axis == "epsilon" else ("epsilon", self.epsilon)
+        names = [d for d in self.defenses if (self.curves["defense"] == d).any()]
+        return [c for d in names if len((c := self._curve(d, axis, other, fixed)).x) > 1]
+
+    def _curve(self, defense: str, axis: str, other: str, fixed: float) -> Curve:
+        columns = self.curves
+        assert columns is not None
+        rows = (columns["defense"] == defense) & np.isclose(columns[other], fixed)
+        rows &= np.isin(columns["threat_model"], ("none", "adaptive"))
+        right = (columns["predicted"] == columns["label"])[rows]
+        group, at = columns["group"][rows], columns[axis][rows]
+        x = np.unique(at)
+        points = [(right[at == v], group[at == v]) for v in x]
+        bounds = [proportion_interval(*point) or (np.nan, np.nan) for point in points]
+        low, high = np.array(bounds).reshape(-1, 2).T
+        accuracy = np.array([point[0].mean() for point in points])
+        n = max((len(point[0]) for point in points), default=0)
+        return Curve(defense, x, accuracy, low, high, n, fixed)
+
+
+def load_run(path: Path) -> RunRecords:
+    """Reads a run directory.
+
+    Raises:
+      UserError: no such directory, no predictions in it, or records that do not fit together.
+    """
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: not a run directory, it has no config.json; give a --workdir")
+    if not (path / "predictions.parquet").is_file():
+        raise UserError(f"{path}: it has no predictions.parquet; let the run come to its end")
+    about = _json(path / "config.json")
+    columns = _columns(path / "predictions.parquet")
+    examples, outcomes = _align(path, columns)
+    return RunRecords(
+        path=path,
+        config=about.pop("config"),
+        about=about,
+        **examples,
+        outcomes=outcomes,
+        training=_training(path / "metrics.jsonl"),
+        curves=_columns(path / "curves.parquet") or None,
+        pictures=_pictures(path / "pictures.npz"),
+        detection=_csv(path / "detection.csv"),
+        checks=_json(path / "self_checks.json") or None,
+        splits=_json(path / "splits.json"),
+    )
+
+
+def _align(
+    path: Path, columns: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[Key, Outcome]]:
+    """Returns what is known of the examples, and the outcomes in their order."""
+    n_rows = len(columns["example"])
+    if not n_rows:
+        raise UserError(f"{path / 'predictions.parquet'}: no rows; let the run come to its end")
+    ids, first, place = np.unique(columns["example"], return_index=True, return_inverse=True)
+    examples = {"example": ids}
+    for name in ("label", "group", "magnification", "subtype"):
+        values = columns.get(name)  # runs made before subtypes were recorded have none
+        examples[name] = np.full(len(ids), "") if values is None else values[first]
+    rows: dict[Key, list[int]] = {}
+    names = (columns[c].tolist() for c in ("defense", "threat_model", "evaluation", "epsilon"))
+    for i, key in enumerate(zip(*names, strict=True)):
+        rows.setdefault(key, []).append(i)
+    outcomes = {}
+    for key, indices in rows.items():
+        order = np.argsort(place[indices], kind="stable")
+        if not np.array_equal(place[indices][order], np.arange(len(ids))):
+            raise UserError(
+                f"{path / 'predictions.parquet'}: {' '.join(map(str, key))} has {len(indices)} rows"
+                f" for {len(ids)} test examples; remove the file and evaluate again"
+            )
+        at = np.array(indices)[order]
+        outcomes[key] = Outcome(columns["score"][at].astype(float), columns["predicted"][at])
+    for defense in {key[0] for key in outcomes}:
+        if (defense, "none", "clean", 0.0) not in outcomes:
+            raise UserError(
+                f"{path / 'predictions.parquet'}: {defense} has no clean predictions; remove the"
+                " file and evaluate again"
+            )
+    return examples, outcomes
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    table = pq.read_table(path)
+    return {c: table[c].to_numpy(zero_copy_only=False) for c in table.column_names}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _training(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _pictures(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}

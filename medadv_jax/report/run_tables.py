@@ -1,0 +1,272 @@
+"""The tables of one run."""
+
+import numpy as np
+
+from medadv_jax.metrics import patient_accuracy, reliability
+from medadv_jax.report.comparison import ATTACKED, CLEAN, right_answers
+from medadv_jax.report.records import PURIFIED, THREATS, Outcome, RunRecords
+from medadv_jax.report.tables import NOTHING, Cell, Estimate, Table, blocks
+from medadv_jax.statistics import proportion_interval
+
+METRICS = ("precision", "recall", "specificity", "f1", "auc", "attack_success_rate")
+LABELS = {
+    "accuracy": "accuracy", "precision": "precision", "recall": "recall",
+    "specificity": "specificity", "f1": "F1", "auc": "AUC", "attack_success_rate": "success rate",
+}  # fmt: skip
+WORST = "worst of all"
+
+
+def interval_note(run: RunRecords) -> str:
+    """Returns where the intervals of this run come from."""
+    n, patients = len(run.label), len(np.unique(run.group))
+    if not run.clustered:
+        return (
+            f"Brackets: 95 % intervals; each of the {n} images has a patient (group) of its own, so"
+            " they are Wilson's for accuracy, the bootstrap's for the rest."
+        )
+    return (
+        f"Brackets: 95 % intervals by resampling the {patients} patients (groups), not the {n}"
+        " images: images of one patient are alike. Where all answers agree, Wilson's interval with"
+        " patients for images. results.csv holds Wilson's over images, which are too narrow here."
+    )
+
+
+def results_table(run: RunRecords) -> Table:
+    """Returns defence × attack: accuracy under each threat model, side by side."""
+    rows = [row for defense in run.defenses for row in _defense_rows(run, defense)]
+    notes = [
+        interval_note(run),
+        "transfer: examples made on base. oblivious: the attacker does not know the purifier."
+        " adaptive: the attacker knows everything deployed. Precision to success rate are those of"
+        " the adaptive attack. Success rate: share of the images right when clean that the attack"
+        f" breaks. {WORST}: for each image, the attack that harms most; it may also be left alone.",
+    ]
+    if any(d not in PURIFIED for d in run.defenses):
+        notes.append("Without a purifier the oblivious attack is the adaptive one: not run twice.")
+    if run.withheld():
+        notes.append(f"Withheld, as its adaptive partner is missing: {', '.join(run.withheld())}.")
+    columns = ("defence", "attack", "no attack", *THREATS, *(LABELS[m] for m in METRICS))
+    title = f"Accuracy at ε = {run.epsilon:g}, by threat model, and what else adaptive attacks do"
+    return Table("results", title, columns, rows, tuple(notes), blocks(rows))
+
+
+def _defense_rows(run: RunRecords, defense: str) -> list[tuple[Cell, ...]]:
+    clean = run.clean(defense)
+    numbers = run.metrics(defense, clean, attacked=False)
+    rows: list[tuple[Cell, ...]] = [
+        (defense, "clean", accuracy(run, clean), *[None] * len(THREATS),
+         *(getattr(numbers, m) for m in METRICS))
+    ]  # fmt: skip
+    attacks = [(a, {t: run.get(defense, t, a) for t in THREATS}) for a in run.attacks]
+    attacks = [(a, found) for a, found in attacks if found["adaptive"]]
+    if len(attacks) > 1:
+        attacks.append((WORST, {t: run.worst(defense, (t,)) for t in THREATS}))
+    for attack, found in attacks:
+        cells = [None if o is None else accuracy(run, o) for o in found.values()]
+        adaptive = found["adaptive"]
+        assert adaptive is not None
+        numbers = run.metrics(defense, adaptive, attacked=True)
+        rows.append((defense, attack, None, *cells, *(getattr(numbers, m) for m in METRICS)))
+    return rows
+
+
+def accuracy(run: RunRecords, outcome: Outcome) -> Estimate:
+    """Returns the accuracy and its interval, by patient where patients repeat."""
+    right = outcome.predicted == run.label
+    return Estimate(float(right.mean()), proportion_interval(right, run.group, run.weights))
+
+
+def metrics_table(run: RunRecords) -> Table:
+    """Returns every metric of every evaluation at the headline's epsilon, with intervals."""
+    names = ("accuracy", *METRICS)
+    rows: list[tuple[Cell, ...]] = []
+    for defense in run.defenses:
+        for threat, evaluation, outcome in _shown(run, defense):
+            attacked = evaluation != "clean"
+            values = run.metrics(defense, outcome, attacked)
+            intervals = run.intervals(defense, outcome, attacked)
+            cells = (Estimate(getattr(values, m), intervals.get(m)) for m in names)
+            counts = (values.tn, values.fp, values.fn, values.tp)
+            rows.append((defense, threat, evaluation, values.n, *cells, *counts))
+    columns = (
+        "defence", "threat model", "evaluation", "n", *(LABELS[m] for m in names),
+        "tn", "fp", "fn", "tp",
+    )  # fmt: skip
+    title = f"Every metric at ε = {run.epsilon:g}, with 95 % intervals"
+    return Table("metrics", title, columns, rows, (interval_note(run),), blocks(rows))
+
+
+def _shown(run: RunRecords, defense: str) -> list[tuple[str, str, Outcome]]:
+    """Returns (threat model, evaluation, outcome) of what has an adaptive partner."""
+    shown: list[tuple[str, str, Outcome]] = [("none", "clean", run.clean(defense))]
+    for threat in THREATS:
+        for attack in run.attacks:
+            outcome = run.get(defense, threat, attack)
+            if outcome is not None:
+                shown.append((threat, attack, outcome))
+    worst = run.worst(defense)
+    return shown + ([] if worst is None else [("adaptive", WORST, worst)])
+
+
+def headline_table(run: RunRecords) -> Table:
+    """Returns one row for each defence: clean, worst case, per patient, everything tried."""
+    attacked, rows = right_answers(run, ATTACKED), []
+    clean = right_answers(run, CLEAN)
+    for defense in run.defenses:
+        everything = run.worst(defense, THREATS)
+        cells: list[Cell] = [accuracy(run, run.clean(defense))]
+        cells.append(None if defense not in attacked else _share(run, attacked[defense]))
+        cells.append(None if everything is None else _share(run, everything.predicted == run.label))
+        for right in (clean, attacked):
+            cells.append(_by_patient(run, right[defense]) if defense in right else None)
+        rows.append((defense, *cells))
+    columns = (
+        "defence", "clean", "worst adaptive attack", "worst of all threat models",
+        "clean, by patient", "worst adaptive, by patient",
+    )  # fmt: skip
+    notes = (
+        interval_note(run),
+        "By patient: mean over patients of the share of their images that is right. Worst of all"
+        " threat models below worst adaptive: the adaptive attack missed what a weaker one found.",
+    )
+    return Table("headline", "Accuracy: the headline", columns, rows, notes)
+
+
+def _share(run: RunRecords, right: np.ndarray) -> Estimate:
+    return Estimate(float(right.mean()), proportion_interval(right, run.group, run.weights))
+
+
+def _by_patient(run: RunRecords, right: np.ndarray) -> Estimate:
+    return Estimate(*patient_accuracy(right, run.group, run.weights))
+
+
+def subgroup_table(run: RunRecords, by: str) -> Table | None:
+    """Returns clean and attacked accuracy within each magnification or subtype.
+
+    None if there are fewer than two.
+    """
+    values = getattr(run, by)
+    kinds = [kind for kind in np.unique(values) if kind not in (0, "")]
+    if len(kinds) < 2:
+        return None
+    rows: list[tuple[Cell, ...]] = []
+    for kind in kinds:
+        inside = values == kind
+        name = f"{kind}×" if by == "magnification" else str(kind)
+        patients = len(np.unique(run.group[inside]))
+        for defense in run.defenses:
+            cells = []
+            for on in (CLEAN, ATTACKED):
+                right = right_answers(run, on).get(defense)
+                cells.append(None if right is None else _inside(run, right, inside))
+            rows.append((name, int(inside.sum()), patients, defense, *cells))
+    columns = (by, "images", "patients", "defence", "clean", "worst adaptive attack")
+    notes = ("Few images or patients in a row: the interval says how little it means.",)
+    return Table(f"by_{by}", f"Accuracy by {by}", columns, rows, notes, blocks(rows))
+
+
+def _inside(run: RunRecords, right: np.ndarray, inside: np.ndarray) -> Estimate:
+    interval = proportion_interval(right[inside], run.group[inside])
+    return Estimate(float(right[inside].mean()), interval)
+
+
+def calibration_table(run: RunRecords) -> Table:
+    """Returns the expected calibration error, clean and attacked."""
+    rows: list[tuple[Cell, ...]] = []
+    for defense in run.defenses:
+        cells = []
+        for outcome in (run.clean(defense), run.worst(defense)):
+            error = None
+            if outcome is not None:
+                error = reliability(run.label, outcome.score, outcome.predicted).error
+            cells.append(error)
+        rows.append((defense, *cells))
+    note = (
+        "Expected calibration error (Guo et al. 2017): mean distance between how sure the"
+        " classifier is of its prediction and how often it is right, in 10 equal bins. 0 is best."
+    )
+    columns = ("defence", "clean", "worst adaptive attack")
+    return Table("calibration", "Calibration error", columns, rows, (note,))
+
+
+def detection_table(run: RunRecords) -> Table | None:
+    """Returns how well attacked images are told from clean ones; None without a detector."""
+    rows: list[tuple[Cell, ...]] = []
+    for row in run.detection:
+        counts = [int(float(row[c])) for c in ("n_clean", "n_attacked")]
+        rates = [
+            float(row[c]) if row[c] else None
+            for c in ("auc", "true_positive_rate", "false_positive_rate", "threshold")
+        ]
+        rows.append((row["detector"], row["threat_model"], row["evaluation"], *counts, *rates))
+    if not rows:
+        return None
+    columns = (
+        "detector", "threat model", "attack", "clean images", "attacked images", "AUC",
+        "share of attacks found", "false alarms", "threshold",
+    )  # fmt: skip
+    note = (
+        "The threshold is chosen on clean validation images. adaptive: the attack also lowers the"
+        " detector's score; only this row says what a detector is worth."
+    )
+    title = "Telling attacked images from clean ones"
+    return Table("detection", title, columns, rows, (note,), blocks(rows))
+
+
+def checks_table(run: RunRecords) -> Table | None:
+    """Returns the self-checks as they were written; None if they have not been run."""
+    if run.checks is None:
+        return None
+    rows = [_check_row(check) for check in run.checks.get("checks", [])]
+    return Table("self_checks_full", "Every self-check", _CHECK_COLUMNS, rows, (), blocks(rows))
+
+
+def checks_summary(run: RunRecords) -> Table | None:
+    """Returns a line for each self-check: its worst verdict over the defences."""
+    if run.checks is None:
+        return None
+    severity = {"pass": 0, "warn": 1, "fail": 2}
+    worst: dict[int, dict] = {}
+    for check in run.checks.get("checks", []):
+        number = int(check["number"])
+        held = worst.get(number)
+        if held is None or severity.get(check["verdict"], 2) > severity.get(held["verdict"], 2):
+            worst[number] = check
+    rows = [_check_row(worst[number]) for number in sorted(worst)]
+    title = "Self-checks: the worst verdict of each over the defences"
+    return Table("self_checks", title, _CHECK_COLUMNS, rows)
+
+
+_CHECK_COLUMNS = ("no.", "check", "defence", "verdict", "value", "explanation")
+
+
+def _check_row(check: dict) -> tuple[Cell, ...]:
+    value = check.get("value")
+    return (
+        str(check.get("number", "")), str(check.get("name", "")),
+        str(check.get("defense") or "all"), str(check.get("verdict", "")),
+        NOTHING if value is None else f"{value:.4g}", str(check.get("explanation", "")),
+    )  # fmt: skip
+
+
+def settings_table(run: RunRecords) -> Table:
+    """Returns what was run: every field of the config, versions, device, commit."""
+    rows: list[tuple[Cell, ...]] = [
+        ("device", str(run.about.get("device", NOTHING))),
+        ("git commit", str(run.about.get("git_commit") or NOTHING)),
+    ]
+    versions = run.about.get("versions", {})
+    rows += [(f"version of {name}", str(version)) for name, version in versions.items()]
+    rows += [(f"config.{name}", str(value)) for name, value in flat(run.config).items()]
+    return Table("settings", "Settings of this run", ("setting", "value"), rows)
+
+
+def flat(config: dict, prefix: str = "") -> dict[str, object]:
+    """Returns {"train.epochs": 20, …}, in the order of the names."""
+    fields: dict[str, object] = {}
+    for name, value in sorted(config.items()):
+        if isinstance(value, dict):
+            fields |= flat(value, f"{prefix}{name}.")
+        else:
+            fields[f"{prefix}{name}"] = value
+    return fields

@@ -1,0 +1,196 @@
+"""The page of several runs: in the paper's layout, and what each run says by itself."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from medadv_jax.report.comparison import Comparison, attacked_accuracy, best_defense, compare
+from medadv_jax.report.drawing import Drawn
+from medadv_jax.report.groups import Group, Series, make_groups
+from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Section, render
+from medadv_jax.report.panels import compact
+from medadv_jax.report.paper_figures import paper_figures
+from medadv_jax.report.paper_tables import paper_section
+from medadv_jax.report.records import RunRecords
+from medadv_jax.report.run_page import is_best_significant, trust
+from medadv_jax.report.run_tables import accuracy
+from medadv_jax.report.tables import Cell, Table, cell_text
+
+MOST_LINES = 6  # of a card
+
+
+def build(runs: Sequence[RunRecords]) -> tuple[str, list[Table], list[Drawn]]:
+    """Returns the page that compares runs, and the tables and figures on it."""
+    comparisons = [compare(run) for run in runs]
+    groups = {name: make_groups([r for r in runs if r.dataset == name]) for name in _datasets(runs)}
+    overview = overview_table(runs, comparisons)
+    sections = [Section("Warnings", _warnings(runs))]
+    for dataset, inside in groups.items():
+        sections += _dataset_sections(dataset, inside)
+    sections.append(Section("Settings", [settings_table(runs)]))
+    title = f"{len(runs)} runs on {' and '.join(groups)}"
+    every = [group for inside in groups.values() for group in inside]
+    page = render(title, _lead(runs, every), cards(runs, comparisons, every), [overview], sections)
+    parts = [part for section in sections for part in section.parts]
+    tables = [overview, *(p for p in parts if isinstance(p, Table))]
+    return page, tables, [p for p in parts if p is not None and not isinstance(p, Table | str)]
+
+
+def _datasets(runs: Sequence[RunRecords]) -> list[str]:
+    return list(dict.fromkeys(run.dataset for run in runs))
+
+
+def _dataset_sections(dataset: str, groups: list[Group]) -> list[Section]:
+    table = paper_section(dataset, groups, only_ours=False)
+    figures = paper_figures(dataset, groups)
+    pictures = [compact(group.runs[0], group.label) for group in groups]
+    return [
+        *table,
+        Section(f"Figures 5 to 7 and 14 to 18: {dataset}", figures),
+        Section(f"Figures 8 to 13, attacked images: {dataset}", pictures),
+    ]
+
+
+def _lead(runs: Sequence[RunRecords], groups: list[Group]) -> str:
+    sizes = [len(run.label) for run in runs]
+    many = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else str(sizes[0])
+    epsilons = ", ".join(f"{e:g}" for e in sorted({run.epsilon for run in runs}))
+    return (
+        f"{_count(len(groups), 'network or setting', 'networks or settings')}, {many} test images a"
+        f" run, ε = {epsilons}. Numbers with ± are mean and standard deviation over seeds or folds."
+    )
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def overview_table(runs: Sequence[RunRecords], comparisons: list[list[Comparison]]) -> Table:
+    """Returns the four answers of each run."""
+    rows: list[tuple[Cell, ...]] = []
+    for run, pairs in zip(runs, comparisons, strict=True):
+        best = best_defense(run)
+        clean = attacked = None
+        if best:
+            worst = run.worst(best)
+            clean = accuracy(run, run.clean(best))
+            attacked = None if worst is None else accuracy(run, worst)
+        apart = "yes" if is_best_significant(run, pairs) else "no"
+        rows.append(
+            (run.name, run.model, run.dataset, len(run.label), len(np.unique(run.group)),
+             best or "–", clean, attacked, apart, trust(run).text[0])
+        )  # fmt: skip
+    columns = (
+        "run", "network", "data", "images", "patients", "leading defence", "its clean accuracy",
+        "worst adaptive attack", "significantly best", "may I trust it?",
+    )  # fmt: skip
+    note = (
+        "Leading: the highest accuracy against the worst adaptive attack. Significantly best:"
+        " better than every other defence of its run (McNemar exact, Holm; interval by patient)."
+        " Brackets: 95 % intervals, by patient where patients repeat."
+    )
+    return Table("overview", "The answers, run by run", columns, rows, (note,))
+
+
+def cards(
+    runs: Sequence[RunRecords], comparisons: list[list[Comparison]], groups: list[Group]
+) -> list[Card]:
+    """Returns the four answers of the first screen."""
+    clean, attacked = [], []
+    several = len(_datasets(runs)) > 1
+    for group in groups:
+        best = _best_of(group)
+        if best is None:
+            continue
+        series = Series(best, "adaptive")
+        place = f" on {group.runs[0].dataset}" if several else ""
+        name = f"{group.label}{place}: {best}"
+        for lines, evaluation in ((clean, "clean"), (attacked, "worst")):
+            spread = group.spread(series, evaluation, "accuracy")
+            lines.append((name, cell_text(spread), _runs_text(len(group.runs))))
+    return [
+        Card("How good on clean images? (each network's leading defence)", PLAIN, _cut(clean),
+             _more(clean)),
+        Card("How good under attack? (for each image the worst, adaptive)", PLAIN, _cut(attacked),
+             _more(attacked)),
+        _best_card(runs, comparisons),
+        _trust_card(runs),
+    ]  # fmt: skip
+
+
+def _cut(lines: list[tuple[str, str, str]]) -> tuple[tuple[str, str, str], ...]:
+    return tuple(lines[:MOST_LINES])
+
+
+def _more(lines: list[tuple[str, str, str]]) -> tuple[str, ...]:
+    hidden = len(lines) - MOST_LINES
+    return (f"… and {hidden} more in the table below.",) if hidden > 0 else ()
+
+
+def _runs_text(count: int) -> str:
+    return f"{count} runs" if count > 1 else ""
+
+
+def _best_of(group: Group) -> str | None:
+    """Returns the defence with the highest mean headline."""
+    found: dict[str, list[float]] = {}
+    for run in group.runs:
+        for defense, value in attacked_accuracy(run).items():
+            found.setdefault(defense, []).append(value)
+    return max(found, key=lambda d: float(np.mean(found[d]))) if found else None
+
+
+def _best_card(runs: Sequence[RunRecords], comparisons: list[list[Comparison]]) -> Card:
+    leading: dict[str, list[bool]] = {}
+    for run, pairs in zip(runs, comparisons, strict=True):
+        best = best_defense(run)
+        if best:
+            leading.setdefault(best, []).append(is_best_significant(run, pairs))
+    ordered = sorted(leading.items(), key=lambda item: -len(item[1]))
+    sentences = [
+        f"{d} leads in {len(wins)} of {len(runs)} runs, significantly in {sum(wins)}."
+        for d, wins in ordered
+    ]
+    won = len(ordered) == 1 and all(ordered[0][1])
+    text = sentences or ["Nothing was attacked, so no defence can be called best."]
+    return Card("Which defence is best?", GOOD if won else UNSURE, (), tuple(text))
+
+
+def _trust_card(runs: Sequence[RunRecords]) -> Card:
+    answers = [(run, trust(run)) for run in runs]
+    doubtful = [(run, card) for run, card in answers if card.kind == BAD or run.checks is None]
+    kinds = {card.kind for _, card in answers}
+    kind = BAD if BAD in kinds else UNSURE if UNSURE in kinds else GOOD
+    first = f"{len(runs) - len(doubtful)} of {len(runs)} runs may be trusted."
+    rest = [f"{run.name}: {card.text[0]}" for run, card in doubtful]
+    hidden = len(rest) - MOST_LINES
+    more = [f"… and {hidden} more in the table below."] if hidden > 0 else []
+    return Card("May I trust this?", kind, (), (first, *rest[:MOST_LINES], *more))
+
+
+def _warnings(runs: Sequence[RunRecords]) -> list[str]:
+    found = [f"{run.name}: {doubt}." for run in runs for doubt in run.doubts()]
+    for dataset in _datasets(runs):
+        inside = [run for run in runs if run.dataset == dataset]
+        if len({tuple(run.example) for run in inside}) > 1:
+            found.append(
+                f"{dataset}: the runs have different test images; differences between them are also"
+                " differences of images."
+            )
+        if len({run.epsilon for run in inside}) > 1:
+            found.append(f"{dataset}: the runs have different ε.")
+    names = [run.name for run in runs]
+    found += [
+        f"{n}: several runs have this name." for n in sorted(set(names)) if names.count(n) > 1
+    ]
+    return found
+
+
+def settings_table(runs: Sequence[RunRecords]) -> Table:
+    """Returns where each run comes from, and by which code."""
+    rows: list[tuple[Cell, ...]] = [
+        (run.name, str(run.about.get("device", "–")), str(run.about.get("git_commit") or "–"))
+        for run in runs
+    ]
+    note = "Every setting of a run stands in the report of that run alone."
+    return Table("runs", "Where the runs come from", ("run", "device", "git commit"), rows, (note,))

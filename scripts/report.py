@@ -1,0 +1,38 @@
+"""Draws the report of a run, or compares several: one page, its figures and its tables.
+
+    python scripts/report.py runs/x
+    python scripts/report.py runs/x runs/y runs/z --output=runs/comparison
+
+Reads run directories only; runs no model and imports no JAX.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from medadv_jax.errors import UserError
+from medadv_jax.report import write_report
+
+_OUTPUT = flags.DEFINE_string(
+    "output", "", 'Folder for the report; "": RUN/report for one run, ./report for several.'
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the report and says where it lies; a user's error is one line, exit code 2."""
+    runs = [Path(path) for path in argv[1:]]
+    try:
+        if not runs:
+            raise UserError("no run: give at least one run directory, as in report.py runs/x")
+        default = runs[0] / "report" if len(runs) == 1 else Path("report")
+        page = write_report(runs, Path(_OUTPUT.value) if _OUTPUT.value else default)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(page)
+
+
+if __name__ == "__main__":
+    app.run(main)
