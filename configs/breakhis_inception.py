@@ -2,8 +2,8 @@
 
     python main.py --config=configs/breakhis_inception.py --workdir=runs/x --config.data.dir=FOLDER
 
-From ImageNet weights: --config.model.weights=torchvision/inception_v3, or a file of yours. As it stands
-it has not been trained to its end yet.
+From ImageNet weights: --config.model.weights=torchvision/inception_v3, or a file of yours. As it
+stands it has not been trained to its end yet.
 """
 
 from configs import breakhis_resnet

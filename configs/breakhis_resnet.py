@@ -17,4 +17,9 @@ def get_config() -> Config:
     config.data.name = "breakhis"
     config.train.schedule = "cosine"  # the paper's rate is constant
     config.data.augment.flip = True  # tissue knows no left, right, up or down
+    config.purifier.name = "unet"  # the paper's purifier destroys the image
+    config.purifier.width = 0.5
+    config.purifier.objective = "guided"
+    config.purifier.epochs = 4
+    config.purifier.joint_epochs = 3
     return config

@@ -100,6 +100,7 @@ def get_config() -> Config:
     evaluate.check_images = 64  # test images for them, half of each class
 
     config.detector = detector = ml_collections.ConfigDict()  # beside base; needs autoencoder
+    detector.run = True  # whether detectors are measured
     detector.false_positive_rate = 0.05  # of clean validation images; chooses the threshold
     detector.attack = "pgd"  # of the attacker who counts the detector's score in
     detector.penalty = 1.0  # his weight of score / threshold beside the cross-entropy

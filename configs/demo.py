@@ -19,4 +19,9 @@ def get_config() -> Config:
     config.model.width = 0.25
     config.train.epochs = 6
     config.train.schedule = "cosine"
+    config.purifier.name = "unet"  # the paper's purifier destroys the image
+    config.purifier.width = 0.5
+    config.purifier.objective = "guided"
+    config.purifier.epochs = 4
+    config.purifier.joint_epochs = 3
     return config

@@ -115,7 +115,7 @@ class Run:
         """Measures the detectors beside the undefended network, if there is a purifier for them."""
         path, settings = self.workdir / "detection.parquet", self.config.detector
         purified = get_defense("autoencoder")
-        if purified not in self.defenses or path.exists():
+        if not settings.run or purified not in self.defenses or path.exists():
             return
         detection = Detection(
             self.classifiers.predictor, self.classifiers.variables(purified),
@@ -229,7 +229,8 @@ class Run:
             return ["self-checks: not run (eval.checks=False)"]
         checks = self_checks.read_self_checks(path)
         passed = sum(check.verdict == "pass" for check in checks)
-        lines = [f"self-checks: {headline(checks)}; {passed} of {len(checks)} pass"]
+        verdict = f"{headline(checks)}; {passed} of {len(checks)} pass"
+        lines = [f"self-checks of the measurement: {verdict}"]
         lines += [
             f"{c.verdict}: {c.number} {c.name}, {c.defense or 'run'}: {c.explanation}"
             for c in checks

@@ -49,12 +49,12 @@ def larger_radius_breaks_more(
     defense: str, rights: Rights, labels: np.ndarray, steps: int
 ) -> Check:
     """4. Accuracy does not rise with ε, and where every image can be reached it is chance."""
-    along = [(epsilon, right) for (epsilon, number), right in rights.items() if number == steps]
+    along = [(epsilon, rights[epsilon, n]) for epsilon, n in sorted(rights) if n == steps]
     counts = [int(right.sum()) for _, right in along]
     n, last = len(labels), counts[-1]
-    rise = max([b - a for a, b in itertools.pairwise(counts)], default=0)
+    rise = max(0, *(b - a for a, b in itertools.pairwise(counts)))
     chance = max(Counter(labels.tolist()).values()) / n
-    verdict = worst((judge(max(rise, 0), n, _RISE), judge(last, n, chance)))
+    verdict = worst((judge(rise, n, _RISE), judge(last, n, chance)))
     text = ", ".join(f"{epsilon:.3g}: {right.mean():.3f}" for epsilon, right in along)
     return check(
         4, defense, verdict, rise / n,
@@ -127,10 +127,13 @@ def is_complete(
     """
     columns = columns_of(predictions, defense)
     faults = _missing(columns, epsilon)
-    text = "; ".join(faults)
+    text, own = "; ".join(faults), "fail"
     if not faults:
         text = _summary(columns, epsilon) + _paired(defense, predictions, epsilon)
-    verdict = worst(("fail" if faults else "pass", planted[0]))
+        own = "pass"
+        if _says_little(columns):  # the most robust classifier of all is one that never looks
+            text, own = f"{text}; clean no better than to say one class always", "warn"
+    verdict = worst((own, planted[0]))
     return check(12, defense, verdict, float(len(faults)), f"{text}; {planted[1]}")
 
 
@@ -152,6 +155,14 @@ def _missing(columns: Columns, epsilon: float) -> list[str]:
     if short or (robust and robust.keys() != clean.keys()):
         faults.append(f"other images than clean: {', '.join(short) or 'adaptive'}")
     return faults
+
+
+def _says_little(columns: Columns) -> bool:
+    """Is clean accuracy at most the share of the larger class?"""
+    clean = columns["threat_model"] == "none"
+    labels = columns["label"][clean]
+    right = int((columns["predicted"][clean] == labels).sum())
+    return right <= max(Counter(labels.tolist()).values())
 
 
 def _summary(columns: Columns, epsilon: float) -> str:

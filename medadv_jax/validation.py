@@ -111,6 +111,7 @@ RULES: dict[str, Rule] = {
     "eval.validation_attack": _one_of(ATTACKS),
     "eval.checks": _ANY,
     "eval.check_images": _number(2),
+    "detector.run": _ANY,
     "detector.false_positive_rate": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "detector.attack": _one_of(ATTACKS),
     "detector.penalty": _number(0),

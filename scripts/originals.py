@@ -256,7 +256,6 @@ def keras_network(arch: str, size: int) -> Any:
     """
     os.environ.setdefault("KERAS_BACKEND", "jax")
     import keras
-
     from keras.src.backend.common import dtypes
 
     keras.utils.clear_session()  # layers are numbered from none again

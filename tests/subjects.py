@@ -19,8 +19,8 @@ from medadv_jax.train_step import make_mesh
 
 SIDE, COUNT = 8, 48
 WEIGHTS = np.where(np.random.default_rng(1).random((SIDE, SIDE, 3)) < 0.5, -1, 1) / (SIDE**2 * 3)
-# How far every pixel must go before an image is misclassified.
-DISTANCES = np.linspace(0.0025, 0.0975, COUNT).astype(np.float32)
+# How far every pixel must go before an image is misclassified; from 0.5 to grey levels of 8 bits.
+DISTANCES: np.ndarray = (np.arange(COUNT) // 2 + 0.5) / 255
 LABELS = (np.arange(COUNT) % 2).astype(np.int32)
 
 
@@ -28,7 +28,7 @@ def formula_config(**fields):
     """Returns a config at the paper's radius; `fields`: "section.name" with "__" for the dot."""
     config = tiny_config()
     config.data.image_size = SIDE
-    config.eval.num_steps = 4
+    config.eval.num_steps, config.eval.attacks = 4, "fgsm,pgd"
     for name, value in fields.items():
         section, field = name.split("__")
         config[section][field] = value
@@ -63,7 +63,7 @@ class Formula:
         return self.function(variables, pure)
 
 
-def formula_images(distances=DISTANCES):
+def formula_images(distances: np.ndarray = DISTANCES) -> np.ndarray:
     signs = np.where(LABELS == 1, 1, -1)[: len(distances), None, None, None]
     images = 0.5 + signs * distances[:, None, None, None] * np.sign(WEIGHTS)
     return images.astype(np.float32)

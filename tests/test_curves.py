@@ -92,14 +92,11 @@ def test_sweep_finds_what_the_loop_finds(norm):
         make_attack("mifgsm", 2 * radius, num_steps=4, **options),
         make_attack("fgsm", radius, norm=norm),
     ]
-    expected = [
-        jax.jit(
-            lambda x, y, k, a=attack: run_attacks(
-                [a], lambda p: curved(variables, p, "plain"), x, y, k, loop="fori_loop"
-            )[0]
-        )(images, labels, jax.random.key(7))
-        for attack in attacks
-    ]
+    expected = jax.jit(
+        lambda x, y, k: run_attacks(
+            attacks, lambda p: curved(variables, p, "plain"), x, y, k, loop="fori_loop"
+        )
+    )(images, labels, jax.random.key(7))
     # 4 rows for 11 images of four attacks: every row changes hands, the last ones stay empty.
     sweep = Sweep(curved, 4, norm)
     found = sweep.run(

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 from sklearn import metrics as reference
+from sklearn.calibration import calibration_curve
 
+from medadv_jax import metrics
 from medadv_jax.metrics import summarize
-from medadv_jax.statistics import wilson_interval
+from medadv_jax.statistics import cluster_weights, wilson_interval
 
 
 def test_definitions_are_those_of_scikit_learn():
@@ -57,3 +59,77 @@ def test_wilson_interval_by_hand():
     np.testing.assert_allclose(wilson_interval(7, 10), (centre - half, centre + half), atol=1e-6)
     assert wilson_interval(0, 10)[0] == 0
     assert wilson_interval(10, 10)[1] == 1
+
+
+def graded():
+    """Labels, scores with ties, predictions, and patients of several images."""
+    rng = np.random.default_rng(5)
+    label = rng.integers(0, 2, 200)
+    score = np.clip(label * 0.3 + rng.random(200) * 0.7, 0, 1).round(2)
+    return label, score, (score > 0.5).astype(int), rng.integers(0, 40, 200)
+
+
+def test_intervals_are_quantiles_of_weighted_metrics_of_scikit_learn(monkeypatch):
+    label, score, predicted, groups = graded()
+    clean = np.where(np.arange(200) < 150, label, 1 - label)
+    weights = cluster_weights(groups, draws=25, seed=6)
+    drawn = {}
+
+    def keep(statistic, groups, weights, **_):
+        drawn[len(drawn)] = statistic(weights)
+
+    monkeypatch.setattr(metrics, "cluster_bootstrap", keep)
+    metrics.metric_intervals(label, score, predicted, groups, clean, weights)
+    expected = [
+        [reference.precision_score(label, predicted, sample_weight=w) for w in weights],
+        [reference.recall_score(label, predicted, sample_weight=w) for w in weights],
+        [reference.recall_score(1 - label, 1 - predicted, sample_weight=w) for w in weights],
+        [reference.f1_score(label, predicted, sample_weight=w) for w in weights],
+        [1 - np.average((predicted == label)[:150], weights=w[:150]) for w in weights],
+        [reference.roc_auc_score(label, score, sample_weight=w) for w in weights],
+    ]
+    np.testing.assert_allclose(list(drawn.values()), expected)
+
+
+def test_intervals_hold_the_metric_and_are_honest_at_the_ends():
+    label, score, predicted, groups = graded()
+    values = summarize(label, score, predicted)
+    for name, interval in metrics.metric_intervals(label, score, predicted, groups).items():
+        assert interval is not None
+        assert interval[0] < getattr(values, name) < interval[1]
+    perfect = metrics.metric_intervals(label, label * 1.0, label, groups)
+    patients = len(np.unique(groups[label == 1]))
+    assert perfect["recall"] == wilson_interval(patients, patients)
+    assert perfect["auc"] is None  # resampling a perfect order only gives perfect orders
+    nothing = metrics.metric_intervals(label, score, np.zeros_like(label), groups)
+    assert nothing["precision"] is None
+
+
+def test_patients_count_alike_however_many_images_they_have():
+    groups = np.array([0, 0, 0, 0, 1, 2, 2])
+    right = np.array([1, 1, 1, 0, 1, 0, 1], bool)
+    value, interval = metrics.patient_accuracy(right, groups)
+    assert value == pytest.approx((0.75 + 1 + 0.5) / 3)
+    assert interval is not None
+    assert interval[0] <= value <= interval[1]
+    assert metrics.patient_accuracy(np.ones(7, bool), groups) == (1.0, wilson_interval(3, 3))
+
+
+def test_reliability_is_that_of_scikit_learn_and_its_error_by_hand():
+    label, score, predicted, _ = graded()
+    found = metrics.reliability(label, score, predicted)
+    confidence = np.where(predicted == 1, score, 1 - score)
+    # Away from the edges of bins, where the two differ in which side an edge belongs to.
+    inside = ~np.isclose(confidence * 20 % 1, 0, atol=1e-6) & ~np.isclose(confidence * 20 % 1, 1)
+    found = metrics.reliability(label[inside], score[inside], predicted[inside])
+    share, mean = calibration_curve(
+        (predicted == label)[inside], confidence[inside], n_bins=20, strategy="uniform"
+    )
+    np.testing.assert_allclose(found.accuracy, share)
+    np.testing.assert_allclose(found.confidence, mean)
+    assert found.count.sum() == inside.sum()
+    # Three images at 0.9, one right; one at 0.6, right: (3 · |0.9 − 1/3| + |0.6 − 1|) / 4.
+    score = np.array([0.9, 0.1, 0.9, 0.4])
+    by_hand = metrics.reliability(np.array([1, 1, 0, 0]), score, np.array([1, 0, 1, 0]))
+    assert by_hand.error == pytest.approx(0.525)
+    assert metrics.reliability(np.array([1]), np.array([np.nan]), np.array([1])).error is None

@@ -224,12 +224,12 @@ def test_a_purifier_learns_to_denoise():
 
     params, errors = jax.jit(unet.init)(jax.random.key(0), pixels())["params"], []
     state = optimizer.init(params)
-    for _ in range(100):
+    for _ in range(60):
         params, state, error = step(params, state)
         errors.append(float(error))
     identity = np.square(np.asarray(examples.images - pixels()[:, None]))
     assert_allclose(errors[0], math.sqrt(identity.mean()), rtol=1e-3)
-    assert errors[-1] < 0.9 * errors[0]
+    assert errors[-1] < 0.8 * errors[0]
 
 
 def test_unknown_objectives_are_told():

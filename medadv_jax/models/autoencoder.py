@@ -66,7 +66,8 @@ def clip_pixels(images: jax.Array) -> jax.Array:
 
 
 def _centre(pixels: jax.Array) -> jax.Array:
-    """[0, 1] → [-2, 2]: after two epochs on X-rays the error is a fifth smaller."""
+    """[0, 1] → [-2, 2]. With SiLU for ReLU that makes the error on X-rays a fifth smaller after
+    two epochs: 0.057 for 0.069 (spatial), 0.080 for 0.100 (dense)."""
     return 4 * pixels - 2
 
 
@@ -194,8 +195,8 @@ def _enlarge_detail(blocks: jax.Array) -> jax.Array:
     """The mean of each block, and how its values differ from it, enlarged; (B, H, W, 12) → 13.
 
     A perturbation of a few hundredths drowns in the picture. On X-rays of 64 pixels, 100 steps
-    at width 0.5 lower the error of attacked images from 0.0267 to 0.018; with the pixels as they
-    are and the output in pixels, not at all.
+    at width 0.5 lower the error of attacked images from 0.0267 to 0.0196, and with SiLU to 0.0182;
+    with pixels as they are, the output in pixels and ReLU, not at all.
     """
     mean = blocks.mean(axis=-1, keepdims=True)
     return jnp.concatenate([(blocks - mean) / _DETAIL_UNIT, 2 * mean - 1], axis=-1)

@@ -13,7 +13,7 @@ LABELS = {
     "accuracy": "accuracy", "precision": "precision", "recall": "recall",
     "specificity": "specificity", "f1": "F1", "auc": "AUC", "attack_success_rate": "success rate",
 }  # fmt: skip
-WORST = "worst of all"
+WORST = "worst"
 
 
 def interval_note(run: RunRecords) -> str:
@@ -214,10 +214,12 @@ def detection_table(run: RunRecords) -> Table | None:
 
 
 def checks_table(run: RunRecords) -> Table | None:
-    """Returns the self-checks as they were written; None if they have not been run."""
+    """Returns the self-checks as they were written; None if the summary has them all."""
     if run.checks is None:
         return None
     rows = [_check_row(check) for check in run.checks.get("checks", [])]
+    if len({row[0] for row in rows}) == len(rows):
+        return None
     return Table("self_checks_full", "Every self-check", _CHECK_COLUMNS, rows, (), blocks(rows))
 
 

@@ -24,7 +24,7 @@ def build(runs: Sequence[RunRecords]) -> tuple[str, list[Table], list[Drawn]]:
     comparisons = [compare(run) for run in runs]
     groups = {name: make_groups([r for r in runs if r.dataset == name]) for name in _datasets(runs)}
     overview = overview_table(runs, comparisons)
-    sections = [Section("Warnings", _warnings(runs))]
+    sections = [Section("Warnings", warnings(runs))]
     for dataset, inside in groups.items():
         sections += _dataset_sections(dataset, inside)
     sections.append(Section("Settings", [settings_table(runs)]))
@@ -148,7 +148,7 @@ def _best_card(runs: Sequence[RunRecords], comparisons: list[list[Comparison]]) 
             leading.setdefault(best, []).append(is_best_significant(run, pairs))
     ordered = sorted(leading.items(), key=lambda item: -len(item[1]))
     sentences = [
-        f"{d} leads in {len(wins)} of {len(runs)} runs, significantly in {sum(wins)}."
+        f"{d} leads in {len(wins)} of {len(runs)} runs, significantly in {sum(wins) or 'none'}."
         for d, wins in ordered
     ]
     won = len(ordered) == 1 and all(ordered[0][1])
@@ -168,7 +168,8 @@ def _trust_card(runs: Sequence[RunRecords]) -> Card:
     return Card("May I trust this?", kind, (), (first, *rest[:MOST_LINES], *more))
 
 
-def _warnings(runs: Sequence[RunRecords]) -> list[str]:
+def warnings(runs: Sequence[RunRecords]) -> list[str]:
+    """Returns what a reader must know before comparing the runs."""
     found = [f"{run.name}: {doubt}." for run in runs for doubt in run.doubts()]
     for dataset in _datasets(runs):
         inside = [run for run in runs if run.dataset == dataset]

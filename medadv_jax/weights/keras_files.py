@@ -43,6 +43,9 @@ _INCEPTION_BLOCKS = (
 )
 _VGG_BLOCKS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}
 _RESNET_BLOCKS = {53: (3, 4, 6, 3)}
+# The classifier of ResNet in files from before TensorFlow 2.2, the published ones among them, which
+# Keras itself loads by the order of the layers.
+_CLASSIFIERS = {"probs": "predictions", "fc1000": "predictions"}
 _KERAS_1 = re.compile(r"_(W|b)(_\d+)?$")  # block1_conv1_W_1:0, in the published VGG files
 
 
@@ -96,7 +99,8 @@ def _names_by_group(groups: dict, stored: dict, root: str) -> dict[str, str]:
         group = f"{root}/{layer}" if root else layer
         weights = groups.get(group, {}).get("weight_names", [])
         for weight in weights if isinstance(weights, list) else []:
-            place, canonical = f"{group}/{weight}", f"{layer}/{_variable(weight)}"
+            known = _CLASSIFIERS.get(layer, layer)
+            place, canonical = f"{group}/{weight}", f"{known}/{_variable(weight)}"
             if place not in stored:
                 raise Refused(f"{place[:120]} is listed, but not there")
             if canonical in names:

@@ -213,6 +213,15 @@ def test_keras_layers_in_groups(tmp_path, root, weight):
     equal(raw.arrays, KERAS)
 
 
+@pytest.mark.parametrize("name", ["probs", "fc1000"])
+def test_older_names_of_the_classifier(tmp_path, name):
+    """Keras loads the published ResNet50 by the order of its layers, so its file says `probs`."""
+    kernel, bias = samples.arrays((4, 3), (3,))
+    old = {f"{name}/kernel": kernel, f"{name}/bias": bias}
+    raw = read_weights(samples.keras_h5(tmp_path / "w.h5", old))
+    equal(raw.arrays, {"predictions/kernel": kernel, "predictions/bias": bias})
+
+
 def test_names_of_keras_1(tmp_path):
     old = {"block1_conv1/W_1": KERAS["block1_conv1/kernel"], "block1_conv1/b_1": np.ones(4)}
     raw = read_weights(samples.keras_h5(tmp_path / "w.h5", old, weight="{0}_{1}:0"))

@@ -1,0 +1,293 @@
+"""Several networks together: who fools whom, and how well they vote.
+
+    members = load_members([Path("runs/x"), Path("runs/y")])
+    table = transfer_rows(members, ...)      # adversarial examples of each, tried on every other
+    table = committee_rows(members, ...)     # of each defence that all runs have, the votes
+
+Runs of other networks, seeds or training are comparable where they test the same images under the
+same attacks; anything else is refused.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from ml_collections import ConfigDict
+
+from medadv_jax import results
+from medadv_jax.attacks import Attack
+from medadv_jax.classifier import to_pixels
+from medadv_jax.classifiers import Classifiers
+from medadv_jax.config import Config
+from medadv_jax.defenses import get_defense
+from medadv_jax.errors import UserError
+from medadv_jax.evaluate import Predictor, Source, Target
+from medadv_jax.input_pipeline import Dataset
+from medadv_jax.splits import Example
+from medadv_jax.subject import scores
+from medadv_jax.validation import flatten, validate
+
+VOTES = ("mean", "majority")
+TRANSFER_SCHEMA = pa.schema(
+    [("source_run", pa.string()), ("source_defense", pa.string()), ("run", pa.string()),
+     *results.SCHEMA]
+)  # fmt: skip
+
+_TIES = 1e-3  # weight of the mean probability beside the votes: it decides between equal votes
+_SAME = ("data.", "attack.", "eval.attacks", "eval.num_steps", "eval.restarts", "eval.keep_best")
+_MAY_DIFFER = ("data.dir", "data.cache_dir", "data.augment.", "attack.loop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A trained classifier of a run.
+
+    Attributes:
+      run: the name of the run.
+      defense: its name.
+      predictor: of its run.
+      target: as it is deployed.
+    """
+
+    run: str
+    defense: str
+    predictor: Predictor
+    target: Target
+
+
+def load_runs(runs: Sequence[Path]) -> tuple[Config, list[str], list[Classifiers]]:
+    """Brings back the classifiers of runs.
+
+    Returns:
+      The config of the first run, which stands for all in data, attacks and evaluation; the ids of
+      their test examples; the classifiers of each run.
+
+    Raises:
+      UserError: a directory without a finished run, or runs of other images or attacks.
+    """
+    configs = [_config(run) for run in runs]
+    fields = [flatten(config) for config in configs]
+    for run, other in zip(runs, fields, strict=True):
+        for name, value in fields[0].items():
+            if name.startswith(_SAME) and not name.startswith(_MAY_DIFFER) and other[name] != value:
+                raise UserError(
+                    f"{run}: config.{name}={other[name]}, and {value} in {runs[0]}; give runs of"
+                    " the same images and attacks"
+                )
+    tests = [json.loads((run / "splits.json").read_text(encoding="utf-8"))["test"] for run in runs]
+    for run, test in zip(runs, tests, strict=True):
+        if test != tests[0]:
+            raise UserError(f"{run}: tests other images than {runs[0]}; give runs of one split")
+    made = [Classifiers(config, run) for config, run in zip(configs, runs, strict=True)]
+    return configs[0], tests[0], made
+
+
+def load_members(runs: Sequence[Path], made: Sequence[Classifiers]) -> list[Member]:
+    """Returns every classifier of every run; `made` from `load_runs`."""
+    names = [run.resolve().name for run in runs]
+    if len({*names}) < len(names):
+        names = [str(run) for run in runs]
+    members = []
+    for run, name, classifiers in zip(runs, names, made, strict=True):
+        for defense in _config(run).defenses.split(","):
+            target = classifiers.target(get_defense(defense))
+            members.append(Member(name, defense, classifiers.predictor, target))
+    return members
+
+
+def _config(run: Path) -> Config:
+    for name in ("config.json", "splits.json", "predictions.parquet"):
+        if not (run / name).is_file():
+            raise UserError(f"{run}: {name} is missing; give the --workdir of a finished run")
+    config: Config = ConfigDict(
+        json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]
+    )
+    validate(config)
+    done = results.read_predictions(run / "predictions.parquet")["defense"].unique().to_pylist()
+    missing = [name for name in config.defenses.split(",") if name not in done]
+    if missing:
+        raise UserError(f"{run}: {missing[0]} is not evaluated yet; let the run finish first")
+    return config
+
+
+def transfer_rows(
+    members: Sequence[Member],
+    attacks: Sequence[Attack],
+    dataset: Dataset,
+    batches: Iterable[Mapping[str, Any]],
+    put: Callable[[Any], Any],
+    seed: int,
+    advance: Callable[[int], None] = lambda images: None,
+) -> pa.Table:
+    """Tries the adversarial examples of every member on every member.
+
+    Args:
+      members: M of them.
+      attacks: of the evaluation.
+      dataset: of the examples.
+      batches: of test images, on the host, of one shape.
+      put: places a batch on the devices.
+      seed: of random starts.
+      advance: told the number of images done.
+
+    Returns:
+      Rows of `TRANSFER_SCHEMA`: clean answers (no source), then the answers of each member to the
+      examples that each makes by the full gradient of what is deployed; a member's own are
+      adaptive, the others transferred.
+    """
+    key, tables = jax.random.key(seed), []
+    for batch in batches:
+        real, placed = np.asarray(batch["mask"]) > 0, put(batch)
+        examples = [dataset.examples[i] for i in np.asarray(batch["index"])[real]]
+        clean = to_pixels(placed["image"])
+        for target in members:
+            name = ("none", "clean", 0.0)
+            tables.append(_row(None, target, name, examples, _answers(target, clean)[real]))
+        for source in members:
+            gradient = Source(source.target.deployed, source.target.variables)
+            found = source.predictor.attack(attacks, gradient, placed, key)
+            for attack, pixels in zip(attacks, found, strict=True):
+                for target in members:
+                    threat = "adaptive" if source is target else "transfer"
+                    name = (threat, attack.name, float(attack.epsilon))
+                    answers = _answers(target, pixels)[real]
+                    tables.append(_row(source, target, name, examples, answers))
+        advance(int(real.sum()))
+    return pa.concat_tables(tables)
+
+
+def _answers(member: Member, pixels: jax.Array) -> np.ndarray:
+    return np.asarray(member.predictor.logits(member.target, pixels))
+
+
+def _row(
+    source: Member | None,
+    target: Member,
+    name: tuple[str, str, float],
+    examples: Sequence[Example],
+    logits: np.ndarray,
+) -> pa.Table:
+    rows = results.prediction_rows(
+        (target.defense, *name), examples, scores(logits), logits.argmax(axis=1)
+    )
+    first = (source.run, source.defense) if source else ("", "")
+    columns = [pa.array([value] * len(examples), pa.string()) for value in (*first, target.run)]
+    return pa.table([*columns, *rows.columns], schema=TRANSFER_SCHEMA)
+
+
+@dataclasses.dataclass(frozen=True)
+class Committee:
+    """Networks that answer together, in place of a `Classifier`; its variables are theirs."""
+
+    members: tuple[Member, ...]
+
+    def logits(self, variables: Sequence[Any], pixels: jax.Array, gradient: str) -> jax.Array:
+        """Returns logits, (B, H, W, 3) in [0, 1] -> (B, K) float32.
+
+        Args:
+          variables: of each member.
+          pixels: images.
+          gradient: "mean": the logarithm of the mean probability; "majority": of the share of
+            votes, equal shares decided by the mean probability, without a useful gradient;
+            "log": the mean log-probability, whose gradient no sure member can hide; "bpda": the
+            same with the members' purifiers taken for the identity in the backward pass.
+        """
+        answers = []
+        for member, own in zip(self.members, variables, strict=True):
+            word = member.target.deployed
+            if gradient == "bpda" and word == "full":
+                word = "bpda"
+            logits = member.predictor.classifier.logits(own, pixels, word)
+            answers.append(jax.nn.log_softmax(logits.astype(jnp.float32)))
+        log = jnp.stack(answers)
+        if gradient in ("log", "bpda"):
+            return log.mean(axis=0)
+        mean = jax.nn.logsumexp(log, axis=0) - jnp.log(len(answers))
+        if gradient == "mean":
+            return mean
+        votes = jax.nn.one_hot(log.argmax(axis=-1), log.shape[-1]).mean(axis=0)
+        return jnp.log((1 - _TIES) * votes + _TIES * jnp.exp(mean))
+
+
+def committee_rows(
+    members: Sequence[Member],
+    attacks: Sequence[Attack],
+    dataset: Dataset,
+    batches: Iterable[Mapping[str, Any]],
+    put: Callable[[Any], Any],
+    seed: int,
+    loop: str = "auto",
+    advance: Callable[[int], None] = lambda images: None,
+) -> pa.Table:
+    """Attacks the votes of members through all of them. Arguments: `transfer_rows`.
+
+    Args:
+      members: one of each run, all of one defence.
+      loop: form of the attack loop.
+
+    Returns:
+      Rows of `results.SCHEMA`, of defence "<defense>/mean" and "<defense>/majority": clean, and
+      adaptive, the worst for each vote of the gradients of the mean probability and of the mean
+      log-probability, with BPDA where there are purifiers.
+    """
+    committee = Committee(tuple(members))
+    predictor = Predictor(committee, loop)  # type: ignore[arg-type]  # it asks for logits alone
+    variables: Any = tuple(member.target.variables for member in members)
+    purified = any(member.target.deployed == "full" for member in members)
+    words = ("mean", "log", "bpda") if purified else ("mean", "log")
+    key, tables = jax.random.key(seed), []
+    for batch in batches:
+        real, placed = np.asarray(batch["mask"]) > 0, put(batch)
+        labels = np.asarray(batch["label"])[real]
+        examples = [dataset.examples[i] for i in np.asarray(batch["index"])[real]]
+        found = [predictor.attack(attacks, Source(w, variables), placed, key) for w in words]
+        for vote in VOTES:
+            target = Target(vote, variables)
+
+            def answers(pixels: jax.Array, target: Target = target, real: Any = real) -> np.ndarray:
+                return np.asarray(predictor.logits(target, pixels))[real]
+
+            columns = {("none", "clean", 0.0): answers(to_pixels(placed["image"]))}
+            for number, attack in enumerate(attacks):
+                tried = np.stack([answers(pixels[number]) for pixels in found])
+                columns["adaptive", attack.name, float(attack.epsilon)] = _worst(tried, labels)
+            defense = f"{members[0].defense}/{vote}"
+            tables += [
+                results.prediction_rows(
+                    (defense, *name), examples, scores(logits), logits.argmax(axis=1)
+                )
+                for name, logits in columns.items()
+            ]
+        advance(int(real.sum()))
+    return pa.concat_tables(tables)
+
+
+def _worst(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(S, B, K), (B,) -> (B, K): the answer with the least probability of the own class."""
+    own = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), labels[None, :, None], 2)
+    return logits[own[..., 0].argmin(axis=0), np.arange(len(labels))]
+
+
+def transfer_matrix(table: pa.Table) -> list[list[str]]:
+    """Returns accuracies as lines of text: a line for each source, a column for each target; the
+    worst over all attacks, for each example. The first line has the names, the second is clean.
+    """
+    names = ("source_run", "source_defense", "run", "defense", "example", "label", "predicted")
+    right: dict[tuple[str, str], dict[str, bool]] = {}
+    for of, by, run, defense, example, label, predicted in zip(
+        *(table[name].to_pylist() for name in names), strict=True
+    ):
+        cell = right.setdefault((f"{of}/{by}" if of else "clean", f"{run}/{defense}"), {})
+        cell[example] = cell.get(example, True) and label == predicted
+    sources, targets = (list(dict.fromkeys(key[i] for key in right)) for i in (0, 1))
+    lines = [["made on", *targets]]
+    for source in sources:
+        cells = [right[source, target].values() for target in targets]
+        lines.append([source, *(f"{sum(cell) / len(cell):.4f}" for cell in cells)])
+    return lines

@@ -1,0 +1,210 @@
+"""Networks of several runs: against formulas, and against the records of the runs themselves."""
+
+import csv
+import io
+import json
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from subjects import SIDE, Formula, height, two_logits
+from tiny import TinyNet, tiny_config
+
+from medadv_jax import committee, experiment, models, results
+from medadv_jax.committee import Committee, Member
+from medadv_jax.errors import UserError
+from medadv_jax.evaluate import Predictor, Target
+from scripts import evaluate_runs as script
+
+PIXELS = np.random.default_rng(0).random((9, SIDE, SIDE, 3)).astype(np.float32)
+
+
+def tilted(variables, pixels):
+    return two_logits(variables["scale"] * height(pixels) + variables["bias"])
+
+
+def make_member(number, scale, bias, deployed="full"):
+    formula: Any = Formula(tilted, lambda pixels: 0.5 + 0.5 * pixels)
+    predictor = Predictor(formula, "fori_loop")
+    variables = {"scale": np.float32(scale), "bias": np.float32(bias)}
+    return Member(f"run{number}", "base", predictor, Target(deployed, variables))
+
+
+@pytest.fixture(scope="module")
+def members():
+    return (make_member(0, 300, 0.2), make_member(1, 500, -0.1), make_member(2, -100, 0.3, "bare"))
+
+
+def committee_logits(members, word):
+    variables = [member.target.variables for member in members]
+    return np.asarray(Committee(members).logits(variables, jnp.asarray(PIXELS), word))
+
+
+def test_votes_are_what_numpy_makes_of_the_members_answers(members):
+    single = np.stack([
+        jax.nn.softmax(m.predictor.logits(m.target, jnp.asarray(PIXELS))) for m in members
+    ])  # fmt: skip
+    np.testing.assert_allclose(np.exp(committee_logits(members, "mean")), single.mean(0), rtol=1e-5)
+    for word in ("log", "bpda"):
+        found = committee_logits(members, word)
+        np.testing.assert_allclose(found, np.log(single).mean(0), rtol=1e-4)
+    votes = np.eye(2)[single.argmax(2)].mean(0)
+    assert {*votes[:, 0].round(2).tolist()} >= {0.33, 0.67}  # they disagree
+    majority = committee_logits(members, "majority")
+    np.testing.assert_array_equal(majority.argmax(1), votes.argmax(1))
+    np.testing.assert_allclose(np.exp(majority), votes, atol=2e-3)
+
+
+def test_equal_votes_are_decided_by_the_mean_probability(members):
+    found = committee_logits(members[1:], "majority")
+    mean = committee_logits(members[1:], "mean")
+    votes = [m.predictor.logits(m.target, jnp.asarray(PIXELS)).argmax(1) for m in members[1:]]
+    equal = np.asarray(votes[0] != votes[1])
+    assert equal.sum() > 2
+    np.testing.assert_array_equal(found.argmax(1)[equal], mean.argmax(1)[equal])
+
+
+def test_gradient_goes_through_each_member_as_it_is_deployed(members):
+    """The members with a purifier see half of a pixel's change, and with BPDA all of it."""
+    variables = [member.target.variables for member in members]
+
+    def gradient(word):
+        def total(pixels):
+            return Committee(members).logits(variables, pixels, word)[:, 0].sum()
+
+        return np.asarray(jax.grad(total)(jnp.asarray(PIXELS)))
+
+    rise = np.asarray(jax.grad(lambda p: height(p).sum())(jnp.asarray(PIXELS)))
+
+    def expected(factor):
+        parts = []
+        for member, share in zip(members, (factor, factor, 1.0), strict=True):
+            scale = float(member.target.variables["scale"])
+            answers = member.predictor.logits(member.target, jnp.asarray(PIXELS))
+            other = np.asarray(jax.nn.softmax(answers))[:, 1]
+            slope = -2 * scale * share * other
+            parts.append(slope[:, None, None, None] * rise)
+        return np.mean(parts, axis=0)
+
+    np.testing.assert_allclose(gradient("log"), expected(0.5), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(gradient("bpda"), expected(1.0), rtol=1e-3, atol=1e-5)
+
+
+def test_worst_answer_is_the_least_sure_of_the_own_class():
+    logits = np.array([[[1, 0], [3, 0], [0, 9]], [[9, 0], [2, 0], [0, 8]]], np.float32)
+    found = committee._worst(logits, np.array([0, 0, 1]))
+    np.testing.assert_array_equal(found, [[1, 0], [2, 0], [0, 8]])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of one split; the second has learned at another rate."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "resnet50", TinyNet)
+        for name, rate in (("one", 0.001), ("two", 0.02)):
+            config = tiny_config()
+            config.data.cache_dir = str(folder / "cache")
+            config.defenses, config.eval.attacks, config.eval.checks = "base", "fgsm,pgd", False
+            config.train.epochs = 1
+            config.train.learning_rate, config.attack.epsilon = rate, 0.004
+            experiment.run(config, folder / name, Console(file=io.StringIO()))
+        shutil.copytree(folder / "one", folder / "copy")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def together(runs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "resnet50", TinyNet)
+        script.evaluate_runs([runs / "one", runs / "two"], runs / "together")
+        script.evaluate_runs([runs / "one", runs / "copy"], runs / "twins")
+    return runs
+
+
+KEYS = ("defense", "threat_model", "evaluation", "example")
+
+
+def test_own_examples_give_the_records_of_the_run(together):
+    table = pq.read_table(together / "together" / "transfer.parquet")
+    assert table.schema == committee.TRANSFER_SCHEMA
+    for run in ("one", "two"):
+        own = table.filter(
+            (pc.field("run") == run) & pc.field("threat_model").isin(["none", "adaptive"])
+        )
+        expected = results.read_predictions(together / run / "predictions.parquet")
+        found = {
+            tuple(row[k] for k in KEYS): (row["score"], row["predicted"]) for row in own.to_pylist()
+        }
+        assert len(found) == own.num_rows == expected.num_rows
+        for row in expected.to_pylist():
+            assert found[tuple(row[k] for k in KEYS)] == (row["score"], row["predicted"])
+
+
+def test_matrix_is_derived_from_the_records(together):
+    lines = [*csv.reader((together / "together" / "transfer.csv").read_text().splitlines())]
+    assert [line[0] for line in lines] == ["made on", "clean", "one/base", "two/base"]
+    assert lines[0][1:] == ["one/base", "two/base"]
+    rows = pq.read_table(together / "together" / "transfer.parquet").to_pylist()
+    right = {}
+    for row in rows:
+        if (row["source_run"], row["run"]) == ("one", "two"):
+            assert row["threat_model"] == "transfer"
+            right.setdefault(row["example"], []).append(row["label"] == row["predicted"])
+    expected = np.mean([all(each) for each in right.values()])
+    assert float(lines[2][2]) == pytest.approx(expected, abs=1e-4)
+    assert {len(each) for each in right.values()} == {2}  # FGSM and PGD
+
+
+def test_twins_vote_as_each_of_them(together):
+    expected = results.read_predictions(together / "one" / "predictions.parquet").to_pylist()
+    for vote in committee.VOTES:
+        table = results.read_predictions(together / "twins" / "predictions.parquet")
+        mine = table.filter(pc.field("defense") == f"base/{vote}").to_pylist()
+        found = {(r["evaluation"], r["example"]): r for r in mine}
+        assert len(found) == len(mine) == len(expected)
+        for row in expected:
+            other = found[row["evaluation"], row["example"]]
+            assert other["predicted"] == row["predicted"]
+            assert other["threat_model"] == row["threat_model"]
+            if row["evaluation"] == "clean" and vote == "mean":
+                assert other["score"] == pytest.approx(row["score"], abs=1e-5)
+    assert not (together / "twins" / "results.csv").read_text().count("nan")
+    content = json.loads((together / "twins" / "runs.json").read_text())
+    assert [path.split("/")[-1] for path in content["runs"]] == ["one", "copy"]
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
+    def changed(name, change):
+        folder = tmp_path / name
+        shutil.copytree(runs / "two", folder, ignore=shutil.ignore_patterns("checkpoints"))
+        change(folder)
+        return folder
+
+    def other_radius(folder):
+        content = json.loads((folder / "config.json").read_text())
+        content["config"]["attack"]["epsilon"] = 0.02
+        (folder / "config.json").write_text(json.dumps(content))
+
+    def other_images(folder):
+        content = json.loads((folder / "splits.json").read_text())
+        content["test"] = content["validation"]
+        (folder / "splits.json").write_text(json.dumps(content))
+
+    for folder, text in (
+        (tmp_path, "config.json is missing"),
+        (changed("radius", other_radius), "config.attack.epsilon=0.02, and 0.004 in"),
+        (changed("images", other_images), "tests other images"),
+        (changed("begun", lambda f: (f / "predictions.parquet").unlink()), "predictions.parquet"),
+    ):
+        with pytest.raises(UserError, match=text):
+            committee.load_runs([runs / "one", folder])
+    with pytest.raises(UserError, match="no run"):
+        script.evaluate_runs([], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
