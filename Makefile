@@ -1,17 +1,19 @@
-# make setup | demo | test | lint | lock. Each target does its own set-up; PYTHON chooses the interpreter.
+# make setup | demo | test | lint | lock | parity. Each target does its own set-up; PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PARITY := .venv-parity
+PIP    := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint lock
+.PHONY: setup demo test lint lock parity
 
 setup: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python $(PIP) --require-hashes -r requirements.lock
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: $(STAMP)
@@ -24,6 +26,18 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Our networks beside torchvision's and Keras', which are installed for this alone. Python 3.11.
+parity: $(PARITY)/.installed
+	$(PARITY)/bin/python -m scripts.parity
+	$(PARITY)/bin/python -m scripts.preprocessing
+
+$(PARITY)/.installed: requirements.lock scripts/parity_requirements.txt
+	$(PYTHON) -m venv --clear $(PARITY)
+	$(PARITY)/bin/python $(PIP) --require-hashes -r requirements.lock
+	$(PARITY)/bin/python $(PIP) -r scripts/parity_requirements.txt
+	$(PARITY)/bin/python $(PIP) --no-deps torchvision==0.28.0
+	touch $@
 
 # Pins every version, for every supported Python, with hashes. Needs only pip.
 lock:

@@ -79,7 +79,7 @@ def get_config() -> Config:
 
     config.purifier = purifier = ml_collections.ConfigDict()  # of autoencoder and hybrid
     purifier.name = "dense"  # dense: the paper's | spatial: keeps the layout | unet: residual
-    purifier.bottleneck = 128  # units; only for dense
+    purifier.bottleneck = 128  # units of dense; spatial has 1/8 as channels; unet none
     purifier.width = 1.0  # multiplies the number of channels
     purifier.objective = "reconstruction"  # reconstruction: the paper's | denoising | guided
     purifier.noise = 0.03  # radius of the noise in denoising and guided, pixels in [0, 1]

@@ -196,8 +196,8 @@ def summarize(table: pa.Table, false_positive_rate: float) -> list[dict[str, Any
         found: dict[str, Any] = {"false_positive_rate": float(np.mean(clean > threshold))}
         if attacked.size:
             found = detection_summary(clean, attacked, threshold)
-        row = {"detector": detector, "threat_model": threat_model, "evaluation": evaluation,
-               "n_clean": clean.size, "n_attacked": attacked.size, "threshold": threshold}  # fmt: skip
+        row = dict(zip(COLUMNS, (detector, threat_model, evaluation), strict=False))
+        row |= {"n_clean": clean.size, "n_attacked": attacked.size, "threshold": threshold}
         rows.append({name: (row | found).get(name) for name in COLUMNS})
     return rows
 

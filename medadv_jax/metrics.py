@@ -11,6 +11,7 @@ from medadv_jax.statistics import (
     cluster_bootstrap,
     cluster_weights,
     proportion_interval,
+    ratio_statistic,
     wilson_interval,
 )
 
@@ -146,7 +147,9 @@ def metric_intervals(
         intervals[name] = _ratio_interval(part, whole, groups, weights)
     intervals["auc"] = None
     if _auc(label, score, {}) not in (None, 0.0, 1.0):  # resampling says nothing of the ends
-        intervals["auc"] = cluster_bootstrap(_auc_statistic(label, score), groups, weights=weights)
+        intervals["auc"] = cluster_bootstrap(
+            _auc_statistic(label, score, groups), groups, weights=weights
+        )
     return intervals
 
 
@@ -160,28 +163,27 @@ def _ratio_interval(
     if total in (0.0, 1.0):  # resampling cannot say more than what was seen
         inside = len(np.unique(groups[whole > 0]))
         return wilson_interval(round(total) * inside, inside)
-    both = np.stack([part, whole], axis=1).astype(np.float64)
-
-    def statistic(drawn: np.ndarray) -> np.ndarray:
-        sums = drawn @ both
-        return sums[:, 0] / sums[:, 1]
-
-    return cluster_bootstrap(statistic, groups, weights=weights)
+    return cluster_bootstrap(ratio_statistic(part, whole, groups), groups, weights=weights)
 
 
-def _auc_statistic(label: np.ndarray, score: np.ndarray) -> Statistic:
-    """Returns weights (draws, n) -> the area under the ROC curve of each draw; ties count half."""
-    order = np.argsort(score, kind="stable")
-    ranked, positive = score[order], label[order] == 1
-    first, last = (np.searchsorted(ranked, ranked, side) for side in ("left", "right"))
+def _auc_statistic(label: np.ndarray, score: np.ndarray, groups: np.ndarray) -> Statistic:
+    """Returns weights (draws, n) -> the area under the ROC curve of each draw; ties count half.
+
+    The area is the share of pairs, a positive and a negative, that are in order. Pairs are counted
+    once, between groups (G, G): a draw then costs G² and not n log n.
+    """
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    of_group = member[:, None] == np.arange(len(first))
+    positive, negative = label == 1, label == 0
+    above = score[positive][:, None] - score[negative]
+    ordered = (np.sign(above) + 1) / 2
+    counts = of_group[positive].T.astype(float) @ ordered @ of_group[negative].astype(float)
+    classes = np.stack([of_group[positive].sum(axis=0), of_group[negative].sum(axis=0)], axis=1)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        drawn = weights[:, order]
-        negatives = np.cumsum(drawn * ~positive, axis=1)
-        negatives = np.concatenate([np.zeros((len(drawn), 1)), negatives], axis=1)
-        below = (negatives[:, first] + negatives[:, last]) / 2
-        pairs = (drawn * positive).sum(axis=1) * negatives[:, -1]
-        return (drawn * positive * below).sum(axis=1) / pairs
+        drawn = weights[:, first]
+        pairs = (drawn @ classes).prod(axis=1)
+        return ((drawn @ counts) * drawn).sum(axis=1) / pairs
 
     return statistic
 
@@ -206,9 +208,8 @@ def patient_accuracy(
     value = float((right * share).sum() / patients)
     if right.all() or not right.any():
         return value, wilson_interval(patients if right.all() else 0, patients)
-    interval = cluster_bootstrap(
-        lambda w: w @ (right * share) / (w @ share), groups, seed=seed, weights=weights
-    )
+    statistic = ratio_statistic(right * share, share, groups)
+    interval = cluster_bootstrap(statistic, groups, seed=seed, weights=weights)
     return value, interval
 
 

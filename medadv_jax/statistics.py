@@ -88,6 +88,25 @@ def _expanded_tail(count: int, confidence: float) -> float:
     return float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * t))
 
 
+def ratio_statistic(part: np.ndarray, whole: np.ndarray, groups: np.ndarray) -> Statistic:
+    """Returns weights (draws, n) -> sum(part) / sum(whole) of each draw.
+
+    Sums are taken over groups once, as all examples of a group have one weight.
+
+    Args:
+      part, whole: (n,) numbers or bool.
+      groups: (n,).
+    """
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    sums = np.stack([np.bincount(member, values) for values in (part, whole)], axis=1)
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        drawn = weights[:, first] @ sums
+        return drawn[:, 0] / drawn[:, 1]
+
+    return statistic
+
+
 def proportion_interval(
     right: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None, seed: int = 0
 ) -> Interval | None:
@@ -113,10 +132,8 @@ def proportion_interval(
         return wilson_interval(int(right.sum()), n)
     if count > 1 and (right.all() or not right.any()):
         return wilson_interval(count if right.all() else 0, count)
-    share = np.asarray(right, np.float64)
-    return cluster_bootstrap(
-        lambda w: w @ share / w.sum(axis=1), groups, weights=weights, seed=seed
-    )
+    share = ratio_statistic(right, np.ones(n), groups)
+    return cluster_bootstrap(share, groups, weights=weights, seed=seed)
 
 
 def mcnemar_exact(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:

@@ -38,6 +38,7 @@ from PIL import Image
 from data.images import read_square
 from data.phantoms import generate
 from medadv_jax.classifier import NORMALIZATIONS, Classifier, to_pixels
+from medadv_jax.weights import keras as keras_layout
 from medadv_jax.weights.verify import without_fake_registration
 
 _IMAGES = flags.DEFINE_string("images", "", 'folder of JPEG and PNG files; "" generates some')
@@ -171,14 +172,18 @@ def torchvision_rows(size: int) -> list[Row]:
 
 
 def keras_rows(size: int) -> list[Row]:
-    """Returns Keras' ways, for both of its normalisations."""
+    """Returns Keras' ways: of each network on squares, then of one on files."""
     same: dict[str, Any] = {"interpolation": "bilinear", "keep_aspect_ratio": True}
-    resnet, inception = (keras_transform(arch, size, **same) for arch in ("resnet", "inception_v3"))
+    names = keras_layout.NORMALIZATION
+    kept = {arch: keras_transform(arch, size, **same) for arch in names}
+    published = keras_transform("resnet50", size)
     return [
-        Row("Keras, square, caffe", "caffe", resnet, True, largest=_EQUAL),
-        Row("Keras, square, symmetric", "symmetric", inception, True, largest=_EQUAL),
-        Row("Keras, file", "caffe", resnet, False, mean=2.0),
-        Row("Keras, as published", "caffe", keras_transform("resnet", size), False),
+        *(
+            Row(f"Keras, square, {arch}", names[arch], kept[arch], True, largest=_EQUAL)
+            for arch in names
+        ),
+        Row("Keras, file", names["resnet50"], kept["resnet50"], False, mean=2.0),
+        Row("Keras, as published", names["resnet50"], published, False),
     ]
 
 

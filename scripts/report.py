@@ -3,7 +3,8 @@
     python scripts/report.py runs/x
     python scripts/report.py runs/x runs/y runs/z --output=runs/comparison
 
-Reads run directories only; runs no model and imports no JAX.
+Reads run directories, and beside them folders of evaluate_runs.py, which give a transfer matrix
+and a committee; runs no model and imports no JAX.
 """
 
 import sys
@@ -24,8 +25,6 @@ def main(argv: Sequence[str]) -> None:
     """Writes the report and says where it lies; a user's error is one line, exit code 2."""
     runs = [Path(path) for path in argv[1:]]
     try:
-        if not runs:
-            raise UserError("no run: give at least one run directory, as in report.py runs/x")
         default = runs[0] / "report" if len(runs) == 1 else Path("report")
         page = write_report(runs, Path(_OUTPUT.value) if _OUTPUT.value else default)
     except UserError as error:

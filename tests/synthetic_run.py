@@ -6,7 +6,7 @@ involved: these runs show what a report does with records, never what a defence 
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +224,32 @@ def _write_checks(path: Path, headline: str) -> None:
     ]  # fmt: skip
     checks[8]["verdict"] = verdict
     (path / "self_checks.json").write_text(json.dumps({"headline": headline, "checks": checks}))
+
+
+def make_together(path: Path, runs: Sequence[Path], votes: bool = True) -> Path:
+    """Writes what scripts/evaluate_runs.py leaves of runs with the same test images."""
+    path.mkdir()
+    names = [f"{run.name}/{d}" for run in runs for d in ("base", "hybrid")]
+    lines = [["made on", *names], ["clean", *["0.9500"] * len(names)]]
+    for i, name in enumerate(names):
+        lines.append(
+            [name, *(f"{0.1 + 0.7 * abs(i - j) / len(names):.4f}" for j in range(len(names)))]
+        )
+    with (path / "transfer.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    content = {"runs": [str(run) for run in runs], "images": 160, "device": "cpu"}
+    (path / "runs.json").write_text(json.dumps(content))
+    if votes:
+        table = pq.read_table(runs[0] / "predictions.parquet")
+        keep = [d == "hybrid" and t in ("none", "adaptive") for d, t in zip(
+            *(table[c].to_pylist() for c in ("defense", "threat_model")), strict=True)]  # fmt: skip
+        table = table.filter(pa.array(keep))
+        named = pa.array(["hybrid/mean"] * table.num_rows)
+        pq.write_table(table.set_column(0, "defense", named), path / "predictions.parquet")
+    return path
+
+
+def edit(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Rewrites predictions.parquet."""
+    file = path / "predictions.parquet"
+    pq.write_table(change(pq.read_table(file)), file)

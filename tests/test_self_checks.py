@@ -199,6 +199,7 @@ def test_accuracy_that_rises_with_the_radius():
     assert result.verdict == "fail"
     assert result.value == 0.25
     assert check_4("base", {(0.0, 4): many, (1.0, 4): labels == 0}, labels, 4).verdict == "pass"
+    assert check_4("base", {(0.0, 4): many, (1.0, 4): some}, labels, 4).verdict == "fail"
 
 
 # 5
@@ -468,6 +469,9 @@ def test_robust_number_that_lacks_what_belongs_to_it(healthy):
         "no clean accuracy": predictions.filter(pc.field("threat_model") == "adaptive"),
         "no adaptive attack": predictions.filter(pc.field("threat_model") == "none"),
         "other images": predictions.slice(0, predictions.num_rows - 1),
+        "other images than clean: transfer pgd": with_transfer(predictions, LABELS > 1).slice(
+            0, 3 * COUNT - 1
+        ),
         "unknown threat model": predictions.set_column(
             1, "threat_model", pa.array(["none"] * COUNT + ["white-box"] * COUNT)
         ),

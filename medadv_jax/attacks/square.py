@@ -39,7 +39,7 @@ def square_attack(
     count, height, width, channels = images.shape
     stripes = rng.choice((-epsilon, epsilon), (count, 1, width, channels))
     everyone = np.arange(count)
-    best = _within(images + stripes, images, epsilon)
+    best = _pixels(images + stripes)
     margins = margins_fn(best, everyone)
     for query in range(1, queries):
         left = everyone[margins > 0]
@@ -52,7 +52,7 @@ def square_attack(
             place = (slice(top, top + side), slice(first, first + side))
             sign = rng.choice((-epsilon, epsilon), channels)
             tried[row][place] = images[image][place] + sign
-        tried = _within(tried, images[left], epsilon)
+        tried = _pixels(tried)
         found = margins_fn(tried, left)
         better = found < margins[left]
         best[left[better]], margins[left[better]] = tried[better], found[better]
@@ -66,6 +66,5 @@ def _side(progress: float, height: int, width: int) -> int:
     return min(max(side, 1), height, width)
 
 
-def _within(points: np.ndarray, images: np.ndarray, epsilon: float) -> np.ndarray:
-    points = np.clip(points, images - epsilon, images + epsilon)
+def _pixels(points: np.ndarray) -> np.ndarray:
     return np.clip(points, 0.0, 1.0).astype(np.float32)

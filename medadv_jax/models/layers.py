@@ -80,7 +80,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, shape) if self.use_scale else jnp.ones(shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        inputs = inputs.astype(jnp.float32)
+        inputs = inputs.astype(jnp.promote_types(self.dtype, jnp.float32))
         mean, var = running_mean.value, running_var.value
         if self.train:
             mean, var = _batch_statistics(inputs)

@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from medadv_jax.errors import UserError
 from medadv_jax.report import run_page, runs_page
 from medadv_jax.report.drawing import Picture
 from medadv_jax.report.records import load_run
 from medadv_jax.report.tables import as_csv, as_latex
+from medadv_jax.report.together import is_together, load_together
 from medadv_jax.writers import write_text
 
 
@@ -20,7 +22,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Writes the report of one run, or the comparison of several.
 
     Args:
-      runs: run directories, at least one.
+      runs: run directories, at least one; beside them folders that evaluate_runs.py has written.
       out: the folder to write; what an earlier report left in its figures/ and tables/ goes.
 
     Returns:
@@ -29,11 +31,15 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     Raises:
       UserError: a directory that holds no finished run.
     """
-    records = [load_run(Path(run)) for run in runs]
-    if len(records) == 1:
+    paths = [Path(run) for run in runs]
+    records = [load_run(path) for path in paths if not is_together(path)]
+    together = [load_together(path, records) for path in paths if is_together(path)]
+    if not records:
+        raise UserError("no run: give at least one run directory, as in report.py runs/x")
+    if len(records) == 1 and not together:
         page, tables, drawn = run_page.build(records[0])
     else:
-        page, tables, drawn = runs_page.build(records)
+        page, tables, drawn = runs_page.build(records, together)
     for folder in ("figures", "tables"):
         shutil.rmtree(out / folder, ignore_errors=True)
         (out / folder).mkdir(parents=True)

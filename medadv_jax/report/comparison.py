@@ -7,7 +7,7 @@ import numpy as np
 
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.tables import Cell, Estimate, Table, blocks, cell_text, number_text, p_text
-from medadv_jax.statistics import cluster_bootstrap, holm, mcnemar_exact
+from medadv_jax.statistics import cluster_bootstrap, holm, mcnemar_exact, ratio_statistic
 
 LEVEL = 0.05
 ATTACKED, CLEAN = "worst attack, adaptive", "clean"
@@ -64,9 +64,8 @@ def compare(run: RunRecords) -> list[Comparison]:
 
 def _difference(run: RunRecords, right_a: np.ndarray, right_b: np.ndarray) -> Estimate:
     difference = right_a.astype(float) - right_b.astype(float)
-    interval = cluster_bootstrap(
-        lambda w: w @ difference / w.sum(axis=1), run.group, weights=run.weights
-    )
+    mean = ratio_statistic(difference, np.ones(len(difference)), run.group)
+    interval = cluster_bootstrap(mean, run.group, weights=run.weights)
     return Estimate(float(difference.mean()), interval)
 
 

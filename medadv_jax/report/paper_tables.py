@@ -116,7 +116,7 @@ def _mark(row: PaperRow | None) -> str:
     if row is None:
         return ""
     kind = judge(row).kind
-    return f"{MARKS[kind]} {kind}".strip()
+    return f"{kind}{MARKS[kind]}"
 
 
 def counts_sentence(number: str) -> str:

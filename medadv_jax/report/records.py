@@ -21,6 +21,7 @@ PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not
 THREATS = ("transfer", "oblivious", "adaptive")
 FEW_IMAGES, FEW_PATIENTS = 100, 10  # fewer test images, or patients of a class, prove nothing
 CLASS_NAMES = {
+    "phantoms": ("negative", "positive"),
     "chest_xray": ("normal", "pneumonia"),
     "breakhis": ("benign", "malignant"),
 }
@@ -273,13 +274,22 @@ def load_run(path: Path) -> RunRecords:
         raise UserError(f"{path}: not a run directory, it has no config.json; give a --workdir")
     if not (path / "predictions.parquet").is_file():
         raise UserError(f"{path}: it has no predictions.parquet; let the run come to its end")
-    about = _json(path / "config.json")
+    return load_records(path, _json(path / "config.json"))
+
+
+def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
+    """Reads the records of a folder that has predictions.
+
+    Args:
+      path: the folder.
+      about: the content of config.json.
+    """
     columns = _columns(path / "predictions.parquet")
     examples, outcomes = _align(path, columns)
     return RunRecords(
         path=path,
-        config=about.pop("config"),
-        about=about,
+        config=about["config"],
+        about={name: value for name, value in about.items() if name != "config"},
         **examples,
         outcomes=outcomes,
         training=_training(path / "metrics.jsonl"),
@@ -334,7 +344,12 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); let the run write it again") from error
 
 
 def _training(path: Path) -> list[dict[str, Any]]:

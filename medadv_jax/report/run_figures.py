@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from medadv_jax.metrics import reliability
@@ -257,6 +258,7 @@ def training(run: RunRecords) -> Drawn:
                     axes.set_axis_off()
             column[0].set_title(defense)
             column[1].set_xlabel("epoch")
+            column[1].xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         grid[0, 0].set_ylabel("accuracy")
         grid[1, 0].set_ylabel("loss")
 

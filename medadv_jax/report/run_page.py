@@ -124,7 +124,7 @@ def trust(run: RunRecords) -> Card:
         return Card(question, BAD, (), (_sentence(headline), *doubts, counts))
     if doubts:
         return Card(question, BAD, (), ("No: too little data.", *doubts, counts))
-    kind = UNSURE if any(c.get("verdict") == "warn" for c in run.checks["checks"]) else GOOD
+    kind = UNSURE if any(c.get("verdict") == "warn" for c in run.checks.get("checks", [])) else GOOD
     first = "Yes, as far as the self-checks see." if kind == GOOD else "Yes, with warnings."
     return Card(question, kind, (), (first, counts))
 

@@ -234,9 +234,17 @@ def checks_summary(run: RunRecords) -> Table | None:
         held = worst.get(number)
         if held is None or severity.get(check["verdict"], 2) > severity.get(held["verdict"], 2):
             worst[number] = check
-    rows = [_check_row(worst[number]) for number in sorted(worst)]
+    rows = [_check_row(worst[n] | {"defense": _whose(run, worst[n])}) for n in sorted(worst)]
     title = "Self-checks: the worst verdict of each over the defences"
-    return Table("self_checks", title, _CHECK_COLUMNS, rows)
+    note = "Value and explanation are those of the first defence with this verdict."
+    return Table("self_checks", title, _CHECK_COLUMNS, rows, (note,))
+
+
+def _whose(run: RunRecords, worst: dict) -> str:
+    """Returns the defences to which a check gives its worst verdict."""
+    alike = [c for c in (run.checks or {})["checks"] if c["number"] == worst["number"]]
+    names = [str(c.get("defense") or "all") for c in alike if c["verdict"] == worst["verdict"]]
+    return "all" if len(names) == len(alike) else ", ".join(names)
 
 
 _CHECK_COLUMNS = ("no.", "check", "defence", "verdict", "value", "explanation")
@@ -247,7 +255,7 @@ def _check_row(check: dict) -> tuple[Cell, ...]:
     return (
         str(check.get("number", "")), str(check.get("name", "")),
         str(check.get("defense") or "all"), str(check.get("verdict", "")),
-        NOTHING if value is None else f"{value:.4g}", str(check.get("explanation", "")),
+        NOTHING if value is None else f"{value:.3g}", str(check.get("explanation", "")),
     )  # fmt: skip
 
 

@@ -15,11 +15,14 @@ from medadv_jax.report.records import RunRecords
 from medadv_jax.report.run_page import is_best_significant, trust
 from medadv_jax.report.run_tables import accuracy
 from medadv_jax.report.tables import Cell, Table, cell_text
+from medadv_jax.report.together import Together, together_section, transfer_table
 
 MOST_LINES = 6  # of a card
 
 
-def build(runs: Sequence[RunRecords]) -> tuple[str, list[Table], list[Drawn]]:
+def build(
+    runs: Sequence[RunRecords], together: Sequence[Together] = ()
+) -> tuple[str, list[Table], list[Drawn]]:
     """Returns the page that compares runs, and the tables and figures on it."""
     comparisons = [compare(run) for run in runs]
     groups = {name: make_groups([r for r in runs if r.dataset == name]) for name in _datasets(runs)}
@@ -27,12 +30,14 @@ def build(runs: Sequence[RunRecords]) -> tuple[str, list[Table], list[Drawn]]:
     sections = [Section("Warnings", warnings(runs))]
     for dataset, inside in groups.items():
         sections += _dataset_sections(dataset, inside)
+    sections += [together_section(one) for one in together]
     sections.append(Section("Settings", [settings_table(runs)]))
-    title = f"{len(runs)} runs on {' and '.join(groups)}"
+    title = f"{_count(len(runs), 'run', 'runs')} on {' and '.join(groups)}"
     every = [group for inside in groups.values() for group in inside]
     page = render(title, _lead(runs, every), cards(runs, comparisons, every), [overview], sections)
     parts = [part for section in sections for part in section.parts]
     tables = [overview, *(p for p in parts if isinstance(p, Table))]
+    tables += [transfer_table(one) for one in together]
     return page, tables, [p for p in parts if p is not None and not isinstance(p, Table | str)]
 
 

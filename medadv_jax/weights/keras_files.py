@@ -43,8 +43,8 @@ _INCEPTION_BLOCKS = (
 )
 _VGG_BLOCKS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}
 _RESNET_BLOCKS = {53: (3, 4, 6, 3)}
-# The classifier of ResNet in files from before TensorFlow 2.2, the published ones among them, which
-# Keras itself loads by the order of the layers.
+# The classifier of ResNet50 in older code: `probs` in keras-applications, which published the
+# file that Keras still loads (by the order of the layers), `fc1000` before.
 _CLASSIFIERS = {"probs": "predictions", "fc1000": "predictions"}
 _KERAS_1 = re.compile(r"_(W|b)(_\d+)?$")  # block1_conv1_W_1:0, in the published VGG files
 

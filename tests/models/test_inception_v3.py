@@ -129,6 +129,10 @@ def test_auxiliary_head_sees_the_whole_map():
     maps = normal(2, 17, 17, 8)
     variables = filled(net, maps)
     assert variables["params"]["conv1"]["conv"]["kernel"].shape == (5, 5, 8, 48)
+    run = functools.partial(net.apply, capture_intermediates=True)
+    state = jax.eval_shape(run, variables, maps)[1]["intermediates"]
+    shapes = [state[name]["__call__"][0].shape[1:3] for name in ("conv0", "conv1")]
+    assert shapes == [(5, 5), (1, 1)]
     gradient = jax.jit(jax.grad(lambda maps: jnp.sum(net.apply(variables, maps))))(maps)
     assert bool((jnp.abs(gradient).sum((0, 3)) > 0).all())
 

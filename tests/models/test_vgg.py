@@ -85,6 +85,19 @@ def test_forms_agree_in_value_and_gradient(variables):
         assert_allclose(mine, reference, rtol=0, atol=1e-4 * float(jnp.abs(reference).max()))
 
 
+def test_global_average_head_is_a_linear_function_of_the_mean(variables):
+    net = small(head="gap")
+    kept = {name: array for name, array in variables["params"].items() if name.startswith("conv")}
+    head = {"kernel": normal(64, 3), "bias": normal(3, seed=1)}
+    logits, state = net.apply(
+        {"params": {**kept, "fc": head}}, normal(2, 64, 64, 3), capture_intermediates=True
+    )
+    last = np.maximum(state["intermediates"]["conv5_1"]["__call__"][0], 0)
+    pooled = last.reshape(2, 2, 2, 2, 2, 64).max((2, 4))  # 4×4 places → 2×2
+    expected = pooled.mean((1, 2)) @ head["kernel"] + np.asarray(head["bias"])[None]
+    assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [(7, 7), (3, 14), (1, 9)])
 def test_adaptive_pooling_is_the_mean_of_its_windows(size):
     maps = normal(2, *size, 3)

@@ -71,6 +71,13 @@ def test_every_array_finds_its_place_and_the_network_takes_them(raw):
         np.testing.assert_array_equal(flat[path], source.transform(raw.arrays[source.name]))
 
 
+def test_normalizations_are_the_publishers():
+    """torchvision's `transforms()`, `transform_input` of its Inception, and `preprocess_input`."""
+    vgg, inception = ("vgg16", "vgg19", "resnet50"), {"inception_v3": "symmetric"}
+    assert dict.fromkeys(vgg, "imagenet") | inception == torchvision.NORMALIZATION
+    assert dict.fromkeys(vgg, "caffe") | inception == keras.NORMALIZATION
+
+
 def test_missing_extra_and_misshapen_arrays_are_listed_together(raw):
     name = conv_name(raw)
     other = sorted(raw.arrays)[7:12]

@@ -96,6 +96,13 @@ def test_a_file_beyond_all_sizes_is_not_downloaded(server, tmp_path):
     assert Handler.requests == ["HEAD"]
 
 
+def test_more_than_was_announced_is_not_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "_MAX_BYTES", len(CONTENTS) - 1)
+    Handler.announced = 1
+    assert "more than 6999 bytes" in refusal("one", tmp_path, published(f"{server}/w.pth"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_network_one_line_says_which_file_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     start = time.monotonic()

@@ -11,7 +11,6 @@ from samples import Call, Name, Persistent
 
 from medadv_jax.errors import UserError
 from medadv_jax.weights.files import read_weights
-from medadv_jax.weights.keras_files import _inception_order, _names_of_counts
 
 STATE = {
     "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
@@ -213,21 +212,6 @@ def test_keras_layers_in_groups(tmp_path, root, weight):
     equal(raw.arrays, KERAS)
 
 
-@pytest.mark.parametrize("name", ["probs", "fc1000"])
-def test_older_names_of_the_classifier(tmp_path, name):
-    """Keras loads the published ResNet50 by the order of its layers, so its file says `probs`."""
-    kernel, bias = samples.arrays((4, 3), (3,))
-    old = {f"{name}/kernel": kernel, f"{name}/bias": bias}
-    raw = read_weights(samples.keras_h5(tmp_path / "w.h5", old))
-    equal(raw.arrays, {"predictions/kernel": kernel, "predictions/bias": bias})
-
-
-def test_names_of_keras_1(tmp_path):
-    old = {"block1_conv1/W_1": KERAS["block1_conv1/kernel"], "block1_conv1/b_1": np.ones(4)}
-    raw = read_weights(samples.keras_h5(tmp_path / "w.h5", old, weight="{0}_{1}:0"))
-    assert sorted(raw.arrays) == ["block1_conv1/bias", "block1_conv1/kernel"]
-
-
 GROUPS = {
     "conv2d": samples.arrays((3, 3, 3, 2)),
     "conv2d_1": samples.arrays((1, 1, 2, 2), (2,)),
@@ -273,23 +257,6 @@ def test_keras_3_names_layers_in_attributes_or_config(tmp_path):
     assert "none of the known networks" in refusal(inner)
     path = samples.keras_zip(tmp_path / "c.keras", inner, {"config": {"layers": [3]}})
     assert "lists no layers" in refusal(path)
-
-
-def test_order_of_the_layers_of_known_networks():
-    """Every layer once, and the numbers as Keras 3.15.1 gives them for three places."""
-    order = _inception_order()
-    assert sorted(order) == list(range(94))
-    assert (order[5], order[28], order[93]) == (8, 26, 93)
-    for count, first, last in ((13, "block1_conv1", "block5_conv3"), (16, *["block5_conv4"] * 2)):
-        groups = ["conv2d", *(f"conv2d_{i}" for i in range(1, count))]
-        names = _names_of_counts(groups)
-        assert len({names[group] for group in groups}) == count
-        assert first in names.values()
-        assert names[f"conv2d_{count - 1}"] == last
-    groups = ["conv2d", *(f"conv2d_{i}" for i in range(1, 53))]
-    names = _names_of_counts(groups)
-    assert len({names[group] for group in groups}) == 53
-    assert [names[f"conv2d_{i}"] for i in (3, 4)] == ["conv2_block1_0_conv", "conv2_block1_3_conv"]
 
 
 def hdf5(path, change):
