@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from subjects import SIDE, Formula, height, two_logits
-from tiny import TinyNet, read_results, tiny_config
+from tiny import TinyNet, read_results, tiny_config, tiny_dataset
 
 from medadv_jax import committee, experiment, models, results
+from medadv_jax.attacks import make_attack
 from medadv_jax.committee import Committee, Member
 from medadv_jax.errors import UserError
 from medadv_jax.evaluate import Predictor, Target, evaluation_attacks
@@ -167,10 +168,35 @@ def test_worst_attack_counts_in_the_matrix(members):
     right, wrong = [2.0, 0.0], [0.0, 2.0]
     tables = [
         committee._row(members[0], members[1], ("transfer", attack, 0.1), examples, np.array(rows))
-        for attack, rows in (("fgsm", [right, right, wrong]), ("pgd", [right, wrong, wrong]))
+        for attack, rows in (("fgsm", [right, wrong, right]), ("pgd", [right, right, wrong]))
     ]
     lines = committee.transfer_matrix(pa.concat_tables(tables))
     assert lines == [["made on", "run1/base"], ["run0/base", "0.3333"]]
+
+
+class Marked:
+    """Makes examples of its own mark, and is fooled by those of one other alone."""
+
+    def __init__(self, mark, fooled_by):
+        self.mark, self.fooled_by = mark, fooled_by
+
+    def attack(self, attacks, source, batch, key):
+        return jnp.full((len(attacks), *batch["image"].shape), self.mark, jnp.float32)
+
+    def logits(self, target, pixels):
+        fooled = pixels.mean(axis=(1, 2, 3)) == self.fooled_by
+        return jnp.stack([~fooled, fooled], axis=-1).astype(jnp.float32)
+
+
+def test_each_member_answers_what_each_other_made():
+    predictors: list[Any] = [Marked(2.0, 3.0), Marked(3.0, 9.0)]
+    pair = [Member(f"run{i}", "base", p, Target("bare", {})) for i, p in enumerate(predictors)]
+    batches = make_loader(tiny_dataset(6), range(6), 4, shuffle_seed=None)
+    attacks = [make_attack("fgsm", 0.1)]
+    table = committee.transfer_rows(pair, attacks, tiny_dataset(6), batches, jax.device_put, 0)
+    fooled = {(row["source_run"], row["run"]) for row in table.to_pylist() if row["predicted"] == 1}
+    assert fooled == {("run1", "run0")}
+    assert table.num_rows == 6 * (2 + 4)
 
 
 def test_twins_vote_as_each_of_them(runs):

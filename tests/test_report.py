@@ -74,7 +74,7 @@ def call_script(*arguments) -> subprocess.CompletedProcess:
     )
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
