@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from medadv_jax.statistics import holm, mcnemar_exact, wilson_interval
+from medadv_jax.statistics import holm, mcnemar_exact, proportion_interval
 from medadv_jax.verdicts import Check, check, judge, worst
 
 THREATS = ("none", "transfer", "oblivious", "adaptive")
@@ -170,10 +170,15 @@ def _summary(columns: Columns, epsilon: float) -> str:
         worst_rights(columns, (threat,), radius)
         for threat, radius in (("none", 0.0), ("adaptive", epsilon))
     )
+    # An attacker may leave an image alone.
+    robust = {example: good and clean[example] for example, good in robust.items()}
     n, right = len(clean), sum(clean.values())
     left = sum(robust.values())
-    broken = sum(clean[example] and not good for example, good in robust.items())
-    low, high = wilson_interval(left, n)
+    broken = right - left
+    group_of = dict(zip(columns["example"].tolist(), columns["group"].tolist(), strict=True))
+    groups = np.array([group_of[example] for example in robust])
+    interval = proportion_interval(np.array([*robust.values()]), groups)
+    low, high = interval or (0.0, 1.0)  # of one patient nothing follows
     attacks = {*columns["evaluation"][columns["threat_model"] == "adaptive"].tolist()}
     rate = f"{broken / right:.3f} of those right when clean" if right else "none right when clean"
     return (

@@ -55,8 +55,11 @@ def test_worst_case_counts_an_example_as_right_if_it_is_under_every_attack():
         )
         for name, predicted in attacks.items()
     ]
-    assert results.worst_case(pa.concat_tables([table(), *rows])) == {("base", "adaptive"): (0, 4)}
-    assert results.worst_case(pa.concat_tables(rows)) == {("base", "adaptive"): (2, 4)}
+    clean = results.prediction_rows(
+        ("base", "none", "clean", 0.0), EXAMPLES, np.zeros(4), np.array([0, 1, 0, 0])
+    )
+    # Under both: images 0 and 3; the last is wrong when left alone.
+    assert results.worst_case(pa.concat_tables([clean, *rows])) == {("base", "adaptive"): (1, 4)}
 
 
 def test_terminal_table_says_why_a_cell_is_empty_and_fits():
