@@ -121,7 +121,7 @@ class Classifier:
         if normalization.bgr:
             pixels = pixels[..., ::-1]
         mean, std = (np.asarray(x, np.float32).reshape(1, 1, 1, 3) for x in normalization[:2])
-        own = {name: variables[name] for name in variables if name != "purifier"}
+        own = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
         return own, (pixels - mean) / std
 
 

@@ -1,7 +1,7 @@
 """Do the networks see what torchvision and Keras would show them of the same file?
 
     python -m scripts.preprocessing                    # needs torch, torchvision, keras
-    python -m scripts.preprocessing --images=FOLDER    # of these files instead of generated ones
+    python -m scripts.preprocessing --folder=FOLDER    # of these files instead of generated ones
 
 Files go through `data/images.py` and the classifier's normalisation, and through the libraries' own
 preprocessing. The differences are in steps of 8-bit pixels, normalisation undone. Pillow's bilinear
@@ -41,7 +41,7 @@ from medadv_jax.classifier import NORMALIZATIONS, Classifier, to_pixels
 from medadv_jax.weights import keras as keras_layout
 from medadv_jax.weights.verify import without_fake_registration
 
-_IMAGES = flags.DEFINE_string("images", "", 'folder of JPEG and PNG files; "" generates some')
+_FOLDER = flags.DEFINE_string("folder", "", 'folder of JPEG and PNG files; "" generates some')
 _SIZE = flags.DEFINE_integer("size", 224, "side of the square in pixels")
 
 ENDINGS = (".jpeg", ".jpg", ".png")
@@ -116,7 +116,7 @@ def files(folder: str) -> Iterable[bytes]:
     """Yields the images below a folder, by name."""
     found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in ENDINGS)
     if not found:
-        sys.exit(f"--images={folder}: no {', '.join(ENDINGS)} there; name another folder")
+        sys.exit(f"--folder={folder}: no {', '.join(ENDINGS)} there; name another folder")
     for path in found:
         yield path.read_bytes()
 
@@ -224,7 +224,7 @@ def compare(sources: Iterable[str], contents: list[bytes], size: int) -> bool:
 def main(argv: list[str]) -> None:
     """Prints the table; exits 1 on a miss."""
     del argv
-    contents = list(files(_IMAGES.value) if _IMAGES.value else generated())
+    contents = list(files(_FOLDER.value) if _FOLDER.value else generated())
     sys.exit(0 if compare(("torchvision", "keras"), contents, _SIZE.value) else 1)
 
 

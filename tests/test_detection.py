@@ -92,6 +92,14 @@ def test_an_attacker_who_knows_the_detector_lowers_its_score(records):
         assert means["adaptive"] < means["oblivious"]
 
 
+def test_of_several_attempts_the_one_that_fools_at_the_lowest_score_counts():
+    fooled = np.array([[True, False, False], [True, True, False], [False, False, False]])
+    scores = np.array([[0.5, 0.1, 0.3], [0.4, 0.9, 0.2], [0.0, 0.0, 0.4]])
+    found, lowest = detection._best_for_attacker(fooled, scores)
+    np.testing.assert_array_equal(found, [True, True, False])
+    np.testing.assert_array_equal(lowest, [0.4, 0.9, 0.2])
+
+
 def made(scores, fooled, **key):
     n = len(scores)
     columns = {name: [value] * n for name, value in key.items()}

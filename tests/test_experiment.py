@@ -50,7 +50,7 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
     names = {path.name for path in workdir.iterdir()}
     assert names == {
         "config.json", "splits.json", "checkpoints", "metrics.jsonl", "tensorboard",
-        "predictions.parquet", "results.csv",
+        "predictions.parquet", "results.csv", "pictures.npz", "report",
     }  # fmt: skip
     assert "train adversarial: epoch 2/2" in text
     assert "these accuracies mean nothing" in text  # 12 test images
@@ -146,18 +146,25 @@ def test_every_config_runs_when_shrunken(name, tmp_path, cache_dir):
     config = importlib.import_module(f"configs.{name}").get_config()
     small = tiny_config()
     names = pneumonia_names() if name.startswith("pneumonia") else breakhis_names()
-    for section in ("train", "eval", "attack"):
+    for section in ("train", "eval", "attack", "detector"):
         config[section].update(small[section])
     config.data.image_size, config.data.phantom_images = 32, 80
     config.data.dir, config.data.cache_dir = str(tmp_path / "data"), cache_dir
     config.train.epochs, config.train.batch_size = 1, 8
     config.train.num_steps = config.eval.num_steps = 1
     config.purifier.epochs = 1
+    everything = name == "demo"
+    config.eval.checks = config.detector.run = everything
     write_pictures(tmp_path / "data", names)
     text = run(config, tmp_path / "run")
     assert "these accuracies mean nothing" in text
     rows = read_results(tmp_path / "run" / "results.csv")
     assert {row["defense"] for row in rows} == {*DEFENSES}
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    extra = {"self_checks.json", "curves.parquet", "detection.parquet", "detection.csv"}
+    assert left & extra == (extra if everything else set())
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert ("Self-checks in full" in page) == everything
 
 
 def test_resnet_trains_attacks_and_scores_one_shrunken_step(tmp_path, cache_dir):

@@ -47,6 +47,8 @@ def tiny_config() -> Config:
     config.train.num_steps = 2
     config.eval.num_steps = 2
     config.eval.batch_size = 8
+    config.eval.checks = config.detector.run = False  # tested by themselves; see test_experiment
+    config.eval.check_images = 8
     config.attack.loop = "fori_loop"  # compiles sooner
     return config
 
