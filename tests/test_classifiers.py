@@ -19,6 +19,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.models import create_model
 from medadv_jax.models.autoencoder import create_purifier
 from medadv_jax.splits import Splits
+from medadv_jax.weights.conversion import images_of
 from medadv_jax.writers import MetricsWriter
 
 
@@ -47,7 +48,11 @@ def one_step(name, config):
     state, frozen = train_step.create_state(classifier, optimizer, mesh, key, SIZE, trains=trains)
     before = jax.device_get(state.variables(frozen))
     dataset = tiny_dataset(16)
-    batch = {"image": np.stack(dataset.source), "label": dataset.labels, "mask": np.ones(16, "f")}
+    batch = {
+        "image": np.stack([*dataset.source]),
+        "label": dataset.labels,
+        "mask": np.ones(16, "f"),
+    }
     state, _ = step(state, train_step.put_batch(mesh, batch), key, frozen)
     return before, jax.device_get(state.variables(frozen)), state.opt_state
 
@@ -145,7 +150,7 @@ def test_frozen_norm_uses_and_keeps_its_statistics_in_train_mode(name):
 
 def trained_run(folder, config, dataset):
     third = len(dataset.examples) // 3
-    splits = Splits(*np.split(np.arange(3 * third), 3), audit={}, notes=[])
+    splits = Splits(*np.arange(3 * third).reshape(3, -1).tolist(), audit={}, notes=[])
     workdir.claim(folder, config)
     classifiers = Classifiers(config, folder)
     writer = MetricsWriter(folder)
@@ -242,7 +247,7 @@ def test_weights_of_a_file_are_where_training_starts(tmp_path):
     config.model.name = "vgg16"
     config.model.head = "gap"  # without the 120 million parameters of the dense layers
     net = create_model("vgg16", 1000, head="gap")
-    shapes = jax.eval_shape(net.init, jax.random.key(0), weights.conversion.images_of("vgg16"))
+    shapes = jax.eval_shape(net.init, jax.random.key(0), images_of("vgg16"))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.random(x.shape, np.float32), shapes)
     path = tmp_path / "vgg16.safetensors"

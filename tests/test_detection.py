@@ -1,6 +1,7 @@
 """Detectors and pictures as records of a run."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -26,7 +27,7 @@ def predictor():
 def variables(predictor):
     """Half of the images on each side of the border, so that attacks have something to change."""
     variables = predictor.classifier.init(jax.random.key(3), SIZE)
-    pixels = to_pixels(np.stack(tiny_dataset(COUNT).source))
+    pixels = to_pixels(jnp.asarray(np.stack([*tiny_dataset(COUNT).source])))
     logits = np.asarray(predictor.logits(evaluate.Target("bare", variables), pixels))
     params = variables["params"]
     bias = np.array([0.0, -np.median(logits[:, 1] - logits[:, 0])], np.float32)
@@ -65,10 +66,10 @@ def test_there_is_a_score_for_each_detector_attack_and_image(records):
 
 def test_fooled_are_those_right_before_and_wrong_now(records, predictor, variables, attacks):
     dataset = tiny_dataset(COUNT)
-    batch = {"image": np.stack(dataset.source), "label": dataset.labels}
+    batch = {"image": np.stack([*dataset.source]), "label": dataset.labels}
     target, source = evaluate.Target("bare", variables), evaluate.Source("bare", variables)
     attacked = predictor.attack(attacks, source, batch, jax.random.key(0))
-    pixels = {"clean": to_pixels(batch["image"]), "pgd": attacked[1]}
+    pixels = {"clean": to_pixels(jnp.asarray(batch["image"])), "pgd": attacked[1]}
     right = {
         name: np.asarray(predictor.logits(target, x)).argmax(-1) == dataset.labels
         for name, x in pixels.items()

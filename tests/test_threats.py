@@ -43,7 +43,7 @@ def made(purifier, seed=3):
 @pytest.fixture(scope="module")
 def batch():
     dataset = tiny_dataset(16)
-    return {"image": jnp.asarray(np.stack(dataset.source)), "label": jnp.asarray(dataset.labels)}
+    return {"image": jnp.asarray(np.stack([*dataset.source])), "label": jnp.asarray(dataset.labels)}
 
 
 def gradient(classifier, variables, pixels, kind):
