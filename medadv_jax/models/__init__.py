@@ -69,10 +69,7 @@ def create_model(
         raise UserError(f"model {name!r} is unknown; choose one of {', '.join(sorted(MODELS))}")
     if num_classes < 1:
         raise UserError(f"num_classes={num_classes} is impossible; give at least 1")
-    if not width > 0:
-        raise UserError(f"width={width} is impossible; give a number above 0")
-    if jnp.dtype(dtype).name not in DTYPES:
-        raise UserError(f"dtype={dtype} is not supported; choose one of {', '.join(DTYPES)}")
+    check_width_and_dtype(width, dtype)
     for option, value in options.items():
         _check_option(name, option, value)
     return MODELS[name](
@@ -82,6 +79,14 @@ def create_model(
         forms=resolve_forms(forms),
         **options,
     )
+
+
+def check_width_and_dtype(width: float, dtype: Dtype) -> None:
+    """Raises UserError for a width or compute dtype that no network can have."""
+    if not width > 0:
+        raise UserError(f"width={width} is impossible; give a number above 0")
+    if jnp.dtype(dtype).name not in DTYPES:
+        raise UserError(f"dtype={dtype} is not supported; choose one of {', '.join(DTYPES)}")
 
 
 def default_options(name: str) -> dict[str, Option]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 from medadv_jax.errors import UserError
-from medadv_jax.models import DTYPES
+from medadv_jax.models import check_width_and_dtype
 from medadv_jax.models.forms import resolve_forms
 from medadv_jax.models.layers import Conv, check_images, scale_channels
 
@@ -226,10 +226,7 @@ def create_purifier(
         raise UserError(f"purifier {name!r} is unknown; choose one of {', '.join(PURIFIERS)}")
     if bottleneck < 1:
         raise UserError(f"bottleneck={bottleneck} is impossible; give at least 1")
-    if not width > 0:
-        raise UserError(f"width={width} is impossible; give a number above 0")
-    if jnp.dtype(dtype).name not in DTYPES:
-        raise UserError(f"dtype={dtype} is not supported; choose one of {', '.join(DTYPES)}")
+    check_width_and_dtype(width, dtype)
     return PURIFIERS[name](
         bottleneck=bottleneck, width=width, dtype=jnp.dtype(dtype), forms=resolve_forms(forms)
     )
