@@ -29,6 +29,7 @@ from medadv_jax.defenses import get_defense
 from medadv_jax.errors import UserError
 from medadv_jax.evaluate import Predictor, Source, Target
 from medadv_jax.input_pipeline import Dataset
+from medadv_jax.metrics import right_throughout
 from medadv_jax.splits import Example
 from medadv_jax.subject import scores
 from medadv_jax.validation import flatten, validate
@@ -241,53 +242,42 @@ def committee_rows(
     variables: Any = tuple(member.target.variables for member in members)
     purified = any(member.target.deployed == "full" for member in members)
     words = ("mean", "log", "bpda") if purified else ("mean", "log")
+    names = [("none", "clean", 0.0)]
+    names += [("adaptive", attack.name, float(attack.epsilon)) for attack in attacks]
     key, tables = jax.random.key(seed), []
     for batch in batches:
         real, placed = np.asarray(batch["mask"]) > 0, put(batch)
-        labels = np.asarray(batch["label"])[real]
         examples = [dataset.examples[i] for i in np.asarray(batch["index"])[real]]
         found = [predictor.attack(attacks, Source(w, variables), placed, key) for w in words]
         for vote in VOTES:
             target = Target(vote, variables)
-
-            def answers(pixels: jax.Array, target: Target = target, real: Any = real) -> np.ndarray:
-                return np.asarray(predictor.logits(target, pixels))[real]
-
-            columns = {("none", "clean", 0.0): answers(to_pixels(placed["image"]))}
-            for number, attack in enumerate(attacks):
-                tried = np.stack([answers(pixels[number]) for pixels in found])
-                columns["adaptive", attack.name, float(attack.epsilon)] = _worst(tried, labels)
-            defense = f"{members[0].defense}/{vote}"
-            tables += [
-                results.prediction_rows(
-                    (defense, *name), examples, scores(logits), logits.argmax(axis=1)
-                )
-                for name, logits in columns.items()
-            ]
+            clean = predictor.logits(target, to_pixels(placed["image"]))
+            worst = predictor.worst_answers(target, found, placed["label"])
+            for name, logits in zip(names, (clean, *worst), strict=True):
+                logits = np.asarray(logits)[real]
+                tables.append(
+                    results.prediction_rows(
+                        (f"{members[0].defense}/{vote}", *name), examples, scores(logits),
+                        logits.argmax(axis=1),
+                    )
+                )  # fmt: skip
         advance(int(real.sum()))
     return pa.concat_tables(tables)
-
-
-def _worst(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(S, B, K), (B,) -> (B, K): the answer with the least probability of the own class."""
-    own = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), labels[None, :, None], 2)
-    return logits[own[..., 0].argmin(axis=0), np.arange(len(labels))]
 
 
 def transfer_matrix(table: pa.Table) -> list[list[str]]:
     """Returns accuracies as lines of text: a line for each source, a column for each target; the
     worst over all attacks, for each example. The first line has the names, the second is clean.
     """
-    names = ("source_run", "source_defense", "run", "defense", "example", "label", "predicted")
-    right: dict[tuple[str, str], dict[str, bool]] = {}
-    for of, by, run, defense, example, label, predicted in zip(
-        *(table[name].to_pylist() for name in names), strict=True
-    ):
-        cell = right.setdefault((f"{of}/{by}" if of else "clean", f"{run}/{defense}"), {})
-        cell[example] = cell.get(example, True) and label == predicted
-    sources, targets = (list(dict.fromkeys(key[i] for key in right)) for i in (0, 1))
+    names = ("source_run", "source_defense", "run", "defense", "example")
+    keys = zip(*(table[name].to_pylist() for name in names), strict=True)
+    right = right_throughout(keys, results.rights(table))
+    cells: dict[tuple[str, str], list[bool]] = {}
+    for (of, by, run, defense, _), good in right.items():
+        cells.setdefault((f"{of}/{by}" if of else "clean", f"{run}/{defense}"), []).append(good)
+    sources, targets = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     lines = [["made on", *targets]]
     for source in sources:
-        cells = [right[source, target].values() for target in targets]
-        lines.append([source, *(f"{sum(cell) / len(cell):.4f}" for cell in cells)])
+        shares = [float(np.mean(cells[source, target])) for target in targets]
+        lines.append([source, *(f"{share:.4f}" for share in shares)])
     return lines

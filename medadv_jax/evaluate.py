@@ -141,7 +141,7 @@ class Predictor:
         # changes its rounding, and an image that no attack has changed must get its clean logits
         # bit for bit.
         self._deployed = jax.jit(classifier.logits, static_argnames="gradient")
-        self._worst = jax.jit(_worst)
+        self._worst = jax.jit(worst_logits)
 
     def attack(
         self,
@@ -187,21 +187,29 @@ class Predictor:
         """Returns logits (B, 1 + T·A, K): clean, then each attack of each threat model."""
         columns = [self.logits(target, to_pixels(batch["image"]))]
         for threat in threats if attacks else ():
-            found = []
-            for source in threat.sources:
-                pixels = self.attack(attacks, source, batch, key)
-                found.append(jnp.stack([self.logits(target, each) for each in pixels]))
-            columns += [*self._worst(jnp.stack(found), batch["label"])]
+            found = [self.attack(attacks, source, batch, key) for source in threat.sources]
+            columns += [*self.worst_answers(target, found, batch["label"])]
         return jnp.stack(columns, axis=1)
 
+    def worst_answers(
+        self, target: Target, found: Sequence[jax.Array], labels: jax.Array
+    ) -> jax.Array:
+        """Returns logits (A, B, K), the worst of S answers for each image and attack.
 
-def _worst(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        Args:
+          target: what answers.
+          found: of each of S sources the adversarial pixels (A, B, H, W, 3).
+          labels: (B,).
+        """
+        answers = [jnp.stack([self.logits(target, each) for each in pixels]) for pixels in found]
+        return self._worst(jnp.stack(answers), labels)
+
+
+def worst_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """(S, A, B, K), (B,) -> (A, B, K): of S answers the worst for the defender: a wrong one
     before a right one, among equals the one with the larger loss."""
-    wrong = jnp.argmax(logits, axis=-1) != labels[None, None]
-    flat = logits.reshape(-1, logits.shape[-1])
-    repeated = jnp.broadcast_to(labels, logits.shape[:3]).ravel()
-    loss = cross_entropy(flat, repeated).reshape(wrong.shape)
+    every = jnp.broadcast_to(labels, logits.shape[:-1])
+    wrong, loss = jnp.argmax(logits, axis=-1) != every, cross_entropy(logits, every)
     loss = jnp.where(wrong == wrong.any(axis=0, keepdims=True), loss, -jnp.inf)
     return jnp.take_along_axis(logits, jnp.argmax(loss, axis=0)[None, ..., None], axis=0)[0]
 

@@ -1,6 +1,8 @@
 """Predictions → numbers. Pure functions over numpy arrays; scikit-learn's definitions."""
 
 import dataclasses
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, roc_auc_score
@@ -16,6 +18,8 @@ from medadv_jax.statistics import (
 )
 
 BINS = 10  # of a reliability curve
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +109,37 @@ def _auc(label: np.ndarray, score: np.ndarray, reasons: dict[str, str]) -> float
         reasons["auc"] = "a score is not finite"
         return None
     return float(roc_auc_score(label, score))
+
+
+# The worst case: whoever attacks has as many tries as he likes.
+
+
+def right_throughout(keys: Iterable[K], right: Iterable[bool]) -> dict[K, bool]:
+    """Returns key -> is it right in every row? Keys stand in the order of their first rows.
+
+    Args:
+      keys: of each row, for example the example's name.
+      right: of each row.
+    """
+    found: dict[K, bool] = {}
+    for key, good in zip(keys, right, strict=True):
+        found[key] = bool(good) and found.get(key, True)
+    return found
+
+
+def worst_answers(
+    label: np.ndarray, scores: np.ndarray, predicted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the worst of S answers to each example: score (n,) and class (n,).
+
+    Args:
+      label: (n,) integer, 0 or 1.
+      scores: (S, n) float, probability of class 1; of these the lowest of the own class.
+      predicted: (S, n) integer; wrong as soon as one is.
+    """
+    lowest = np.where(label == 1, scores, 1 - scores).min(axis=0)
+    right = (predicted == label).all(axis=0)
+    return np.where(label == 1, lowest, 1 - lowest), np.where(right, label, 1 - label)
 
 
 def metric_intervals(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
+from medadv_jax.metrics import right_throughout
 from medadv_jax.statistics import holm, mcnemar_exact, proportion_interval
 from medadv_jax.verdicts import Check, check, judge, worst
 
@@ -37,12 +38,9 @@ def curve_rights(columns: Columns) -> Rights:
 
 def worst_rights(columns: Columns, threats: Sequence[str], epsilon: float) -> dict[str, bool]:
     """Returns example -> is it right in every record of these threat models at this ε?"""
-    right: dict[str, bool] = {}
     rows = np.isin(columns["threat_model"], threats) & (columns["epsilon"] == epsilon)
     good = columns["predicted"] == columns["label"]
-    for example, value in zip(columns["example"][rows], good[rows].tolist(), strict=True):
-        right[example] = right.get(example, True) and value
-    return right
+    return right_throughout(columns["example"][rows], good[rows])
 
 
 def larger_radius_breaks_more(

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from medadv_jax.metrics import Metrics, summarize
+from medadv_jax.metrics import Metrics, right_throughout, summarize
 from medadv_jax.splits import Example
 from medadv_jax.statistics import wilson_interval
 from medadv_jax.writers import write_text
@@ -121,21 +121,20 @@ def write_results(
 def worst_case(table: pa.Table) -> dict[tuple[str, str], tuple[int, int]]:
     """Returns (defense, threat model) -> (examples right when clean and under every attack,
     examples): an attacker may leave an image alone."""
-    columns = {name: table[name].to_pylist() for name in (*KEYS, "example", "label", "predicted")}
-    right: dict[tuple[str, str], dict[str, bool]] = {}
-    clean: dict[tuple[str, str], bool] = {}
-    for defense, threat, evaluation, _, example, label, predicted in zip(
-        *columns.values(), strict=True
-    ):
-        if evaluation == "clean":
-            clean[defense, example] = label == predicted
-        else:
-            of = right.setdefault((defense, threat), {})
-            of[example] = of.get(example, True) and label == predicted
-    return {
-        (defense, threat): (sum(ok and clean[defense, e] for e, ok in of.items()), len(of))
-        for (defense, threat), of in right.items()
-    }
+    keys = (table[name].to_pylist() for name in ("defense", "threat_model", "example"))
+    right = right_throughout(zip(*keys, strict=True), rights(table))
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    for (defense, threat, example), good in right.items():
+        if threat != "none":
+            so_far, n = counts.get((defense, threat), (0, 0))
+            good = good and right[defense, "none", example]
+            counts[defense, threat] = so_far + good, n + 1
+    return counts
+
+
+def rights(table: pa.Table) -> np.ndarray:
+    """Returns which rows are right, (rows,) bool."""
+    return table["predicted"].to_numpy() == table["label"].to_numpy()
 
 
 def print_results(

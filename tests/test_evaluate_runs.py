@@ -101,12 +101,6 @@ def test_gradient_goes_through_each_member_as_it_is_deployed(members):
     np.testing.assert_allclose(gradient("bpda"), expected(1.0), rtol=1e-3, atol=1e-5)
 
 
-def test_worst_answer_is_the_least_sure_of_the_own_class():
-    logits = np.array([[[1, 0], [3, 0], [0, 9]], [[9, 0], [2, 0], [0, 8]]], np.float32)
-    found = committee._worst(logits, np.array([0, 0, 1]))
-    np.testing.assert_array_equal(found, [[1, 0], [2, 0], [0, 8]])
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two runs of one split; the second has learned at another rate."""
@@ -197,6 +191,33 @@ def test_each_member_answers_what_each_other_made():
     fooled = {(row["source_run"], row["run"]) for row in table.to_pylist() if row["predicted"] == 1}
     assert fooled == {("run1", "run0")}
     assert table.num_rows == 6 * (2 + 4)
+
+
+class Worded(Predictor):
+    """Makes examples of the number of a gradient, and is fooled by those of one."""
+
+    words, fooled_by = ("mean", "log", "bpda"), ""
+
+    def attack(self, attacks, source, batch, key, penalty=None):
+        mark = 2.0 + self.words.index(source.gradient)
+        return jnp.full((len(attacks), *batch["image"].shape), mark, jnp.float32)
+
+    def logits(self, target, pixels):
+        fooled = pixels.mean(axis=(1, 2, 3)) == 2.0 + self.words.index(self.fooled_by)
+        return jnp.stack([~fooled, fooled], axis=-1).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("word", Worded.words)
+def test_worst_of_the_gradients_counts_in_votes(word, members, monkeypatch):
+    monkeypatch.setattr(committee, "Predictor", type("Fooled", (Worded,), {"fooled_by": word}))
+    dataset, attacks = tiny_dataset(6), [make_attack("fgsm", 0.1), make_attack("bim", 0.1)]
+    for whom, words in ((members, Worded.words), (members[2:], ("mean", "log"))):
+        batches = make_loader(dataset, range(6), 4, shuffle_seed=None)
+        table = committee.committee_rows(whom, attacks, dataset, batches, jax.device_put, 0)
+        assert table.num_rows == 2 * 3 * 6  # votes × (clean and attacks) × images
+        for row in table.to_pylist():  # BPDA is for those who have a purifier
+            fooled = word in words and row["evaluation"] != "clean"
+            assert row["label"] == 1 or row["predicted"] == fooled
 
 
 def test_twins_vote_as_each_of_them(runs):

@@ -133,3 +133,18 @@ def test_reliability_is_that_of_scikit_learn_and_its_error_by_hand():
     by_hand = metrics.reliability(np.array([1, 1, 0, 0]), score, np.array([1, 0, 1, 0]))
     assert by_hand.error == pytest.approx(0.525)
     assert metrics.reliability(np.array([1]), np.array([np.nan]), np.array([1])).error is None
+
+
+def test_worst_answers_by_hand():
+    label = np.array([0, 1, 1])
+    scores = np.array([[0.1, 0.9, 0.6], [0.4, 0.8, 0.7]])
+    predicted = np.array([[0, 1, 1], [0, 0, 1]])
+    score, worst = metrics.worst_answers(label, scores, predicted)
+    np.testing.assert_allclose(score, [0.4, 0.8, 0.6])
+    np.testing.assert_array_equal(worst, [0, 0, 1])
+
+
+def test_right_throughout_is_right_in_every_row():
+    keys, right = ["b", "a", "b", "a", "c"], np.array([True, False, True, True, False])
+    found = metrics.right_throughout(keys, right)
+    assert [*found.items()] == [("b", True), ("a", False), ("c", False)]

@@ -130,7 +130,7 @@ def test_the_worse_of_two_sources_counts_for_each_example():
     # Sources × one attack × three examples × classes; the labels are 0.
     first = [[[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]
     second = [[[0.0, 1.0], [0.0, 5.0], [3.0, 0.0]]]
-    worst = evaluate._worst(jnp.array([first, second]), jnp.zeros(3, jnp.int32))
+    worst = evaluate.worst_logits(jnp.array([first, second]), jnp.zeros(3, jnp.int32))
     # Wrong beats right; of two wrong ones the larger loss; a right one never hides a wrong one.
     np.testing.assert_array_equal(worst[0], [[0.0, 1.0], [0.0, 5.0], [0.0, 1.0]])
 

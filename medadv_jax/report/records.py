@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from medadv_jax.errors import UserError
-from medadv_jax.metrics import Metrics, metric_intervals, summarize
+from medadv_jax.metrics import Metrics, metric_intervals, summarize, worst_answers
 from medadv_jax.statistics import Interval, cluster_weights, proportion_interval
 
 Key = tuple[str, str, str, float]  # defence, threat model, evaluation, epsilon
@@ -173,13 +173,10 @@ class RunRecords:
         if not attacked:
             return None
         every = [self.clean(defense), *attacked]
-        right = np.all([o.predicted == self.label for o in every], axis=0)
-        true_score = [np.where(self.label == 1, o.score, 1 - o.score) for o in every]
-        lowest = np.min(true_score, axis=0)
-        return Outcome(
-            score=np.where(self.label == 1, lowest, 1 - lowest),
-            predicted=np.where(right, self.label, 1 - self.label),
+        scores, predicted = (
+            np.stack([getattr(o, x) for o in every]) for x in ("score", "predicted")
         )
+        return Outcome(*worst_answers(self.label, scores, predicted))
 
     def metrics(self, defense: str, outcome: Outcome, attacked: bool) -> Metrics:
         """Returns what results.csv would say of an outcome."""
