@@ -1,8 +1,8 @@
 """Several networks together: who fools whom, and how well they vote.
 
     members = load_members([Path("runs/x"), Path("runs/y")])
-    table = transfer_rows(members, ...)      # adversarial examples of each, tried on every other
-    table = committee_rows(members, ...)     # of each defence that all runs have, the votes
+    table = transfer_rows(members, trial)    # adversarial examples of each, tried on every other
+    table = committee_rows(members, trial)   # of each defence that all runs have, the votes
 
 Runs of other networks, seeds or training are comparable where they test the same images under the
 same attacks; anything else is refused.
@@ -10,9 +10,9 @@ same attacks; anything else is refused.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,35 @@ class Member:
     defense: str
     predictor: Predictor
     target: Target
+
+
+class Trial(NamedTuple):
+    """What members are tried on, and how.
+
+    Attributes:
+      attacks: of the evaluation.
+      dataset: of the examples.
+      batches: of test images, on the host, of one shape; used up by one call.
+      put: places a batch on the devices.
+      seed: of random starts.
+      loop: form of the attack loop on a committee; a member brings its own.
+      advance: told the number of images done.
+    """
+
+    attacks: Sequence[Attack]
+    dataset: Dataset
+    batches: Iterable[Mapping[str, Any]]
+    put: Callable[[Any], Any]
+    seed: int
+    loop: str = "auto"
+    advance: Callable[[int], None] = lambda images: None
+
+    def placed(self) -> Iterator[tuple[Any, np.ndarray, list[Example]]]:
+        """Yields a batch on the devices, which of its images are real (B,), and their examples."""
+        for batch in self.batches:
+            real = np.asarray(batch["mask"]) > 0
+            yield self.put(batch), real, [self.dataset.examples[i] for i in batch["index"][real]]
+            self.advance(int(real.sum()))
 
 
 def load_runs(runs: Sequence[Path]) -> tuple[Config, list[str], list[Classifiers]]:
@@ -117,49 +146,29 @@ def _config(run: Path) -> Config:
     return config
 
 
-def transfer_rows(
-    members: Sequence[Member],
-    attacks: Sequence[Attack],
-    dataset: Dataset,
-    batches: Iterable[Mapping[str, Any]],
-    put: Callable[[Any], Any],
-    seed: int,
-    advance: Callable[[int], None] = lambda images: None,
-) -> pa.Table:
+def transfer_rows(members: Sequence[Member], trial: Trial) -> pa.Table:
     """Tries the adversarial examples of every member on every member.
-
-    Args:
-      members: M of them.
-      attacks: of the evaluation.
-      dataset: of the examples.
-      batches: of test images, on the host, of one shape.
-      put: places a batch on the devices.
-      seed: of random starts.
-      advance: told the number of images done.
 
     Returns:
       Rows of `TRANSFER_SCHEMA`: clean answers (no source), then the answers of each member to the
       examples that each makes by the full gradient of what is deployed; a member's own are
       adaptive, the others transferred.
     """
-    key, tables = jax.random.key(seed), []
-    for batch in batches:
-        real, placed = np.asarray(batch["mask"]) > 0, put(batch)
-        examples = [dataset.examples[i] for i in np.asarray(batch["index"])[real]]
-        clean = to_pixels(placed["image"])
+    key, attacks, tables = jax.random.key(trial.seed), trial.attacks, []
+    for batch, real, examples in trial.placed():
+        clean = to_pixels(batch["image"])
         for target in members:
             name = ("none", "clean", 0.0)
             tables.append(_row(None, target, name, examples, _answers(target, clean)[real]))
         for source in members:
             gradient = Source(source.target.deployed, source.target.variables)
-            found = source.predictor.attack(attacks, gradient, placed, key)
+            found = source.predictor.attack(attacks, gradient, batch, key)
             for attack, pixels in zip(attacks, found, strict=True):
                 for target in members:
                     threat = "adaptive" if source is target else "transfer"
                     name = (threat, attack.name, float(attack.epsilon))
                     answers = _answers(target, pixels)[real]
                     tables.append(_row(source, target, name, examples, answers))
-        advance(int(real.sum()))
     return pa.concat_tables(tables)
 
 
@@ -216,21 +225,8 @@ class Committee:
         return jnp.log((1 - _TIES) * votes + _TIES * jnp.exp(mean))
 
 
-def committee_rows(
-    members: Sequence[Member],
-    attacks: Sequence[Attack],
-    dataset: Dataset,
-    batches: Iterable[Mapping[str, Any]],
-    put: Callable[[Any], Any],
-    seed: int,
-    loop: str = "auto",
-    advance: Callable[[int], None] = lambda images: None,
-) -> pa.Table:
-    """Attacks the votes of members through all of them. Arguments: `transfer_rows`.
-
-    Args:
-      members: one of each run, all of one defence.
-      loop: form of the attack loop.
+def committee_rows(members: Sequence[Member], trial: Trial) -> pa.Table:
+    """Attacks the votes of members, one of each run and all of one defence, through all of them.
 
     Returns:
       Rows of `results.SCHEMA`, of defence "<defense>/mean" and "<defense>/majority": clean, and
@@ -238,21 +234,19 @@ def committee_rows(
       log-probability, with BPDA where there are purifiers.
     """
     committee = Committee(tuple(members))
-    predictor = Predictor(committee, loop)  # type: ignore[arg-type]  # it asks for logits alone
+    predictor = Predictor(committee, trial.loop)  # type: ignore[arg-type]  # it asks for logits alone
     variables: Any = tuple(member.target.variables for member in members)
     purified = any(member.target.deployed == "full" for member in members)
     words = ("mean", "log", "bpda") if purified else ("mean", "log")
     names = [("none", "clean", 0.0)]
-    names += [("adaptive", attack.name, float(attack.epsilon)) for attack in attacks]
-    key, tables = jax.random.key(seed), []
-    for batch in batches:
-        real, placed = np.asarray(batch["mask"]) > 0, put(batch)
-        examples = [dataset.examples[i] for i in np.asarray(batch["index"])[real]]
-        found = [predictor.attack(attacks, Source(w, variables), placed, key) for w in words]
+    names += [("adaptive", attack.name, float(attack.epsilon)) for attack in trial.attacks]
+    key, tables = jax.random.key(trial.seed), []
+    for batch, real, examples in trial.placed():
+        found = [predictor.attack(trial.attacks, Source(w, variables), batch, key) for w in words]
         for vote in VOTES:
             target = Target(vote, variables)
-            clean = predictor.logits(target, to_pixels(placed["image"]))
-            worst = predictor.worst_answers(target, found, placed["label"])
+            clean = predictor.logits(target, to_pixels(batch["image"]))
+            worst = predictor.worst_answers(target, found, batch["label"])
             for name, logits in zip(names, (clean, *worst), strict=True):
                 logits = np.asarray(logits)[real]
                 tables.append(
@@ -261,7 +255,6 @@ def committee_rows(
                         logits.argmax(axis=1),
                     )
                 )  # fmt: skip
-        advance(int(real.sum()))
     return pa.concat_tables(tables)
 
 

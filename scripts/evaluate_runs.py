@@ -25,7 +25,7 @@ import pyarrow as pa
 from absl import app, flags
 
 from medadv_jax import committee, results
-from medadv_jax.committee import Member
+from medadv_jax.committee import Member, Trial
 from medadv_jax.errors import UserError
 from medadv_jax.evaluate import evaluation_attacks
 from medadv_jax.input_pipeline import Batch, load_dataset, make_loader
@@ -70,12 +70,12 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
     def put(batch: Any) -> Any:
         return put_batch(made[0].mesh, batch)
 
-    def stage(name: str, rows: Callable[..., pa.Table], whom: list[Member], **more: Any) -> Any:
+    def stage(name: str, rows: Callable[..., pa.Table], whom: list[Member]) -> pa.Table:
         with StageProgress(console, name, len(indices)) as progress:
-            return rows(
-                whom, attacks, dataset, batches(), put, config.seed,
-                advance=progress.advance, **more,
-            )  # fmt: skip
+            trial = Trial(
+                attacks, dataset, batches(), put, config.seed, config.attack.loop, progress.advance
+            )
+            return rows(whom, trial)
 
     table = stage("transfer", committee.transfer_rows, members)
     output.mkdir(parents=True, exist_ok=True)
@@ -87,8 +87,7 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
     for defense in dict.fromkeys(member.defense for member in members):
         whom = [member for member in members if member.defense == defense]
         if len(whom) == len(runs) > 1:
-            more = {"loop": config.attack.loop}
-            votes.append(stage(f"vote {defense}", committee.committee_rows, whom, **more))
+            votes.append(stage(f"vote {defense}", committee.committee_rows, whom))
     if votes:
         table = pa.concat_tables(votes)
         results.write_table(output / "predictions.parquet", table)

@@ -19,7 +19,7 @@ from tiny import TinyNet, read_results, tiny_config, tiny_dataset
 
 from medadv_jax import committee, experiment, models, results
 from medadv_jax.attacks import make_attack
-from medadv_jax.committee import Committee, Member
+from medadv_jax.committee import Committee, Member, Trial
 from medadv_jax.errors import UserError
 from medadv_jax.evaluate import Predictor, Target, evaluation_attacks
 from medadv_jax.input_pipeline import load_dataset, make_loader
@@ -187,7 +187,8 @@ def test_each_member_answers_what_each_other_made():
     pair = [Member(f"run{i}", "base", p, Target("bare", {})) for i, p in enumerate(predictors)]
     batches = make_loader(tiny_dataset(6), range(6), 4, shuffle_seed=None)
     attacks = [make_attack("fgsm", 0.1)]
-    table = committee.transfer_rows(pair, attacks, tiny_dataset(6), batches, jax.device_put, 0)
+    trial = Trial(attacks, tiny_dataset(6), batches, jax.device_put, 0)
+    table = committee.transfer_rows(pair, trial)
     fooled = {(row["source_run"], row["run"]) for row in table.to_pylist() if row["predicted"] == 1}
     assert fooled == {("run1", "run0")}
     assert table.num_rows == 6 * (2 + 4)
@@ -213,7 +214,8 @@ def test_worst_of_the_gradients_counts_in_votes(word, members, monkeypatch):
     dataset, attacks = tiny_dataset(6), [make_attack("fgsm", 0.1), make_attack("bim", 0.1)]
     for whom, words in ((members, Worded.words), (members[2:], ("mean", "log"))):
         batches = make_loader(dataset, range(6), 4, shuffle_seed=None)
-        table = committee.committee_rows(whom, attacks, dataset, batches, jax.device_put, 0)
+        trial = Trial(attacks, dataset, batches, jax.device_put, 0)
+        table = committee.committee_rows(whom, trial)
         assert table.num_rows == 2 * 3 * 6  # votes × (clean and attacks) × images
         for row in table.to_pylist():  # BPDA is for those who have a purifier
             fooled = word in words and row["evaluation"] != "clean"
@@ -227,11 +229,12 @@ def test_twins_vote_as_each_of_them(runs):
         (member,) = committee.load_members([runs / "one"], made)
     dataset = load_dataset(config.data)
     indices = [i for i, example in enumerate(dataset.examples) if example.id in test]
-    table = committee.committee_rows(
-        [member, member], evaluation_attacks(config), dataset,
+    trial = Trial(
+        evaluation_attacks(config), dataset,
         make_loader(dataset, indices, made[0].eval_batch(), shuffle_seed=None),
         lambda batch: put_batch(made[0].mesh, batch), config.seed, config.attack.loop,
     )  # fmt: skip
+    table = committee.committee_rows([member, member], trial)
     expected = results.read_predictions(runs / "one" / "predictions.parquet").to_pylist()
     for vote in committee.VOTES:
         mine = table.filter(pc.field("defense") == f"base/{vote}").to_pylist()
