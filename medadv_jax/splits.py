@@ -12,7 +12,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from medadv_jax.apportionment import apportion, assign_groups, shuffled
 from medadv_jax.config import Config
 from medadv_jax.errors import UserError
+from medadv_jax.published_fold import read_fold
 
 CLASSES = (0, 1)
 SPLITS = ("train", "validation", "test")
@@ -304,31 +305,8 @@ def _require_groups(task: _Task, indices: Iterable[int], needed: int) -> None:
 
 
 def _with_published_fold(examples: Sequence[Example], path: str) -> list[Example]:
-    """Sets source_split from a fold file of BreakHis: `name.png|magnification|fold|train`."""
-    if not path:
-        raise UserError(
-            "config.data.official_list='': config.data.split=official needs one of BreakHis' "
-            "published fold "
-            "files, for example dsfold1.txt"
-        )
-    if not Path(path).expanduser().is_file():
-        raise UserError(f"config.data.official_list={path}: no such file; give a dsfold*.txt")
-    sides: dict[str, str] = {}
-    for number, line in enumerate(Path(path).expanduser().read_text().splitlines(), start=1):
-        parts = [part.strip() for part in line.split("|")]
-        if not line.strip():
-            continue
-        side, stem = parts[-1].lower(), PurePosixPath(parts[0]).stem
-        if len(parts) != 4 or side not in ("train", "test"):
-            raise UserError(
-                f"config.data.official_list={path}: line {number} is {line!r}; expected "
-                "name.png|magnification|fold|train or …|test"
-            )
-        if sides.setdefault(stem, side) != side:
-            raise UserError(
-                f"config.data.official_list={path}: {stem} is in train and in test; give one "
-                "fold a file"
-            )
+    """Sets source_split from a fold file of BreakHis."""
+    sides = read_fold(path)
     listed = [replace(e, source_split=sides.get(PurePosixPath(e.id).stem, "")) for e in examples]
     if not any(example.source_split for example in listed):
         raise UserError(
