@@ -3,7 +3,7 @@
     table = curve_rows(subject, config)      # one defence
     results.write_table(path, pa.concat_tables([read_curves(path), table]))
 
-The radii and numbers of steps of a curve are numbers in one compiled step (see `sweep.py`), and
+The radii and numbers of steps of a curve are numbers in one compiled step (`attack_sweep.py`), and
 the deployed classifier answers as in the evaluation. The attack stops at the first point that is
 misclassified, so that `predicted` is what counts in these rows, and not the height of `score`.
 """
@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medadv_jax import results
+from medadv_jax.attack_sweep import Job
 from medadv_jax.attacks import Attack, make_attack
-from medadv_jax.attacks.sweep import Job
 from medadv_jax.config import Config
 from medadv_jax.subject import Subject, scores
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medadv_jax.attack_sweep import Job
 from medadv_jax.attacks import Attack, make_attack
 from medadv_jax.attacks.losses import LOSSES, cross_entropy
 from medadv_jax.attacks.square import square_attack
-from medadv_jax.attacks.sweep import Job
 from medadv_jax.subject import Subject, is_right, margins, scores
 from medadv_jax.verdicts import Check, check, judge, share, worst
 

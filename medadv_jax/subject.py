@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medadv_jax.attacks.sweep import Job, Sweep
+from medadv_jax.attack_sweep import Job, Sweep
 from medadv_jax.classifier import to_pixels
 from medadv_jax.evaluate import Predictor, Source, Target
 from medadv_jax.input_pipeline import Dataset

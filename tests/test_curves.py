@@ -18,9 +18,9 @@ from subjects import (
 )  # fmt: skip
 
 from medadv_jax import curves, results
+from medadv_jax.attack_sweep import Job, Sweep
 from medadv_jax.attacks import make_attack, run_attacks
 from medadv_jax.attacks.square import square_attack
-from medadv_jax.attacks.sweep import Job, Sweep
 from medadv_jax.subject import choose_examples, is_right, margins
 
 EPSILON = 0.03

@@ -4,8 +4,8 @@
 A sweep over radii, numbers of steps, restarts and losses asks for few gradients of each: most
 images fall within a step or two. Here every slot of a batch is an image under an attack of its
 own, whose numbers are arguments of the program; a slot whose image has fallen, or has had its
-steps, goes to the next in the queue. The step, the balls and the random starts are `loop.py`'s, so
-that the results are those of `run_attacks` with `early_stop`, to rounding.
+steps, goes to the next in the queue. The step, the balls and the random starts are those of
+`attacks/loop.py`, so that the results are those of `run_attacks` with `early_stop`, to rounding.
 """
 
 import functools
