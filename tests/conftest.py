@@ -21,6 +21,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")
+def healthy():
+    """See `subjects.healthy_case`; imported here, as most tests do without it."""
+    import subjects
+
+    return subjects.healthy_case()
+
+
+@pytest.fixture(scope="session")
 def real_data_dir() -> Path:
     """The folder of the public downloads: $MEDADV_DATA_DIR, else the one beside the project."""
     beside = Path(__file__).parents[2] / "shared" / "data"

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from medadv_jax.splits import Example
 from medadv_jax.subject import Subject, make_sweep
 from medadv_jax.train_step import make_mesh
 
-SIDE, COUNT = 8, 48
+SIDE, COUNT, EPSILON = 8, 48, 0.03
 WEIGHTS = np.where(np.random.default_rng(1).random((SIDE, SIDE, 3)) < 0.5, -1, 1) / (SIDE**2 * 3)
 # How far every pixel must go before an image is misclassified; from 0.5 to grey levels of 8 bits.
 DISTANCES: np.ndarray = (np.arange(COUNT) // 2 + 0.5) / 255
@@ -47,6 +47,11 @@ def two_logits(value):
 def linear(variables, pixels):
     """Misclassifies an image as soon as all pixels may go further than its distance."""
     return two_logits(variables["scale"] * height(pixels))
+
+
+def rounded(pixels):
+    """A purifier whose staircase hides the gradient."""
+    return jnp.round(pixels * 64) / 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,3 +110,18 @@ def predictions_of(subject, config):
         np.asarray(jax.nn.softmax(logits)[:, 1]), logits.argmax(axis=1),
     )  # fmt: skip
     return rows, pa.concat_tables([clean, attacked])
+
+
+class Case(NamedTuple):
+    """A subject, and the records of its curves and its evaluation."""
+
+    subject: Subject
+    rows: pa.Table
+    predictions: pa.Table
+
+
+def healthy_case() -> Case:
+    """Returns a linear classifier, under attacks that reach its optimum."""
+    config = formula_config()
+    subject = make_subject(Formula(linear), config)
+    return Case(subject, *predictions_of(subject, config))

@@ -8,6 +8,7 @@ import pytest
 from subjects import (
     COUNT,
     DISTANCES,
+    EPSILON,
     LABELS,
     SIDE,
     Formula,
@@ -23,8 +24,6 @@ from medadv_jax.attacks import make_attack, run_attacks
 from medadv_jax.attacks.square import square_attack
 from medadv_jax.subject import choose_examples, is_right, margins
 
-EPSILON = 0.03
-
 
 @pytest.fixture(scope="module")
 def config():
@@ -32,11 +31,11 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def table(config):
-    return curves.curve_rows(make_subject(Formula(linear), config), config)
+def table(healthy):
+    return healthy.rows
 
 
-def test_accuracy_is_the_closed_form_at_every_radius_and_number_of_steps(table, config):
+def test_accuracy_is_the_closed_form_at_every_radius_and_number_of_steps(table):
     found = curves.accuracies(table, "base")
     # 4 steps of the evaluation and twice that, beside those of every curve.
     expected = {(e, 4) for e in curves.EPSILONS} | {(EPSILON, s) for s in (1, 2, 4, 5, 8, 20)}
