@@ -93,25 +93,29 @@ class Faulty(Predictor):
         return pixels
 
 
-@pytest.mark.parametrize("fault", ["", "too far", "out of range", "no number"])
-def test_attack_that_leaves_its_bounds(config, fault):
-    faulty = type("Faulty", (Faulty,), {"fault": fault})
+@pytest.fixture(scope="module")
+def faulty(config):
     images = formula_images()
     images[0, 0, 0] = 0.0  # at the edge of the pixel range
-    subject = make_subject(Formula(linear), config, images, predictor=faulty)
-    again = model_checks.evaluate_again(subject, evaluation_attacks(config))
-    still = np.asarray(jax.nn.softmax(subject.logits(images))[:, 1])
-    result = model_checks.stays_within(subject, again, still)
+    return make_subject(Formula(linear), config, images, predictor=Faulty)
+
+
+@pytest.mark.parametrize("fault", ["", "too far", "out of range", "no number"])
+def test_attack_that_leaves_its_bounds(faulty, config, fault, monkeypatch):
+    monkeypatch.setattr(faulty.predictor, "fault", fault)
+    again = model_checks.evaluate_again(faulty, evaluation_attacks(config))
+    still = np.asarray(jax.nn.softmax(faulty.logits(faulty.images))[:, 1])
+    result = model_checks.stays_within(faulty, again, still)
     assert result.verdict == ("fail" if fault else "pass"), result.explanation
     json.dumps(result)
 
 
-def test_epsilon_zero_that_changes_a_bit(healthy, config):
-    again = model_checks.evaluate_again(healthy.subject, evaluation_attacks(config))
-    still = np.asarray(jax.nn.softmax(healthy.subject.logits(healthy.subject.images))[:, 1])
-    assert model_checks.stays_within(healthy.subject, again, still).verdict == "pass"
+def test_epsilon_zero_that_changes_a_bit(faulty, config):
+    again = model_checks.evaluate_again(faulty, evaluation_attacks(config))
+    still = np.asarray(jax.nn.softmax(faulty.logits(faulty.images))[:, 1])
+    assert model_checks.stays_within(faulty, again, still).verdict == "pass"
     still = np.where(np.arange(COUNT) == 7, np.nextafter(still, np.float32(0)), still)
-    assert model_checks.stays_within(healthy.subject, again, still).verdict == "fail"
+    assert model_checks.stays_within(faulty, again, still).verdict == "fail"
 
 
 # 3
@@ -255,11 +259,12 @@ def test_answers_that_depend_on_the_batch(config):
     assert model_checks.changes_nothing_else(subject, again).verdict == "fail"
 
 
-def test_attack_that_moves_the_variables(config):
-    faulty = type("Faulty", (Faulty,), {"fault": "moves variables"})
-    subject = make_subject(Formula(linear), config, predictor=faulty)
-    again = model_checks.evaluate_again(subject, evaluation_attacks(config))
-    result = model_checks.changes_nothing_else(subject, again)
+def test_attack_that_moves_the_variables(faulty, config, monkeypatch):
+    monkeypatch.setattr(faulty.predictor, "fault", "moves variables")
+    variables = faulty.target.variables
+    monkeypatch.setitem(variables, "scale", variables["scale"].copy())  # put back at the end
+    again = model_checks.evaluate_again(faulty, evaluation_attacks(config))
+    result = model_checks.changes_nothing_else(faulty, again)
     assert result.verdict == "fail"
     assert "changed the variables" in result.explanation
 
