@@ -130,6 +130,15 @@ def test_robust_number_says_what_belongs_to_it(healthy):
         assert part in text
 
 
+def test_another_radius_is_no_part_of_the_number(healthy):
+    attacked = healthy.predictions.filter(pc.field("threat_model") == "adaptive")
+    further = {"epsilon": np.full(COUNT, 0.5), "predicted": 1 - attacked["label"].to_numpy()}
+    columns = {name: attacked[name] for name in results.SCHEMA.names} | further
+    more = pa.table(columns, schema=results.SCHEMA)
+    both = pa.concat_tables([healthy.predictions, more])
+    assert is_complete(both).explanation == is_complete(healthy.predictions).explanation
+
+
 def test_classifier_that_never_looks_is_named(healthy):
     column = pa.array(np.ones(2 * COUNT), pa.int32())
     always = healthy.predictions.drop("predicted").append_column("predicted", column)

@@ -155,6 +155,17 @@ def test_worst_case_is_for_each_image_the_attack_that_harms_most(full):
         assert (least <= sure + 1e-12).all()
 
 
+def test_worst_case_counts_images_that_are_wrong_when_left_alone(full):
+    run = load_run(full)
+    worst = run.worst("hybrid")
+    assert worst is not None
+    image = np.flatnonzero(worst.predicted == run.label)[0]
+    run.clean("hybrid").predicted[image] = 1 - run.label[image]
+    now = run.worst("hybrid")
+    assert now is not None
+    assert [*np.flatnonzero(now.predicted != worst.predicted)] == [image]
+
+
 def test_records_are_matched_by_example_whatever_their_order(full, tmp_path):
     shuffled = make_run(tmp_path / "full")
     rows = pq.read_table(full / "predictions.parquet").num_rows

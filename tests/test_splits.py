@@ -287,6 +287,7 @@ def test_official_breakhis_reads_the_published_fold(tmp_path):
         (None, "no such file"),
         ("SOB_B_A-14-1-40-001.png|40|1|train\n", "none of its 1 names"),
         ("SOB_B_A-14-1-40-001.png 40 train\n", "line 1"),
+        ("SOB_B_A-14-1-40-001.png|40|train\n", "line 1"),
         ("a.png|40|1|train\na.png|40|2|test\n", "in train and in test"),
     ],
 )
