@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medadv_jax.models.folding import fold, folded_network
+
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …, "purifier": …}; see `Classifier`
 GRADIENTS = ("full", "bpda", "bare")  # what an attacker differentiates; see `Classifier.logits`
 
@@ -71,6 +73,15 @@ class Classifier:
         assert self.purifier is not None
         images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
         return self.purifier.init(jax.random.fold_in(key, 1), images)["params"]
+
+    def folded(self) -> "Classifier":
+        """Returns the classifier that takes the variables of `fold`: for attacks, which ask the
+        same network many times."""
+        return dataclasses.replace(self, network=folded_network(self.network))
+
+    def fold(self, variables: Variables) -> Variables:
+        """Returns the variables with BatchNorm folded into the kernels; see `models/folding.py`."""
+        return fold(self.network, variables)
 
     def purify(self, variables: Variables, pixels: jax.Array) -> jax.Array:
         """Returns what the network gets to see; the pixels themselves without a purifier."""

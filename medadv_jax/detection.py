@@ -100,7 +100,7 @@ class Detection:
             batches = [(b, pixels[number]) for b, pixels in zip(placed, attacked, strict=True)]
             rows.add_all("oblivious", attack.name, "test", *self._judge(batches), clean.wrong)
         for number, (name, threshold) in enumerate(zip(DETECTORS, thresholds, strict=True)):
-            evade = functools.partial(_penalty, self._predictor.classifier, name)
+            evade = functools.partial(_penalty, self._predictor.attacked, name)
             tried = []
             for weight in (penalty, penalty / 10, 0.0):
                 scale = jnp.float32(weight / max(threshold, 1e-12))

@@ -136,6 +136,8 @@ class Predictor:
 
     def __init__(self, classifier: Classifier, loop: str):
         self.classifier, self._loop = classifier, loop
+        # What attacks differentiate: the same function, with BatchNorm folded into the kernels.
+        self.attacked, self.fold = classifier.folded(), jax.jit(classifier.fold)
         self._attacks: dict[Any, Any] = {}
         # Programs of their own, the same for every column: whatever is fused into a forward pass
         # changes its rounding, and an image that no attack has changed must get its clean logits
@@ -158,19 +160,19 @@ class Predictor:
           source: whose gradients.
           batch: image (B, H, W, 3) uint8 and label (B,), on the devices.
           key: of the random starts.
-          penalty: (variables, pixels) -> (N,), subtracted from the loss; the same object for the
-            same function, or it is compiled again.
+          penalty: (folded variables, pixels) -> (N,), subtracted from the loss; the same object
+            for the same function, or it is compiled again.
         """
         program = (tuple(attacks), source.gradient, penalty)
         if program not in self._attacks:
             gradient = source.gradient
 
             def logits_fn(variables: Variables, pixels: jax.Array) -> jax.Array:
-                return self.classifier.logits(variables, pixels, gradient)
+                return self.attacked.logits(variables, pixels, gradient)
 
             self._attacks[program] = compile_attacks(attacks, logits_fn, self._loop, penalty)
         pixels = to_pixels(batch["image"])
-        return self._attacks[program](source.variables, pixels, batch["label"], key)
+        return self._attacks[program](self.fold(source.variables), pixels, batch["label"], key)
 
     def logits(self, target: Target, pixels: jax.Array) -> jax.Array:
         """Returns the deployed classifier's logits, (B, H, W, 3) in [0, 1] -> (B, K) float32."""

@@ -110,9 +110,8 @@ class Subject:
         tried = [everyone if job.active is None else job.active for job in jobs]
         for number, source in enumerate(self.sources):
             now = [job._replace(active=active) for job, active in zip(jobs, tried, strict=True)]
-            found = self.sweep.run(
-                source.variables, self.images, self.labels, now, key, source.gradient
-            )
+            variables = self.predictor.fold(source.variables)
+            found = self.sweep.run(variables, self.images, self.labels, now, key, source.gradient)
             for j, job in enumerate(jobs):
                 answers = self.logits(found[j])
                 lead = margins(answers, self.labels) < margins(logits[j], self.labels)
@@ -153,7 +152,7 @@ def make_sweep(predictor: Predictor, norm: str, batch_size: int, mesh: Mesh) -> 
     """
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return Sweep(
-        predictor.classifier.logits, batch_size, norm, lambda tree: jax.device_put(tree, sharding)
+        predictor.attacked.logits, batch_size, norm, lambda tree: jax.device_put(tree, sharding)
     )
 
 

@@ -155,7 +155,8 @@ def make_train_step(
         augment_key, attack_key, dropout_key = keys
         pixels = augment(augment_key, to_pixels(batch["image"]), augmentation)
         inputs = objectives.Batch(pixels, batch["label"], batch["mask"])
-        logits_fn = classifier.logits_fn(state.variables(frozen), objective.gradient)
+        folded = classifier.fold(state.variables(frozen))
+        logits_fn = classifier.folded().logits_fn(folded, objective.gradient)
         examples = objective.make_examples(logits_fn, *inputs, attack_key)
 
         # Of the trained parameters alone: frozen layers get no weight gradients.

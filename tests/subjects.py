@@ -67,6 +67,12 @@ class Formula:
             pure = pixels + jax.lax.stop_gradient(pure - pixels)
         return self.function(variables, pure)
 
+    def folded(self):
+        return self
+
+    def fold(self, variables):
+        return variables
+
 
 def formula_images(distances: np.ndarray = DISTANCES) -> np.ndarray:
     signs = np.where(LABELS == 1, 1, -1)[: len(distances), None, None, None]

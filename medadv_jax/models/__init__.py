@@ -29,8 +29,8 @@ from medadv_jax.models.vgg import vgg16, vgg19
 DTYPES = ("float32", "bfloat16")
 Option = bool | int | float | str  # JSON scalars: options are stored beside converted weights
 
-# Arguments that every network has, and what flax or a network's own name sets: not options.
-_COMMON = {"num_classes", "width", "dtype", "forms", "parent", "name"}
+# Arguments that every network has, and what flax, folding or a network's name sets: not options.
+_COMMON = {"num_classes", "width", "dtype", "forms", "folded", "parent", "name"}
 
 # name -> (whether a value is possible, what is)
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -244,7 +244,7 @@ class InceptionV3(nn.Module):
     logits a train-mode `apply` with `mutable=["aux"]` returns as `updated["aux"]["logits"]`;
     `count_padding`, whether padded zeros count in the mean of the pooling branches; scale, ε,
     momentum (share kept of the running statistics) and variance of BatchNorm; `freeze_norm`:
-    BatchNorm normalises by its running statistics in train mode too.
+    BatchNorm normalises by its running statistics in train mode too. `folded`: see `folding.py`.
     """
 
     num_classes: int
@@ -259,6 +259,7 @@ class InceptionV3(nn.Module):
     bn_momentum: float = 0.9
     bn_unbiased: bool = True
     freeze_norm: bool = False
+    folded: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -286,8 +287,9 @@ class InceptionV3(nn.Module):
             use_scale=self.bn_scale,
             unbiased=self.bn_unbiased,
             dtype=self.dtype,
+            folded=self.folded,
         )
-        conv = functools.partial(Conv, dtype=self.dtype, forms=self.forms)
+        conv = functools.partial(Conv, use_bias=self.folded, dtype=self.dtype, forms=self.forms)
         return functools.partial(ConvNorm, width=self.width, conv=conv, norm=norm)
 
     def _mixed(self, layer: Layer) -> dict[str, Any]:

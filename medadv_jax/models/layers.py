@@ -61,7 +61,8 @@ class BatchNorm(nn.Module):
     With `train` the statistics are the batch's (all examples on all devices, under jit), and the
     running ones move by `1 - momentum` towards them: apply with `mutable=["batch_stats"]`. They get
     the biased variance, as in flax and Keras, or with `unbiased` the unbiased one, as in PyTorch
-    (which normalises by the biased one all the same), and no gradient.
+    (which normalises by the biased one all the same), and no gradient. `folded`: the convolution
+    before does the work, and nothing is left; see `folding.py`.
     """
 
     train: bool = False
@@ -71,10 +72,13 @@ class BatchNorm(nn.Module):
     unbiased: bool = False
     dtype: Dtype = jnp.float32
     scale_init: Initializer = nn.initializers.ones
+    folded: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalises; see the class."""
+        if self.folded:
+            return inputs
         shape = (inputs.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)

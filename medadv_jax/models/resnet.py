@@ -62,6 +62,7 @@ class ResNet(nn.Module):
     Options: `variant`, the place of a block's stride: "v1.5" its 3×3, "v1" its first convolution;
     `conv_bias`; ε, momentum (share kept of the running statistics) and variance of BatchNorm;
     `freeze_norm`: BatchNorm normalises by its running statistics in train mode too.
+    `folded`: see `folding.py`.
     """
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"variant": ("v1.5", "v1")}
@@ -77,12 +78,14 @@ class ResNet(nn.Module):
     bn_momentum: float = 0.9
     bn_unbiased: bool = True
     freeze_norm: bool = False
+    folded: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Classifies images of any height and width; see the class."""
         check_images(images)
-        conv = functools.partial(Conv, use_bias=self.conv_bias, dtype=self.dtype, forms=self.forms)
+        bias = self.conv_bias or self.folded
+        conv = functools.partial(Conv, use_bias=bias, dtype=self.dtype, forms=self.forms)
         norm = functools.partial(
             BatchNorm,
             train=train and not self.freeze_norm,
@@ -90,6 +93,7 @@ class ResNet(nn.Module):
             epsilon=self.bn_epsilon,
             unbiased=self.bn_unbiased,
             dtype=self.dtype,
+            folded=self.folded,
         )
         hidden = conv(scale_channels(64, self.width), (7, 7), (2, 2), padding=3, name="conv1")(
             images

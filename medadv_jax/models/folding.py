@@ -1,0 +1,59 @@
+"""BatchNorm in eval mode is affine, so it can be folded into the convolution before it.
+
+An attack runs one network many times: folded once, none of its steps normalises anything. It is
+the same function to rounding. Whoever sits beside a convolution `…conv…` as `…bn…` is its norm.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax import lax
+
+Tree = Mapping[str, Any]
+
+
+def folded_network(network: nn.Module) -> nn.Module:
+    """Returns the network that takes the variables of `fold`; itself if it has no BatchNorm."""
+    return network.clone(folded=True) if hasattr(network, "folded") else network
+
+
+def fold(network: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns the variables of `folded_network(network)`.
+
+    Args:
+        network: from `create_model`.
+        variables: its "params" and "batch_stats"; other collections are kept as they are.
+
+    Returns:
+        The same with the kernels (KH, KW, C, F) scaled, a bias (F,) to each, and no norm.
+    """
+    if not hasattr(network, "folded"):
+        return variables
+    epsilon: float = network.bn_epsilon  # pyright: ignore[reportAttributeAccessIssue]
+    params = _fold(variables["params"], variables["batch_stats"], epsilon)
+    return {**variables, "params": params, "batch_stats": {}}
+
+
+def _fold(params: Tree, statistics: Tree, epsilon: float) -> dict[str, Any]:
+    folded: dict[str, Any] = {}
+    for name, value in params.items():
+        norm = name.replace("conv", "bn")
+        if "conv" in name and norm in statistics:
+            folded[name] = _fold_one(value, params[norm], statistics[norm], epsilon)
+        elif name not in statistics or "kernel" in value:
+            folded[name] = value  # a layer without norm, such as the head
+        elif "mean" not in statistics[name]:
+            folded[name] = _fold(value, statistics[name], epsilon)
+    return folded
+
+
+def _fold_one(conv: Tree, norm: Tree, statistics: Tree, epsilon: float) -> dict[str, jax.Array]:
+    factor = lax.rsqrt(statistics["var"] + epsilon) * norm.get("scale", 1.0)
+    kernel: jax.Array = conv["kernel"]
+    shift = conv.get("bias", 0.0) - statistics["mean"]
+    return {
+        "kernel": kernel * factor.reshape(1, 1, 1, -1),
+        "bias": shift * factor + norm["bias"],
+    }
