@@ -196,6 +196,16 @@ class Committee:
     """Networks that answer together, in place of a `Classifier`; its variables are theirs."""
 
     members: tuple[Member, ...]
+    attacked: bool = False  # whether the variables are folded
+
+    def folded(self) -> "Committee":
+        """As `Classifier.folded`."""
+        return dataclasses.replace(self, attacked=True)
+
+    def fold(self, variables: Sequence[Any]) -> tuple[Any, ...]:
+        """As `Classifier.fold`, of each member."""
+        pairs = zip(self.members, variables, strict=True)
+        return tuple(member.predictor.classifier.fold(own) for member, own in pairs)
 
     def logits(self, variables: Sequence[Any], pixels: jax.Array, gradient: str) -> jax.Array:
         """Returns logits, (B, H, W, 3) in [0, 1] -> (B, K) float32.
@@ -213,7 +223,9 @@ class Committee:
             word = member.target.deployed
             if gradient == "bpda" and word == "full":
                 word = "bpda"
-            logits = member.predictor.classifier.logits(own, pixels, word)
+            predictor = member.predictor
+            classifier = predictor.attacked if self.attacked else predictor.classifier
+            logits = classifier.logits(own, pixels, word)
             answers.append(jax.nn.log_softmax(logits.astype(jnp.float32)))
         log = jnp.stack(answers)
         if gradient in ("log", "bpda"):
