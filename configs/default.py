@@ -21,6 +21,7 @@ def get_config() -> Config:
     config.defenses = (
         "base,adversarial,autoencoder,hybrid"  # comma-separated; trained in this order
     )
+    config.deterministic = False  # GPU: only kernels that give the same bits each time; slower
     config.reuse = (
         ""  # a run directory whose stages are copied where they would be the same; "": none
     )
@@ -69,6 +70,7 @@ def get_config() -> Config:
     train.adversarial_weight = 0.5  # share of the loss from adversarial examples, in [0, 1]
     train.num_steps = 5  # steps of the attacks in training and validation; the paper gives none
     train.log_steps = 20  # steps between lines of metrics.jsonl; one more after each epoch
+    train.checkpoint_minutes = 0.0  # minutes between checkpoints within an epoch; 0: none
 
     config.attack = attack = ml_collections.ConfigDict()  # for training, validation, evaluation
     attack.epsilon = 0.03  # radius of the ball, pixels in [0, 1]

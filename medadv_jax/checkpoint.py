@@ -1,11 +1,17 @@
 """Checkpoints of one defence: the newest, to go on from, and the best, to evaluate. Orbax."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from medadv_jax.errors import UserError
+
+_OLD = ".old"  # superseded checkpoints, on their way out: half a checkpoint never has a number
 
 
 def _rank(metrics: Any) -> float:
@@ -17,10 +23,15 @@ def _rank(metrics: Any) -> float:
 class Checkpoints:
     """The folder `checkpoints/<defense>/`; a step is the number of epochs trained.
 
-    Orbax writes beside and renames, so that a folder named by a number is a whole checkpoint.
+    Orbax writes beside and renames, and old ones are renamed before they are deleted, so that a
+    folder named by a number is a whole checkpoint. Below `partial/` lies a state within an epoch,
+    named by the steps taken; it has no say in what is newest or best.
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        self._partial_folder = self.folder / "partial"
+        self._purge()
         options = ocp.CheckpointManagerOptions(
             best_fn=_rank,  # without it no metrics are stored
             preservation_policy=preservation_policy.AnyPreservationPolicy(
@@ -30,12 +41,14 @@ class Checkpoints:
                 ]
             ),
             cleanup_tmp_directories=True,
+            todelete_subdir=_OLD,
         )
-        self.folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, epochs: int, state: Any, metrics: dict[str, float]) -> None:
         """Stores a state after `epochs` epochs with its validation `accuracy` and `loss`."""
+        self._manager.wait_until_finished()
+        self._purge()
         self._manager.save(epochs, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
 
     def latest(self) -> int:
@@ -46,18 +59,115 @@ class Checkpoints:
         """Returns epochs and metrics of the best checkpoint; KeyError if there is none."""
         self._manager.wait_until_finished()
         steps = self._manager.all_steps()
-        metrics: dict[int, Any] = {step: self._manager.metrics(step) for step in steps}
+        metrics: dict[int, Any] = {step: self._metrics(step) for step in steps}
         if not metrics:
             raise KeyError(f"no checkpoint in {self.folder}")
         best = max(metrics, key=lambda step: (_rank(metrics[step]), step))
         return best, metrics[best]
 
     def restore(self, epochs: int, like: Any) -> Any:
-        """Returns the state after `epochs` epochs, shaped and placed like `like`."""
+        """Returns the state after `epochs` epochs, shaped and placed like `like`.
+
+        Raises:
+          UserError: the checkpoint is damaged, of another network, or holds NaN.
+        """
         self._manager.wait_until_finished()
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(epochs, args=ocp.args.StandardRestore(abstract))
+        arguments = ocp.args.StandardRestore(_abstract(like))
+        try:
+            state = self._manager.restore(epochs, args=arguments)
+        except Exception as error:  # Orbax and TensorStore raise nearly anything on broken files
+            raise self._unreadable(self.folder / str(epochs), error) from error
+        return self._checked(self.folder / str(epochs), state, like)
+
+    def save_partial(self, state: Any, position: dict[str, Any]) -> None:
+        """Stores a state within an epoch, whole before this returns.
+
+        Args:
+          state: has `step`.
+          position: where in the epoch it stands; what JSON can hold.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+        )
+        with self._partial_manager() as manager:
+            if manager.latest_step() == int(state.step):
+                return
+            manager.save(int(state.step), args=items, force=True)
+            manager.wait_until_finished()
+        self._purge()
+
+    def restore_partial(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """Returns the newest state within an epoch and its position, None if there is none."""
+        if not self._partial_folder.is_dir():
+            return None
+        with self._partial_manager() as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            items = ocp.args.Composite(
+                state=ocp.args.StandardRestore(_abstract(like)), position=ocp.args.JsonRestore()
+            )
+            path = self._partial_folder / str(step)
+            try:
+                found = manager.restore(step, args=items)
+            except Exception as error:  # as in `restore`
+                raise self._unreadable(path, error) from error
+        return self._checked(path, found["state"], like), found["position"]
+
+    def drop_partial(self) -> None:
+        """Deletes the states within epochs, once the checkpoints of the epochs are whole."""
+        self._manager.wait_until_finished()
+        if self._partial_folder.is_dir() and jax.process_index() == 0:
+            self._purge()
+            (self.folder / _OLD).mkdir()
+            self._partial_folder.replace(self.folder / _OLD / "partial")
+            self._purge()
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
+        self._purge()
+
+    def _purge(self) -> None:
+        """Deletes what was superseded."""
+        for folder in (self.folder, self._partial_folder):
+            shutil.rmtree(folder / _OLD, ignore_errors=True)
+
+    def _partial_manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, cleanup_tmp_directories=True, todelete_subdir=_OLD
+        )
+        return ocp.CheckpointManager(self._partial_folder, options=options)
+
+    def _metrics(self, epochs: int) -> Any:
+        try:
+            metrics = self._manager.metrics(epochs)
+            _rank(metrics)
+        except Exception as error:  # a file of numbers that someone has touched
+            raise self._unreadable(self.folder / str(epochs), error) from error
+        return metrics
+
+    def _checked(self, path: Path, state: Any, like: Any) -> Any:
+        """Returns the state, if it has the shapes asked for and is finite."""
+        for place, leaf in jax.tree_util.tree_leaves_with_path(state):
+            if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
+                name = jax.tree_util.keystr(place, simple=True, separator="/")
+                raise UserError(
+                    f"{path}: {name} holds NaN or infinities; delete this folder to go on from an"
+                    " earlier checkpoint"
+                )
+        shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), t) for t in (state, like)]
+        if shapes[0] != shapes[1]:
+            raise self._unreadable(path, ValueError("arrays of other shapes"))
+        return state
+
+    def _unreadable(self, path: Path, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        return UserError(
+            f"{path}: damaged, or of another network: {reason}; delete this folder to go on from"
+            f" an earlier checkpoint, or {self.folder} to train anew"
+        )
+
+
+def _abstract(like: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, like)

@@ -8,7 +8,7 @@ import jax
 import optax
 from rich.console import Console
 
-from medadv_jax import evaluate, train_step
+from medadv_jax import evaluate, stopping, train_step
 from medadv_jax.assembly import assemble, training_classifier
 from medadv_jax.checkpoint import Checkpoints
 from medadv_jax.classifier import Classifier, Variables
@@ -115,7 +115,7 @@ class Classifiers:
             threat = evaluate.Threat(("",), (evaluate.Source(gradient, variables),))
             predictions = evaluate.predict_all(
                 self.predictor, attacks, [threat], evaluate.Target(deployed, variables), batches,
-                self.mesh, config.seed,
+                self.mesh, config.seed, lambda images: stopping.check(f"train {defense.name}"),
             )  # fmt: skip
             return evaluate.accuracy_and_loss(predictions)
 

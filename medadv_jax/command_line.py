@@ -3,6 +3,7 @@
 import difflib
 import re
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from medadv_jax import failures, stopping
 from medadv_jax.errors import UserError
 from medadv_jax.validation import flatten
 
@@ -17,28 +19,55 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of errors, and what 
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`; exits 2 on a user's error, 130 when interrupted."""
+    """Parses the flags and runs `main`; see `guard` for the exit codes."""
 
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO if _DEBUG.value else logging.WARNING)
-        try:
+        stopping.install()
+
+        def action() -> None:
             if len(argv) > 1:
                 raise UserError(f"{argv[1]}: not a flag; fields are set by --config.name=value")
             main()
-        except UserError as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-            sys.exit(130)
+
+        code = guard(action)
+        if code > 128:  # stopped: nothing that runs at exit may take its time
+            sys.stdout.flush()
+            sys.stderr.flush()
+            stopping.leave(code - 128)
+        sys.exit(code)
 
     app.run(guarded, flags_parser=_parse)
 
 
-def _fail(error: Exception) -> None:
+def guard(action: Callable[[], None]) -> int:
+    """Runs `action`, says in one line what went wrong, and returns the exit code.
+
+    Returns:
+      0; 2 after what a user can mend; 1 after an error of the program, which --debug shows in
+      full; 128 + the signal's number when stopped: 130 by Ctrl-C, 143 by SIGTERM.
+    """
+    try:
+        action()
+    except UserError as error:
+        return _say(error, str(error), 2)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, stopping.Stopped) else int(signal.SIGINT)
+        where = f" in {error}" if str(error) else ""
+        return _say(error, f"stopped{where}; the same command goes on from here", 128 + number)
+    except Exception as error:
+        known = failures.explain(error, None, None)
+        reason = " ".join(str(error).split())[:200]
+        unknown = f"{type(error).__name__}: {reason}; not foreseen: --debug shows where it arose"
+        return _say(error, known or unknown, 2 if known else 1)
+    return 0
+
+
+def _say(error: BaseException, line: str, code: int) -> int:
     if flags.FLAGS.is_parsed() and _DEBUG.value:
         traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    print(f"error: {line}" if code < 128 else f"\n{line}", file=sys.stderr)
+    return code
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -47,8 +76,7 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         explanation = _explain(argv) or str(error).splitlines()[0]
-        _fail(UserError(explanation))
-        raise  # not reached
+        sys.exit(_say(error, explanation, 2))
 
 
 def _explain(argv: Sequence[str]) -> str:

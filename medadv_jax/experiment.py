@@ -11,7 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from medadv_jax import detection, evaluate, pictures, results, self_checks, train_step, workdir
+from medadv_jax import (
+    detection,
+    evaluate,
+    failures,
+    pictures,
+    results,
+    self_checks,
+    train_step,
+    workdir,
+)
 from medadv_jax.classifiers import Classifiers
 from medadv_jax.config import Config
 from medadv_jax.curves import curve_rows, read_curves
@@ -36,12 +45,15 @@ def run(config: Config, folder: Path, console: Console | None = None) -> None:
       console: where a person reads.
 
     Raises:
-      UserError: an impossible config, unusable data, a workdir of another config, a loss that is
-        not finite.
+      UserError: an impossible config, unusable data, a workdir of another config or of another
+        process, a loss that is not finite, no room on disk or in memory.
     """
-    validate(config)
-    check_batch(config, count_listed(config.data), "images there are")
-    Run(config, folder, console or default_console()).execute()
+    with failures.explained(config, folder):
+        if config.deterministic:
+            train_step.make_deterministic()
+        validate(config)
+        check_batch(config, count_listed(config.data), "images there are")
+        Run(config, folder, console or default_console()).execute()
 
 
 class Run:
@@ -53,10 +65,16 @@ class Run:
         self.classifiers = Classifiers(config, folder)
 
     def execute(self) -> None:
-        """Goes through the stages."""
-        workdir.claim(self.workdir, self.config)
-        for note in (*self.classifiers.notes, *workdir.take_over(self.workdir, self.config)):
-            self._say(f"note: {note}")
+        """Goes through the stages, alone in the workdir."""
+        with workdir.locked(self.workdir):
+            notes = workdir.claim(self.workdir, self.config)
+            notes += [*self.classifiers.notes, *workdir.take_over(self.workdir, self.config)]
+            for note in notes:
+                self._say(f"note: {note}")
+            self._go_through()
+
+    def _go_through(self) -> None:
+        """The stages in their order; what is finished is not done again."""
         dataset, splits = self._split()
         with contextlib.closing(MetricsWriter(self.workdir)) as writer:
             for defense in self.defenses:
@@ -76,6 +94,7 @@ class Run:
         dataset = load_dataset(config.data)
         splits = make_splits(dataset.examples, config.data, config.seed)
         content = splits.to_json(dataset.examples)
+        workdir.refuse_other_images(self.workdir / "splits.json", content)
         write_json(self.workdir / "splits.json", content | {"data": dataset.report})
         check_batch(config, len(splits.train), "training images")
         sizes = f"{len(splits.train)} training, {len(splits.validation)} validation"
@@ -92,6 +111,7 @@ class Run:
             self._say(f"evaluate {defense.name}: done before")
             return
         attacks = evaluate.evaluation_attacks(config)
+        self._say(f"evaluate {defense.name}: on {len(splits.test)} test images")
         target = self.classifiers.target(defense)
         base = self.classifiers.variables(get_defense("base")) if defense.needs else None
         threats = evaluate.threats(defense, target.variables, base)
@@ -138,6 +158,7 @@ class Run:
         path, config = self.workdir / "pictures.npz", self.config
         if path.exists():
             return
+        self._say("pictures: a few test images under attack")
         attacks = evaluate.evaluation_attacks(config)
         names = [attack.name for attack in attacks]
         chosen = pictures.choose(dataset.examples, splits.test)

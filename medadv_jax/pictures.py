@@ -1,6 +1,5 @@
 """A few test images under attack, kept as arrays for the report: `pictures.npz`."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from medadv_jax.attacks import Attack
 from medadv_jax.classifier import to_pixels
 from medadv_jax.evaluate import Predictor, Source, Target
 from medadv_jax.splits import Example
+from medadv_jax.writers import whole
 
 PER_CLASS = 3
 
@@ -68,6 +68,5 @@ def take(
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes beside and renames."""
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    np.savez_compressed(beside, allow_pickle=False, **arrays)
-    beside.replace(path)
+    with whole(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -60,6 +60,10 @@ class StageProgress:
             rate=f"{rate:.0f} images/s",
         )
 
+    def skip(self, images: int) -> None:
+        """Counts images that were done before."""
+        self._bar.update(self._task, advance=images)
+
     def line(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
         self._console.print(f"{self._stage}: {text}", highlight=False, markup=False, soft_wrap=True)

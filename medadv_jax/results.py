@@ -16,7 +16,7 @@ from rich.table import Table
 from medadv_jax.metrics import Metrics, right_throughout, summarize
 from medadv_jax.splits import Example
 from medadv_jax.statistics import wilson_interval
-from medadv_jax.writers import write_text
+from medadv_jax.writers import whole, write_text
 
 KEYS = ("defense", "threat_model", "evaluation", "epsilon")  # what a row of results.csv is about
 METRICS = (
@@ -72,9 +72,8 @@ def prediction_rows(
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Writes records beside and renames."""
-    beside = path.with_name(f".{path.name}")
-    pq.write_table(table, beside)
-    beside.replace(path)
+    with whole(path) as beside:
+        pq.write_table(table, beside)
 
 
 def read_predictions(path: Path) -> pa.Table:

@@ -1,6 +1,7 @@
 """The training loop of one classifier: epochs, curves, checkpoints."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medadv_jax import stopping
 from medadv_jax.checkpoint import Checkpoints
 from medadv_jax.classifier import Variables
 from medadv_jax.config import Config
@@ -18,40 +20,62 @@ from medadv_jax.progress import StageProgress
 from medadv_jax.train_step import Batch, Metrics, TrainState, put_batch
 from medadv_jax.writers import MetricsWriter
 
+Row = dict[str, float]
+
 
 class _EpochMeter:
-    """Metrics of an epoch, fetched one step late, so that the device never waits for the host."""
+    """Metrics of an epoch, fetched one step late, so that the device never waits for the host.
 
-    def __init__(self, stop_on: Callable[[int], UserError]):
-        self._stop_on = stop_on
+    Attributes:
+      rows: of the epoch's steps so far; with those of an earlier process, where it was stopped.
+    """
+
+    def __init__(self, rows: list[Row], on_row: Callable[[int, Row], None]):
+        self.rows, self._on_row = rows, on_row
         self._pending: tuple[int, Metrics] | None = None
-        self._rows: list[dict[str, float]] = []
 
-    def add(self, step: int, metrics: Metrics) -> dict[str, float] | None:
-        """Takes the metrics of `step`, returns those of the step before; raises if its loss is
-        not finite."""
-        row = self.flush()
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of `step`, and fetches those of the step before."""
+        self.flush()
         self._pending = (step, metrics)
-        return row
 
-    def flush(self) -> dict[str, float] | None:
+    def flush(self) -> None:
         """Fetches what is pending."""
         if self._pending is None:
-            return None
+            return
         step, metrics = self._pending
         self._pending = None
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(row["loss"]):
-            raise self._stop_on(step)
-        self._rows.append(row)
-        return row
+        self._on_row(step, row)
+        self.rows.append(row)
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> Row:
         """Returns the epoch's means over examples."""
         self.flush()
-        counts = np.array([row["count"] for row in self._rows])
-        names = [name for name in self._rows[0] if name != "count"]
-        return {n: float(np.average([r[n] for r in self._rows], weights=counts)) for n in names}
+        counts = np.array([row["count"] for row in self.rows])
+        names = [name for name in self.rows[0] if name != "count"]
+        return {n: float(np.average([r[n] for r in self.rows], weights=counts)) for n in names}
+
+
+class _Speed:
+    """Images a second, without the first step of an epoch: that of a run compiles."""
+
+    def __init__(self):
+        self._images, self._start = -1, 0.0
+
+    def count(self, images: int, metrics: Metrics) -> None:
+        """Counts a step's images; waits for the first step."""
+        if self._images < 0:
+            jax.block_until_ready(metrics)
+            self._images, self._start = 0, time.monotonic()
+        else:
+            self._images += images
+
+    def row(self) -> Row:
+        """Returns {"images/s"}, or nothing after fewer than two steps."""
+        if self._images <= 0:
+            return {}
+        return {"images/s": self._images / (time.monotonic() - self._start)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +88,7 @@ class Trainer:
       train_step: from `make_train_step`.
       make_epoch: epoch (from 0) -> its batches on the host, of one shape.
       validate: variables -> {"accuracy", "loss"}, which choose the best checkpoint.
-      checkpoints: where states go after each epoch.
+      checkpoints: where states go after each epoch, and when the process is asked to stop.
       writer: for the curves.
       progress: for the person who waits.
       mesh: the devices.
@@ -88,59 +112,108 @@ class Trainer:
         return self.defense.training(self.config).epochs
 
     def fit(self, state: TrainState) -> None:
-        """Trains to the last epoch, going on from the newest checkpoint.
+        """Trains to the last epoch, going on from where an earlier process came to.
 
         Args:
           state: the state before the first step; donated.
 
         Raises:
           UserError: a loss that is not finite; names the step and the last good checkpoint.
+          Stopped: the process was asked to stop; state and position are saved.
         """
         replicated = NamedSharding(self.mesh, PartitionSpec())
         key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
         key = jax.device_put(key, replicated)
-        first, epochs = self.checkpoints.latest(), self.epochs
+        state, first, rows = self._go_on(state)
+        self.writer.rewind(self.defense.name, int(state.step))
+        try:
+            for epoch in range(first, self.epochs):
+                state, row = self._train_epoch(state, key, epoch, rows)
+                self._end_epoch(state, epoch, row, rows)
+                rows = []
+        finally:
+            stopping.heed()
+        self.checkpoints.drop_partial()
+        stopping.check(f"train {self.defense.name}, all {self.epochs} epochs done")
+
+    def _go_on(self, state: TrainState) -> tuple[TrainState, int, list[Row]]:
+        """Returns the newest state there is, its epoch, and the epoch's rows up to it."""
+        first, partial = self.checkpoints.latest(), self.checkpoints.restore_partial(state)
+        if partial and partial[1]["epoch"] >= first:
+            state, position = partial
+            first, rows = position["epoch"], position["rows"]
+            self.progress.line(f"going on within epoch {first + 1}, after {len(rows)} steps")
+            self.progress.skip(len(rows) * self.config.train.batch_size)
+            return state, first, rows
         if first:
             state = self.checkpoints.restore(first, state)
             self.progress.line(f"going on after epoch {first}")
-        for epoch in range(first, epochs):
-            state, row = self._train_epoch(state, key, epoch)
-            validation = self.validate(state.variables(self.frozen))
-            self.checkpoints.save(epoch + 1, state, validation)
-            row |= {f"validation_{name}": value for name, value in validation.items()}
-            self.writer.write(self.defense.name, int(state.step), {"epoch": epoch + 1, **row})
-            text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
-            self.progress.line(f"epoch {epoch + 1}/{epochs}  {text}")
+        return state, first, []
 
     def _train_epoch(
-        self, state: TrainState, key: jax.Array, epoch: int
-    ) -> tuple[TrainState, dict[str, float]]:
-        """Runs one epoch; returns the state and the epoch's means, with images/s."""
-        meter = _EpochMeter(lambda step: self._not_finite(step, epoch))
-        step, images, start = int(state.step), 0, time.monotonic()
-        for count, batch in enumerate(self.make_epoch(epoch)):
-            state, metrics = self.train_step(state, put_batch(self.mesh, batch), key, self.frozen)
-            row = meter.add(step + 1, metrics)
-            if row and step % self.config.train.log_steps == 0:
-                self.writer.write(self.defense.name, step, {"epoch": epoch + 1, **row})
-            step += 1
-            size = int(batch["mask"].sum())
-            if count == 0:  # the first step of a run compiles: it is not timed
-                jax.block_until_ready(metrics)
-                start = time.monotonic()
-            else:
-                images += size
-            self.progress.advance(size, f"epoch {epoch + 1}/{self.epochs}")
-        means = meter.means()
-        if images:
-            means["images/s"] = images / (time.monotonic() - start)
-        return state, means
+        self, state: TrainState, key: jax.Array, epoch: int, rows: list[Row]
+    ) -> tuple[TrainState, Row]:
+        """Runs what is left of one epoch; returns the state and the epoch's means, with images/s.
 
-    def _not_finite(self, step: int, epoch: int) -> UserError:
+        `rows`: one for each step that is done; those to come are added.
+        """
+        meter = _EpochMeter(rows, lambda step, row: self._take(step, epoch, row))
+        step, speed, saved = int(state.step), _Speed(), time.monotonic()
+        for batch in itertools.islice(self.make_epoch(epoch), len(rows), None):
+            state, metrics = self.train_step(state, put_batch(self.mesh, batch), key, self.frozen)
+            step += 1
+            meter.add(step, metrics)
+            size = int(batch["mask"].sum())
+            speed.count(size, metrics)
+            stopping.defer()  # before the first step is done there is nothing to save
+            self.progress.advance(size, f"epoch {epoch + 1}/{self.epochs}")
+            if self._is_due(saved) or stopping.requested():
+                meter.flush()
+                self._keep(state, epoch, rows)
+                saved = time.monotonic()
+        return state, meter.means() | speed.row()
+
+    def _end_epoch(self, state: TrainState, epoch: int, row: Row, rows: list[Row]) -> None:
+        """Validates and saves. The line of the epoch is there before its checkpoint, so that none
+        is missing; a line without its checkpoint is dropped when a process goes on."""
+        try:
+            validation = self.validate(state.variables(self.frozen))
+        except stopping.Stopped:
+            self._keep(state, epoch, rows)
+            raise
+        if not math.isfinite(validation["loss"]):
+            raise self._not_finite("validation loss", int(state.step), epoch)
+        row = {**row, **{f"validation_{name}": value for name, value in validation.items()}}
+        self.writer.write(self.defense.name, int(state.step), {"epoch": epoch + 1, **row})
+        self.writer.flush()
+        self.checkpoints.save(epoch + 1, state, validation)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        self.progress.line(f"epoch {epoch + 1}/{self.epochs}  {text}")
+        if epoch + 1 < self.epochs:
+            stopping.check(f"train {self.defense.name}, after epoch {epoch + 1}")
+
+    def _keep(self, state: TrainState, epoch: int, rows: list[Row]) -> None:
+        """Saves a state within an epoch, with its position; leaves if that was asked for."""
+        self.writer.flush()
+        self.checkpoints.save_partial(state, {"epoch": epoch, "rows": rows})
+        stopping.check(f"train {self.defense.name}, epoch {epoch + 1}, after {len(rows)} steps")
+
+    def _is_due(self, saved: float) -> bool:
+        minutes = self.config.train.checkpoint_minutes
+        return bool(minutes) and time.monotonic() - saved > 60 * minutes
+
+    def _take(self, step: int, epoch: int, row: Row) -> None:
+        """Looks at the metrics of a step; raises if its loss is not finite."""
+        if not math.isfinite(row["loss"]):
+            raise self._not_finite("loss", step, epoch)
+        if step % self.config.train.log_steps == 0:
+            self.writer.write(self.defense.name, step, {"epoch": epoch + 1, **row})
+
+    def _not_finite(self, what: str, step: int, epoch: int) -> UserError:
         last = self.checkpoints.latest()
         good = f"{self.checkpoints.folder}/{last}" if last else "none"
         rate = self.defense.training(self.config).learning_rate
         return UserError(
-            f"{self.defense.name}: the loss is not finite at step {step} (epoch {epoch + 1});"
+            f"{self.defense.name}: the {what} is not finite at step {step} (epoch {epoch + 1});"
             f" last good checkpoint: {good}; try a smaller learning rate than {rate}"
         )

@@ -7,6 +7,7 @@ one all-reduce of the gradients, and BatchNorm sees the whole batch.
 Imports no more than jax, flax, optax and ml_collections, so that a benchmark needs no more.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -59,6 +60,18 @@ def split(variables: Variables, trains: Trains) -> tuple[Variables, Variables]:
         frozen[name] = {k: v for k, v in layers.items() if not trains(name, k)}
     trained, frozen = ({k: v for k, v in tree.items() if v} for tree in (trained, frozen))
     return trained, frozen
+
+
+def make_deterministic() -> None:
+    """Lets XLA choose only kernels that give the same bits each time; they are slower.
+
+    For GPUs, where sums by atomic additions, and convolutions chosen by timing, may differ from
+    run to run. Has no effect once a device was used in this process.
+    """
+    flag = "--xla_gpu_deterministic_ops=true"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 
 def make_mesh() -> Mesh:

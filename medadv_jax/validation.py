@@ -52,6 +52,7 @@ _ANY: Rule = (lambda value: True, "")
 RULES: dict[str, Rule] = {
     "seed": _number(0, 2**31 - 1),
     "defenses": _list_of(DEFENSES),
+    "deterministic": _ANY,
     "reuse": _ANY,
     "data.name": _one_of(DATASETS),
     "data.dir": _ANY,
@@ -88,6 +89,7 @@ RULES: dict[str, Rule] = {
     "train.adversarial_weight": _number(0, 1),
     "train.num_steps": _number(1),
     "train.log_steps": _number(1),
+    "train.checkpoint_minutes": _number(0),
     "attack.epsilon": _number(0),
     "attack.norm": _one_of(BALLS),
     "attack.relative_step": _number(0, above=True),

@@ -1,8 +1,14 @@
-"""A run directory belongs to one config: `config.json` says which."""
+"""A run directory belongs to one config, `config.json` says which, and to one process at a time."""
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
 import shutil
+import socket
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,27 +17,112 @@ import jax
 
 from medadv_jax.config import Config
 from medadv_jax.errors import UserError
+from medadv_jax.splits import SPLITS
 from medadv_jax.validation import flatten
-from medadv_jax.writers import write_json
+from medadv_jax.writers import remove_leftovers, sync, write_json
 
 _PACKAGES = ("medadv_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def claim(workdir: Path, config: Config) -> None:
-    """Writes `config.json`, or checks that the workdir belongs to the same config."""
+_LOCK = ".lock"  # empty, or who is at work; the lock itself goes with its process
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of a workdir, and removes what killed ones left half written.
+
+    Raises:
+      UserError: another process is at work in it, which the message names.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / _LOCK).open("a+", encoding="utf-8") as file:
+        if not _lock(file.fileno(), fcntl.LOCK_EX):
+            file.seek(0)
+            raise UserError(
+                f"{workdir}: {file.read().strip() or 'another process'} is at work in it; wait for"
+                " it, or give another --workdir"
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        for folder in (workdir, workdir / "report"):
+            remove_leftovers(folder)
+        yield
+        file.truncate(0)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Returns whether the lock could be had; on a file system without locks it is."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            raise
+    return True
+
+
+def claim(workdir: Path, config: Config) -> list[str]:
+    """Writes `config.json`, or checks that the workdir belongs to the same config.
+
+    Returns:
+      What a person should know: that versions or device are no longer those of the beginning.
+    """
     path = workdir / "config.json"
     if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
-        _refuse_other_config(workdir, flatten(saved), flatten(config))
-        return
+        saved = _read_config(path)
+        _refuse_other_config(workdir, flatten(saved["config"]), flatten(config))
+        now = _about()
+        changed = [name for name in ("versions", "device") if saved.get(name) != now[name]]
+        return [f"{workdir} was begun with other {name}" for name in changed]
+    write_json(path, {"config": config.to_dict(), **_about(), "git_commit": _git_commit()})
+    return []
+
+
+def _about() -> dict[str, Any]:
     device = jax.devices()[0]
-    content = {
-        "config": config.to_dict(),
+    return {
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "device": f"{jax.device_count()} × {device.device_kind} ({device.platform})",
-        "git_commit": _git_commit(),
     }
-    write_json(path, content)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Reads a `config.json`: data, whoever wrote it; nothing in it is executed."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved["config"] = {**_LATER, **saved["config"]}
+        flatten(saved["config"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}: {reason}); put it back, or give another"
+            " --workdir"
+        ) from error
+    return saved
+
+
+def refuse_other_images(path: Path, content: dict[str, Any]) -> None:
+    """Raises UserError if a run would go on with other images than it began with.
+
+    Args:
+      path: of `splits.json`, which may be missing.
+      content: what it would hold now: the ids of every split.
+    """
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        sizes = [sum(len(part[name]) for name in SPLITS) for part in (before, content)]
+        same = all(before[name] == content[name] for name in SPLITS)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged; delete it, and it is written again") from error
+    if not same:
+        raise UserError(
+            f"{path}: the run began with other images or other splits ({sizes[0]} images then,"
+            f" {sizes[1]} now); bring the data back, or give another --workdir"
+        )
 
 
 def take_over(workdir: Path, config: Config) -> list[str]:
@@ -52,7 +143,7 @@ def take_over(workdir: Path, config: Config) -> list[str]:
         return []
     if not (other / "config.json").is_file():
         raise UserError(f"config.reuse={config.reuse}: holds no run; give the --workdir of one")
-    saved = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    saved = _read_config(other / "config.json")
     there, here = flatten(saved["config"]), flatten(config)
     for stage, apart in _APART.items():
         done, target = other / "checkpoints" / stage, workdir / "checkpoints" / stage
@@ -62,17 +153,35 @@ def take_over(workdir: Path, config: Config) -> list[str]:
         if changed or stage not in config.defenses.split(",") or not done.is_dir():
             continue
         if not target.exists():
-            beside = target.with_name(f".{stage}")
-            shutil.copytree(done, beside, dirs_exist_ok=True)
-            beside.replace(target)
-        taken.append(f"{stage}: trained in {other} (commit {saved['git_commit'] or 'unknown'})")
+            _copy(other, done, target)
+        taken.append(f"{stage}: trained in {other} (commit {saved.get('git_commit') or 'unknown'})")
     if not taken:
         raise UserError(f"config.reuse={config.reuse}: no stage would be the same: {why} differ")
     return taken
 
 
+def _copy(other: Path, done: Path, target: Path) -> None:
+    """Copies a stage beside and renames; refuses a stage that changes meanwhile."""
+    beside = target.with_name(f".{target.name}")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    with contextlib.ExitStack() as stack:
+        if (other / _LOCK).exists():
+            lock = stack.enter_context((other / _LOCK).open())
+            if not _lock(lock.fileno(), fcntl.LOCK_SH):
+                raise UserError(f"config.reuse={other}: a process is at work in it; wait for it")
+        shutil.copytree(done, beside, copy_function=_copy_to_disk)
+    beside.replace(target)
+
+
+def _copy_to_disk(source: str, target: str) -> None:
+    shutil.copyfile(source, target)
+    sync(Path(target))
+
+
+_LATER = {"deterministic": False}  # fields that older runs lack, and what those did
+_NO_RESULT = ("data.cache_dir", "train.checkpoint_minutes")  # fields that change no result
+_ELSEWHERE = ("defenses", "reuse", *_NO_RESULT, "purifier.", "detector.", "eval.")
 # stage -> beginnings of the fields on which what it trains does not depend
-_ELSEWHERE = ("defenses", "reuse", "data.cache_dir", "purifier.", "detector.", "eval.")
 _APART = {
     "base": (
         *_ELSEWHERE, "attack.", "train.attacks", "train.assignment", "train.adversarial_weight",
@@ -84,7 +193,7 @@ _NOT_APART = {"base": (), "adversarial": ("eval.validation_attack",)}
 
 
 def _refuse_other_config(workdir: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    fields = {**there, **here}.keys() - {"data.cache_dir"}  # which changes no result
+    fields = {**there, **here}.keys() - {*_NO_RESULT}
     changed = [name for name in sorted(fields) if there.get(name) != here.get(name)]
     if changed:
         differences = ", ".join(

@@ -1,20 +1,57 @@
-"""What a run writes: JSON, one line of metrics at a time, TensorBoard events."""
+"""What a run writes: whole files, JSON, one line of metrics at a time, TensorBoard events."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes beside and renames: a file under its own name is whole."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields the path to write to; at the end it gets its name, on disk: `path` is whole or old.
+
+    When the block raises, what it wrote is removed, and `path` stays as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    try:
+        yield beside
+        sync(beside)
+        beside.replace(path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems do not sync folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `whole` left in a folder when its process was killed; nobody else may write."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside and renames: a file under its own name is whole."""
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -23,19 +60,58 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class MetricsWriter:
-    """Training curves: lines of `metrics.jsonl`, and the same as TensorBoard events."""
+    """Training curves: lines of `metrics.jsonl`, and the same as TensorBoard events.
+
+    Each defence has a folder of events, because going on from a step hides all later events of
+    its folder.
+    """
 
     def __init__(self, workdir: Path):
-        self._file = (workdir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=10)
+        self._workdir = workdir
+        self._file = self._open()
+        self._events: dict[str, SummaryWriter] = {}
+
+    def rewind(self, defense: str, step: int) -> None:
+        """Forgets what is newer than `step` of a defence, and any torn line: it comes again."""
+        self._file.close()
+        path = self._workdir / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _is_kept(line, defense, step)]
+        if kept != lines:
+            write_text(path, "".join(f"{line}\n" for line in kept))
+        self._file = self._open()
+        self._close_events(defense)
+        folder = self._workdir / "tensorboard" / defense
+        self._events[defense] = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=10)
 
     def write(self, defense: str, step: int, values: Mapping[str, float | int]) -> None:
-        """Appends one line; `values` are finite numbers."""
+        """Appends one line; `values` are finite numbers. After `rewind` of the defence."""
         self._file.write(json.dumps({"defense": defense, "step": step, **values}) + "\n")
         for name, value in values.items():
-            self._events.add_scalar(f"{defense}/{name}", value, step)
+            self._events[defense].add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Waits until the lines are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flushes both."""
         self._file.close()
-        self._events.close()
+        for defense in [*self._events]:
+            self._close_events(defense)
+
+    def _open(self) -> Any:
+        return (self._workdir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def _close_events(self, defense: str) -> None:
+        if defense in self._events:
+            self._events.pop(defense).close()
+
+
+def _is_kept(line: str, defense: str, step: int) -> bool:
+    try:
+        found = json.loads(line)
+        return found["defense"] != defense or found["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -47,7 +47,7 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
     config.data.cache_dir = cache_dir
     workdir = tmp_path / "run"
     text = run(config, workdir)
-    names = {path.name for path in workdir.iterdir()}
+    names = {path.name for path in workdir.iterdir()} - {".lock"}
     assert names == {
         "config.json", "splits.json", "checkpoints", "metrics.jsonl", "tensorboard",
         "predictions.parquet", "results.csv", "pictures.npz", "report",

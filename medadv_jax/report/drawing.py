@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from medadv_jax.writers import write_text
+
 WIDTH = 9.4  # inches, the width of the page
 
 STYLE: dict[Any, Any] = {
@@ -102,7 +104,7 @@ class Picture:
 
     def write(self, folder: Path) -> None:
         """Writes the SVG file."""
-        (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
+        write_text(folder / f"{self.name}.svg", self.svg)
 
 
 @dataclasses.dataclass(frozen=True)
