@@ -16,13 +16,15 @@ def get_config() -> Config:
     config = default.get_config()
     config.data.name = "phantoms"
     config.data.image_size = 48
-    config.data.per_class = 600
+    config.data.per_class = 400
     config.model.width = 0.25
     config.train.epochs = 6
+    config.train.num_steps = 3
     config.train.schedule = "cosine"
     config.purifier.name = "unet"  # the paper's purifier destroys the image
     config.purifier.width = 0.5
     config.purifier.objective = "guided"
     config.purifier.epochs = 4
-    config.purifier.joint_epochs = 3
+    config.purifier.joint_epochs = 2
+    config.eval.check_images = 32
     return config

@@ -24,16 +24,16 @@ def reference_conv(images, kernel, strides, padding):
     )
 
 
-MIXED, STEM = "plain patches plain", "plain blocks plain"
+MIXED, STEM, TINY = "plain patches plain", "plain blocks plain", "patches patches plain"
 
 # images, kernel, strides, padding for lax, padding for us, the forms that must have been taken
 CONVS = {
     "pointwise": ((2, 5, 4, 3), (1, 1, 3, 4), (1, 1), "VALID", 0, "pointwise"),
     "pointwise_strided": ((2, 5, 4, 3), (1, 1, 3, 4), (2, 2), "VALID", "VALID", "pointwise"),
     "pointwise_padded": ((2, 2, 2, 3), (1, 1, 3, 4), (1, 1), [(1, 1)] * 2, 1, MIXED),
-    "one_pixel": ((2, 1, 1, 3), (3, 3, 3, 4), (1, 1), [(1, 1)] * 2, 1, "patches"),
-    "tiny": ((2, 2, 3, 3), (3, 3, 3, 4), (1, 1), "SAME", "SAME", "patches"),
-    "tiny_strided": ((2, 5, 4, 3), (3, 3, 3, 4), (2, 2), [(1, 1)] * 2, (1, 1), "patches"),
+    "one_pixel": ((2, 1, 1, 3), (3, 3, 3, 4), (1, 1), [(1, 1)] * 2, 1, TINY),
+    "tiny": ((2, 2, 3, 3), (3, 3, 3, 4), (1, 1), "SAME", "SAME", TINY),
+    "tiny_strided": ((2, 5, 4, 3), (3, 3, 3, 4), (2, 2), [(1, 1)] * 2, (1, 1), TINY),
     "small": ((2, 6, 5, 3), (3, 3, 3, 4), (1, 1), "SAME", 1, MIXED),
     "row": ((2, 6, 7, 3), (1, 7, 3, 4), (1, 1), "SAME", (0, 3), MIXED),
     "strided": ((2, 9, 11, 5), (3, 3, 5, 4), (2, 2), "SAME", "SAME", MIXED),
@@ -43,8 +43,9 @@ CONVS = {
     "stem_uneven": (
         (2, 11, 13, 3), (5, 4, 3, 4), (3, 2), [(0, 2), (3, 1)], ((0, 2), (3, 1)), STEM
     ),
-    "middle": ((1, 17, 16, 2), (3, 3, 2, 3), (1, 1), "SAME", 1, "plain"),
-    "large": ((2, 96, 96, 2), (3, 3, 2, 3), (1, 1), "SAME", 1, "plain plain by_image"),
+    "middle": ((1, 17, 16, 5), (3, 3, 5, 3), (1, 1), "SAME", 1, "plain"),
+    # 2, 2 and 1 images
+    "large": ((5, 72, 72, 56), (3, 3, 56, 2), (1, 1), "SAME", 1, "plain plain chunks"),
 }  # fmt: skip
 
 
