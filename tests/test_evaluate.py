@@ -8,6 +8,7 @@ import pytest
 from tiny import SIZE, TinyNet, tiny_config, tiny_dataset
 
 from medadv_jax import evaluate, train_step
+from medadv_jax.attacks import make_attack
 from medadv_jax.classifier import NORMALIZATIONS, Classifier
 from medadv_jax.input_pipeline import make_loader
 
@@ -30,50 +31,89 @@ def variables(classifier):
     return classifier.init(jax.random.key(3), SIZE)
 
 
-def predictions(classifier, variables, batch_size, config=None, order: Sequence[int] = range(20)):
-    config = config or tiny_config()
-    attacks = evaluate.evaluation_attacks(config)
-    predictor = evaluate.Predictor(classifier, config.attack.loop)
+@pytest.fixture(scope="module")
+def predictor(classifier):
+    return evaluate.Predictor(classifier, "fori_loop")
+
+
+def predictions(
+    predictor, variables, batch_size, config=None, order: Sequence[int] = range(20), seed=0
+):
+    attacks = evaluate.evaluation_attacks(config or tiny_config())
     batches = make_loader(tiny_dataset(20), list(order), batch_size, shuffle_seed=None)
     threats = [evaluate.Threat(("adaptive",), (evaluate.Source("bare", variables),))]
     target = evaluate.Target("bare", variables)
     return evaluate.predict_all(
-        predictor, attacks, threats, target, batches, train_step.make_mesh(), seed=0
+        predictor, attacks, threats, target, batches, train_step.make_mesh(), seed
     )
 
 
-def test_neither_batch_size_nor_order_changes_a_result(classifier, variables):
-    expected = predictions(classifier, variables, 20)
+def test_neither_batch_size_nor_order_changes_a_result(predictor, variables):
+    expected = predictions(predictor, variables, 10)
     assert expected.logits.shape == (20, 5, 2)
     np.testing.assert_array_equal(expected.index, range(20))
-    for batch_size in (2, 6, 32):  # 20 is no multiple of 6: the last batch is filled up
-        result = predictions(classifier, variables, batch_size)
+    for batch_size in (6, 32):  # 20 is no multiple of 6: the last batch is filled up
+        result = predictions(predictor, variables, batch_size)
         np.testing.assert_array_equal(result.index, expected.index)
         np.testing.assert_array_equal(result.predicted, expected.predicted)
         np.testing.assert_allclose(result.logits, expected.logits, atol=2e-5)
     order = np.random.default_rng(0).permutation(20)
-    result = predictions(classifier, variables, 8, order=order.tolist())
+    result = predictions(predictor, variables, 6, order=order.tolist())
     np.testing.assert_allclose(result.logits, expected.logits[order], atol=2e-5)
 
 
-def test_attacks_raise_the_loss_of_every_example(classifier, variables):
-    result = predictions(classifier, variables, 10)
+def test_seed_moves_random_starts_and_nothing_else(predictor, variables):
+    first, again, other = (predictions(predictor, variables, 10, seed=s).logits for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    moved = (first != other).any(axis=(0, 2))
+    assert moved.tolist() == [False, False, True, False, False]  # clean, FGSM, PGD, BIM, MI-FGSM
+
+
+def test_attacks_raise_the_loss_of_every_example(predictor, variables):
+    result = predictions(predictor, variables, 10)
     margin = (result.logits[..., 1] - result.logits[..., 0]) * (2 * result.label[:, None] - 1)
     assert (margin[:, 1:] < margin[:, :1]).all()
 
 
-def test_epsilon_zero_gives_the_clean_predictions_bit_for_bit(classifier, variables):
+def test_epsilon_zero_gives_the_clean_predictions_bit_for_bit(predictor, variables):
     config = tiny_config()
     config.attack.epsilon = 0.0
-    result = predictions(classifier, variables, 10, config)
+    result = predictions(predictor, variables, 10, config)
     np.testing.assert_array_equal(result.logits, result.logits[:, :1].repeat(5, axis=1))
 
 
-def test_evaluation_leaves_the_variables_alone(classifier, variables):
+def test_evaluation_leaves_the_variables_alone(predictor, variables):
     before = jax.tree.map(np.array, variables)
-    predictions(classifier, variables, 10)
+    predictions(predictor, variables, 10)
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(variables), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_attacks_are_those_of_the_config():
+    config = tiny_config()
+    config.eval.attacks, config.eval.num_steps, config.eval.restarts = "pgd,fgsm,bim", 7, 3
+    config.train.num_steps, config.eval.validation_attack = 4, "bim"
+    found = [
+        (a.name, a.num_steps, a.num_restarts, a.keep_best)
+        for a in evaluate.evaluation_attacks(config)
+    ]
+    # FGSM ends where its step does; restarts are for what starts at random.
+    assert found == [("pgd", 7, 3, True), ("fgsm", 1, 1, False), ("bim", 7, 1, True)]
+    config.eval.keep_best = False
+    assert not any(attack.keep_best for attack in evaluate.evaluation_attacks(config))
+    (attack,) = evaluate.validation_attacks(config)
+    assert (attack.name, attack.num_steps) == ("bim", 4)
+
+
+def test_columns_of_predictions_by_name():
+    threats = [evaluate.Threat(("transfer", "oblivious"), ()), evaluate.Threat(("adaptive",), ())]
+    attacks = [make_attack(name, 0.1) for name in ("fgsm", "pgd")]
+    assert [*evaluate.record_keys(threats, attacks, 0.1)] == [
+        (0, ("none", "clean", 0.0)),
+        (1, ("transfer", "fgsm", 0.1)), (2, ("transfer", "pgd", 0.1)),
+        (1, ("oblivious", "fgsm", 0.1)), (2, ("oblivious", "pgd", 0.1)),
+        (3, ("adaptive", "fgsm", 0.1)), (4, ("adaptive", "pgd", 0.1)),
+    ]  # fmt: skip
 
 
 def test_worst_column_counts_in_selection():
