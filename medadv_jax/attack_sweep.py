@@ -94,16 +94,10 @@ class Sweep:
         )
 
     def gradients(
-        self,
-        variables: Any,
-        points: np.ndarray,
-        labels: np.ndarray,
-        gradient: str,
-        temperature: float = 1.0,
+        self, variables: Any, points: np.ndarray, labels: np.ndarray, gradient: str
     ) -> Gradients:
         """Returns loss and gradient at points (N, H, W, C) as an attack sees them, on the host."""
-        plain = Attack("", 0.0, 0.0, 1)
-        numbers = _stack([_numbers(Job(plain, temperature), 0, 0)] * len(points))
+        numbers = _stack([_numbers(Job(Attack("", 0.0, 0.0, 1)), 0, 0)] * len(points))
         found = self._gradients(
             variables, *self.put((points, labels.astype(np.int32), numbers)), gradient=gradient
         )

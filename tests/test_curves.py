@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from subjects import (
@@ -57,15 +58,31 @@ def test_rows_name_each_example_once_at_each_point_and_come_back(table, tmp_path
     assert {*table["threat_model"].to_pylist()} == {"adaptive"}
 
 
+def test_accuracies_are_of_one_defence(table):
+    wrong = 1 - table["label"].to_numpy()
+    other = pa.table(
+        {name: table[name] for name in table.column_names}
+        | {"defense": ["hybrid"] * len(wrong), "predicted": wrong}, schema=curves.SCHEMA
+    )  # fmt: skip
+    both = pa.concat_tables([table, other])
+    assert curves.accuracies(both, "base") == curves.accuracies(table, "base")
+    assert {*curves.accuracies(both, "hybrid").values()} == {0.0}
+
+
 def test_own_radius_and_steps_are_on_both_axes():
-    config = formula_config(attack__epsilon=0.025, eval__num_steps=7)
+    config = formula_config(attack__epsilon=0.025, eval__num_steps=7, eval__restarts=3)
     points = {(attack.epsilon, attack.num_steps) for attack in curves.curve_attacks(config)}
     assert {(0.025, 7), (0.025, 14), (0.0, 7), (1.0, 7), (0.03, 7), (0.025, 1)} <= points
     for attack in curves.curve_attacks(config):
         assert attack.step_size == pytest.approx(2.5 * attack.epsilon / attack.num_steps)
+        assert (attack.norm, attack.keep_best, attack.num_restarts) == ("linf", True, 3)
     config.attack.norm = "l2"
-    largest = max(attack.epsilon for attack in curves.curve_attacks(config))
-    assert largest == pytest.approx(np.linalg.norm(np.ones((SIDE, SIDE, 3))))
+    attacks = curves.curve_attacks(config)
+    assert {attack.norm for attack in attacks} == {"l2"}
+    diagonal = np.linalg.norm(np.ones((SIDE, SIDE, 3)))
+    thirds = [0.025 * k / 3 for k in range(6)]
+    found = sorted({attack.epsilon for attack in attacks})
+    np.testing.assert_allclose(found, [*thirds, diagonal])
 
 
 def curved(variables, pixels, gradient):

@@ -1,5 +1,8 @@
 """Detectors and pictures as records of a run."""
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,17 +13,37 @@ from tiny import SIZE, TinyNet, read_results, tiny_dataset
 from medadv_jax import detection, evaluate, pictures, train_step
 from medadv_jax.attacks import make_attack
 from medadv_jax.classifier import Classifier, to_pixels
-from medadv_jax.defenses.detector import DETECTORS
+from medadv_jax.defenses.detector import DETECTORS, threshold_at
 from medadv_jax.input_pipeline import make_loader
 from medadv_jax.models.autoencoder import create_purifier
 
 COUNT = 12
 
 
+class Asked(NamedTuple):
+    source: evaluate.Source
+    key: Any
+    penalty: Any
+    found: Any
+
+
+class Spy(evaluate.Predictor):
+    """Remembers whom it attacked, and what came of it."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.asked: list[Asked] = []
+
+    def attack(self, attacks, source, batch, key, penalty=None):
+        found = super().attack(attacks, source, batch, key, penalty)
+        self.asked.append(Asked(source, key, penalty, found))
+        return found
+
+
 @pytest.fixture(scope="module")
 def predictor():
     purifier = create_purifier("spatial", width=0.25)
-    return evaluate.Predictor(Classifier(TinyNet(), purifier=purifier), "fori_loop")
+    return Spy(Classifier(TinyNet(), purifier=purifier), "fori_loop")
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +67,21 @@ def attacks():
 def records(predictor, variables, attacks):
     dataset = tiny_dataset(COUNT)
     batches = list(make_loader(dataset, range(COUNT), 8, shuffle_seed=None))
-    found = detection.Detection(predictor, variables, train_step.make_mesh(), seed=0)
+    found = detection.Detection(predictor, variables, train_step.make_mesh(), seed=1)
+    predictor.asked.clear()
     return found.measure(batches, batches, dataset.examples, attacks, attacks[1], 0.25, 10.0)
+
+
+@pytest.fixture(scope="module")
+def asked(records, predictor):
+    return [*predictor.asked]  # other tests ask for more
+
+
+@pytest.fixture(scope="module")
+def scores_of(predictor, variables):
+    """Returns a function: batches of pixels -> scores of the data set's images, (D, n)."""
+    program = jax.jit(functools.partial(detection._all_scores, predictor.classifier))
+    return lambda batches: np.concatenate([program(variables, x) for x in batches], 1)[:, :COUNT]
 
 
 def rows(table, **key):
@@ -64,20 +100,47 @@ def test_there_is_a_score_for_each_detector_attack_and_image(records):
             assert [row["example"] for row in of] == [f"e{i}" for i in range(COUNT)]
 
 
-def test_fooled_are_those_right_before_and_wrong_now(records, predictor, variables, attacks):
+def test_fooled_are_those_right_before_and_wrong_now(
+    records, asked, predictor, variables, scores_of
+):
     dataset = tiny_dataset(COUNT)
-    batch = {"image": np.stack([*dataset.source]), "label": dataset.labels}
-    target, source = evaluate.Target("bare", variables), evaluate.Source("bare", variables)
-    attacked = predictor.attack(attacks, source, batch, jax.random.key(0))
-    pixels = {"clean": to_pixels(jnp.asarray(batch["image"])), "pgd": attacked[1]}
-    right = {
-        name: np.asarray(predictor.logits(target, x)).argmax(-1) == dataset.labels
-        for name, x in pixels.items()
-    }
+    clean = to_pixels(jnp.asarray(np.stack([*dataset.source])))
+    oblivious = [each for each in asked if each.penalty is None]
+    for each in oblivious:  # the network alone, from the seed's random starts
+        assert each.source.gradient == "bare"
+        assert each.key == jax.random.key(1)
+    batches = [each.found[1] for each in oblivious]  # PGD
+    target = evaluate.Target("bare", variables)
+    right = [
+        np.asarray(predictor.logits(target, x)).argmax(-1)[:COUNT] == dataset.labels
+        for x in (clean, jnp.concatenate(batches))
+    ]
     assert not any(row["fooled"] for row in rows(records, threat_model="none"))
-    of = rows(records, detector="squeezing", threat_model="oblivious", evaluation="pgd")
-    np.testing.assert_array_equal([r["fooled"] for r in of], right["clean"] & ~right["pgd"])
-    assert any(r["fooled"] for r in of)
+    for number, name in enumerate(DETECTORS):
+        of = rows(records, detector=name, threat_model="oblivious", evaluation="pgd")
+        np.testing.assert_array_equal([r["fooled"] for r in of], right[0] & ~right[1])
+        assert any(r["fooled"] for r in of)
+        np.testing.assert_allclose([r["score"] for r in of], scores_of(batches)[number], rtol=1e-4)
+        # Who was wrong before cannot be fooled by anybody.
+        of = rows(records, detector=name, threat_model="adaptive")
+        assert not any(r["fooled"] for r, before in zip(of, right[0], strict=True) if not before)
+
+
+def test_who_knows_the_detector_tries_three_weights_of_its_score(records, asked, scores_of):
+    attempts = [each for each in asked if each.penalty is not None]
+    assert {each.source.gradient for each in attempts} == {"bare"}
+    assert len(attempts) == len(DETECTORS) * 3 * 2  # weights × batches
+    for number, name in enumerate(DETECTORS):
+        mine = attempts[6 * number : 6 * number + 6]
+        validation = [row["score"] for row in rows(records, detector=name, split="validation")]
+        weights = [each.source.variables["penalty"] for each in mine]
+        expected = np.repeat([10.0, 1.0, 0.0], 2) / threshold_at(np.array(validation), 0.25)
+        np.testing.assert_allclose(weights, expected, rtol=1e-5)
+        pixels = [each.found[0] for each in mine]
+        tried = [scores_of(pixels[i : i + 2])[number] for i in (0, 2, 4)]
+        stored = [row["score"] for row in rows(records, detector=name, threat_model="adaptive")]
+        apart = np.abs(np.array(tried) - np.array(stored)) / np.abs(stored)
+        assert (apart.min(axis=0) < 1e-4).all()  # each image's is of one of its attempts
 
 
 def test_an_attacker_who_knows_the_detector_lowers_its_score(records):
@@ -147,10 +210,14 @@ def test_pictures_are_what_the_attack_made_and_the_classifier_said(predictor, va
     )
     for name, target in targets.items():
         adversarial = arrays[f"{name}/adversarial"]
-        assert 0 < np.abs(adversarial - arrays["images"]).max() <= 0.2 + 1e-6
-        logits = predictor.logits(target, adversarial)
-        expected = jax.nn.softmax(logits, axis=-1)[:, 1]
-        np.testing.assert_allclose(arrays[f"{name}/score_adversarial"], expected, atol=1e-5)
+        source = evaluate.Source(target.deployed, variables)  # who knows all that is deployed
+        expected = predictor.attack(attacks, source, batch, key)[1][: len(chosen)]
+        np.testing.assert_array_equal(adversarial, expected)
+        for kind, pixels in (("clean", arrays["images"]), ("adversarial", adversarial)):
+            expected = jax.nn.softmax(predictor.logits(target, pixels), axis=-1)[:, 1]
+            np.testing.assert_allclose(arrays[f"{name}/score_{kind}"], expected, atol=1e-5)
+    assert arrays["label"].tolist() == [dataset.examples[i].label for i in chosen]
+    assert (arrays["attack"], arrays["epsilon"]) == ("pgd", 0.2)
     assert "base/purified" not in arrays
     purified = predictor.classifier.purify(variables, arrays["autoencoder/adversarial"])
     np.testing.assert_allclose(arrays["autoencoder/purified"], purified, atol=1e-5)

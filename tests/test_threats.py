@@ -8,7 +8,7 @@ import pytest
 from tiny import SIZE, TinyNet, tiny_dataset
 
 from medadv_jax import evaluate
-from medadv_jax.attacks import make_attack, run_attacks
+from medadv_jax.attacks import make_attack
 from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.attacks.stepwise import compile_attacks
 from medadv_jax.classifier import Classifier, to_pixels
@@ -111,19 +111,28 @@ def test_masked_gradients_look_strong_and_fall_to_bpda(batch):
     """Planted: rounding stops the plain gradient, whatever the network behind it."""
     classifier = Classifier(Brightness(), purifier=Rounding())
     variables = classifier.init(jax.random.key(0), SIZE)
-    pixels = jnp.full((8, SIZE, SIZE, 3), 0.485 + 0.01) + jnp.linspace(-0.05, 0.05, 8).reshape(
-        8, 1, 1, 1
-    )
-    labels = jnp.argmax(classifier.logits(variables, pixels), -1)
+    grey = np.linspace(114, 139, 8).astype(np.uint8).reshape(8, 1, 1, 1)
+    images = jnp.asarray(np.broadcast_to(grey, (8, SIZE, SIZE, 3)))
+    labels = jnp.argmax(classifier.logits(variables, to_pixels(images)), -1)
     assert set(np.asarray(labels)) == {0, 1}
-    right = {}
+    assert variables["batch_stats"] == {}  # though the network has none
+    predictor, right = evaluate.Predictor(classifier, "fori_loop"), {}
     for kind in ("full", "bpda"):
-        attack = make_attack("bim", 0.1, num_steps=5)
-        logits_fn = classifier.logits_fn(variables, kind)
-        found = run_attacks([attack], logits_fn, pixels, labels, loop="fori_loop")[0]
-        answers = classifier.logits(variables, found)
+        attack, source = make_attack("bim", 0.1, num_steps=5), evaluate.Source(kind, variables)
+        batch = {"image": images, "label": labels}
+        (found,) = predictor.attack([attack], source, batch, jax.random.key(0))
+        answers = predictor.logits(evaluate.Target("full", variables), found)
         right[kind] = float(np.mean(jnp.argmax(answers, -1) == labels))
     assert right == {"full": 1.0, "bpda": 0.0}
+
+
+def test_predictor_answers_as_deployed(batch):
+    classifier, variables = made(Halve())
+    predictor, pixels = evaluate.Predictor(classifier, "fori_loop"), to_pixels(batch["image"])
+    full, bare = (predictor.logits(evaluate.Target(d, variables), pixels) for d in ("full", "bare"))
+    bare_of_half = predictor.logits(evaluate.Target("bare", variables), 0.5 * pixels)
+    np.testing.assert_allclose(full, bare_of_half, rtol=1e-5, atol=1e-6)
+    assert (np.abs(full - bare) > 1e-3).all()
 
 
 def test_the_worse_of_two_sources_counts_for_each_example():
@@ -174,8 +183,8 @@ def test_threat_models_of_each_defence():
 def test_stepwise_programs_give_what_one_program_gives(batch):
     classifier, variables = made(Halve())
     attacks = [
-        make_attack("fgsm", 0.05),
         make_attack("pgd", 0.05, num_steps=3, num_restarts=2, keep_best=True),
+        make_attack("fgsm", 0.05),
         make_attack("mifgsm", 0.05, num_steps=4),
     ]
     pixels, key = to_pixels(batch["image"]), jax.random.key(0)
@@ -189,19 +198,38 @@ def test_stepwise_programs_give_what_one_program_gives(batch):
 
 @pytest.mark.parametrize("loop", ["stepwise", "fori_loop"])
 def test_a_penalty_turns_the_step_where_it_outweighs_the_loss(loop):
-    """Linear loss g·x, penalty λ·v·x: the sign of g - λ·v is the whole step."""
+    """Linear loss g·x, penalty λ·v·x: the sign of g - λ·v is the whole step.
+
+    All images are misclassified from the start, and the penalty counts in what is strongest too:
+    without it the start would be stronger than the end.
+    """
     g, v = jax.random.normal(jax.random.key(1), (2, 3, 3, 3))
-    attack = make_attack("fgsm", 0.1, loss="margin")
+    v = -jnp.abs(v)
+    attacks = [make_attack("fgsm", 0.1, loss="margin", keep_best=keep) for keep in (False, True)]
     pixels, labels = jnp.full((2, 3, 3, 3), 0.5), jnp.zeros(2, jnp.int32)
 
     def logits_fn(variables, x):
-        score = jnp.einsum("bhwc,hwc->b", x, g)
+        score = 100 + jnp.einsum("bhwc,hwc->b", x, g)
         return jnp.stack([jnp.zeros_like(score), score], axis=-1)
 
     def penalty(variables, x):
         return 2.0 * jnp.einsum("bhwc,hwc->b", x, v)
 
-    program = compile_attacks([attack], logits_fn, loop, penalty)
-    found = program(None, pixels, labels, None)[0]
+    program = compile_attacks(attacks, logits_fn, loop, penalty)
     expected = 0.5 + 0.1 * np.sign(np.asarray(g - 2.0 * v))
-    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+    for found in program(None, pixels, labels, None):
+        np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+def test_a_penalty_has_programs_of_its_own(batch):
+    classifier, variables = made(Halve())
+    predictor, attacks = evaluate.Predictor(classifier, "fori_loop"), [make_attack("fgsm", 0.1)]
+
+    def attacked(penalty):
+        source = evaluate.Source("bare", variables)
+        return predictor.attack(attacks, source, batch, jax.random.key(0), penalty)[0]
+
+    before = to_pixels(batch["image"])
+    darker, plain = attacked(lambda variables, x: 1e6 * x.sum((1, 2, 3))), attacked(None)
+    assert (darker < before).all()
+    assert (plain > before).any()
