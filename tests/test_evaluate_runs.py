@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -171,10 +172,11 @@ def test_worst_attack_counts_in_the_matrix(members):
 class Marked:
     """Makes examples of its own mark, and is fooled by those of one other alone."""
 
-    def __init__(self, mark, fooled_by):
-        self.mark, self.fooled_by = mark, fooled_by
+    def __init__(self, mark, fooled_by, deployed):
+        self.mark, self.fooled_by, self.deployed = mark, fooled_by, deployed
 
     def attack(self, attacks, source, batch, key):
+        assert source.gradient == self.deployed  # whose gradients go through all that is deployed
         return jnp.full((len(attacks), *batch["image"].shape), self.mark, jnp.float32)
 
     def logits(self, target, pixels):
@@ -183,12 +185,14 @@ class Marked:
 
 
 def test_each_member_answers_what_each_other_made():
-    predictors: list[Any] = [Marked(2.0, 3.0), Marked(3.0, 9.0)]
-    pair = [Member(f"run{i}", "base", p, Target("bare", {})) for i, p in enumerate(predictors)]
+    predictors: list[Any] = [Marked(2.0, 3.0, "bare"), Marked(3.0, 9.0, "full")]
+    pair = [Member(f"run{i}", "base", p, Target(p.deployed, {})) for i, p in enumerate(predictors)]
     batches = make_loader(tiny_dataset(6), range(6), 4, shuffle_seed=None)
     attacks = [make_attack("fgsm", 0.1)]
-    trial = Trial(attacks, tiny_dataset(6), batches, jax.device_put, 0)
+    done: list[int] = []
+    trial = Trial(attacks, tiny_dataset(6), batches, jax.device_put, 0, advance=done.append)
     table = committee.transfer_rows(pair, trial)
+    assert done == [4, 2]
     fooled = {(row["source_run"], row["run"]) for row in table.to_pylist() if row["predicted"] == 1}
     assert fooled == {("run1", "run0")}
     assert table.num_rows == 6 * (2 + 4)
@@ -200,6 +204,7 @@ class Worded(Predictor):
     words, fooled_by = ("mean", "log", "bpda"), ""
 
     def attack(self, attacks, source, batch, key, penalty=None):
+        assert key == jax.random.key(7)
         mark = 2.0 + self.words.index(source.gradient)
         return jnp.full((len(attacks), *batch["image"].shape), mark, jnp.float32)
 
@@ -214,7 +219,7 @@ def test_worst_of_the_gradients_counts_in_votes(word, members, monkeypatch):
     dataset, attacks = tiny_dataset(6), [make_attack("fgsm", 0.1), make_attack("bim", 0.1)]
     for whom, words in ((members, Worded.words), (members[2:], ("mean", "log"))):
         batches = make_loader(dataset, range(6), 4, shuffle_seed=None)
-        trial = Trial(attacks, dataset, batches, jax.device_put, 0)
+        trial = Trial(attacks, dataset, batches, jax.device_put, 7)
         table = committee.committee_rows(whom, trial)
         assert table.num_rows == 2 * 3 * 6  # votes × (clean and attacks) × images
         for row in table.to_pylist():  # BPDA is for those who have a purifier
@@ -261,6 +266,28 @@ def test_votes_are_kept_as_a_run_keeps_its_predictions(together):
     assert content["images"] == int(rows[0]["n"])
 
 
+def test_where_images_lie_and_how_they_are_augmented_may_differ(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "resnet50", TinyNet)
+    ignored = shutil.ignore_patterns("checkpoints")
+    folder = shutil.copytree(runs / "two", tmp_path / "two", ignore=ignored)
+    content = json.loads((folder / "config.json").read_text())
+    content["config"]["data"]["dir"] = "elsewhere"
+    content["config"]["data"]["augment"]["shift"] = 0.25
+    (folder / "config.json").write_text(json.dumps(content))
+    _, _, made = committee.load_runs([runs / "one", folder])
+    assert len(made) == 2
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
+    ignored = shutil.ignore_patterns("checkpoints")
+    folders = [shutil.copytree(runs / "one", tmp_path / n / "x", ignore=ignored) for n in "ab"]
+    made: Any = [SimpleNamespace(target=lambda defense: None, predictor=None)] * 2
+    names = [member.run for member in committee.load_members(folders, made)]
+    assert names == [str(folder) for folder in folders]
+    other = shutil.copytree(folders[1], tmp_path / "y", ignore=ignored)
+    assert [m.run for m in committee.load_members([folders[0], other], made)] == ["x", "y"]
+
+
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
     def changed(name, change):
         folder = tmp_path / name
@@ -278,8 +305,14 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
         content["test"] = content["validation"]
         (folder / "splits.json").write_text(json.dumps(content))
 
+    def another_defense(folder):
+        content = json.loads((folder / "config.json").read_text())
+        content["config"]["defenses"] = "base,adversarial"
+        (folder / "config.json").write_text(json.dumps(content))
+
     for folder, text in (
         (tmp_path, "config.json is missing"),
+        (changed("unfinished", another_defense), "adversarial is not evaluated yet"),
         (changed("radius", other_radius), "config.attack.epsilon=0.02, and 0.004 in"),
         (changed("images", other_images), "tests other images"),
         (changed("begun", lambda f: (f / "predictions.parquet").unlink()), "predictions.parquet"),
