@@ -176,7 +176,7 @@ def test_summary_by_hand(tmp_path):
     clean, nobody = [0.1, 0.2, 0.3, 0.4], [False] * 4
     table = pa.concat_tables([
         made(clean, nobody, **key, split="validation"),
-        made([0.0, 0.25, 0.35, 0.5], nobody, **key, split="test"),
+        made([0.0, 0.35, 0.4, 0.5], nobody, **key, split="test"),
         # Of three attacked images two are fooled; the third does not count.
         made([0.45, 0.31, 0.0], [True, True, False],
              **key | {"threat_model": "oblivious", "evaluation": "pgd"}, split="test"),
@@ -187,13 +187,14 @@ def test_summary_by_hand(tmp_path):
     assert oblivious["threshold"] == pytest.approx(0.3)  # a quarter of validation lies above
     assert (oblivious["n_clean"], oblivious["n_attacked"]) == (4, 2)
     assert oblivious["true_positive_rate"] == 1.0
-    assert oblivious["false_positive_rate"] == 0.5  # on test images it is another share
-    assert oblivious["auc"] == 5 / 8  # of 4 × 2 pairs
+    assert oblivious["false_positive_rate"] == 0.75  # on test images it is another share
+    assert oblivious["auc"] == 4 / 8  # of 4 × 2 pairs
+    assert adaptive["false_positive_rate"] == 0.75
     assert adaptive["n_attacked"] == 0
     assert adaptive["auc"] is None
     detection.write_summary(tmp_path / "detection.csv", [oblivious, adaptive])
     written = read_results(tmp_path / "detection.csv")
-    assert [row["auc"] for row in written] == ["0.625", ""]
+    assert [row["auc"] for row in written] == ["0.5", ""]
 
 
 def test_pictures_are_what_the_attack_made_and_the_classifier_said(predictor, variables, attacks):
