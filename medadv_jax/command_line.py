@@ -1,17 +1,15 @@
 """Between a script and the person who typed it: flags, one-line errors, exit codes."""
 
-import difflib
 import re
-import runpy
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import app, flags, logging
 
 from medadv_jax import failures, stopping
+from medadv_jax.config_files import explain_field, load_config
 from medadv_jax.errors import UserError
 from medadv_jax.validation import flatten
 
@@ -86,34 +84,13 @@ def _explain(argv: Sequence[str]) -> str:
         return ""
     path = files[-1].partition("=")[2]
     try:
-        fields = flatten(runpy.run_path(path)["get_config"]())
-    except Exception:  # a config file is a program, and may fail in any way
-        return (
-            f"--config={path}: cannot be read; it must be the path of a file like configs/demo.py"
-        )
+        fields = flatten(load_config(path))
+    except UserError as error:
+        return str(error)
     for arg in argv:
         match = re.match(r"--?(?:no)?config\.([^=\s]+)(?:=(.*))?$", arg)
         if match:
-            explanation = _explain_field(match[1], match[2], fields)
+            explanation = explain_field(match[1], match[2], fields)
             if explanation:
                 return explanation
-    return ""
-
-
-def _explain_field(field: str, value: str | None, fields: dict[str, Any]) -> str:
-    if field not in fields:
-        near = difflib.get_close_matches(field, fields, n=1)
-        section = field.rpartition(".")[0]
-        known = [name for name in fields if name.rpartition(".")[0] == section] or list(fields)
-        hint = f"did you mean config.{near[0]}? " if near else ""
-        return f"config.{field}={value}: unknown field; {hint}known are {', '.join(known)}"
-    kind = type(fields[field])
-    try:
-        if kind is bool:
-            flags.BooleanParser().parse(value if value is not None else "true")
-        elif value is not None:
-            kind(value)
-    except ValueError:
-        names = {int: "an integer", float: "a number", bool: "true or false"}
-        return f"config.{field}={value}: must be {names[kind]}"
     return ""

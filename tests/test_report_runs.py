@@ -1,5 +1,6 @@
 """Several runs in one report, records that do not fit, and how a table is written."""
 
+import json
 import re
 from typing import Any
 
@@ -140,3 +141,25 @@ def test_a_table_three_times():
     assert "50 % &lt;x&gt;" in html
     assert "a note &amp; more" in html
     assert re.search(r"0\.123 <span class=interval>\(−0\.100 to 0\.200\)", html)
+
+
+def test_a_sweep_stands_for_its_finished_cells(tmp_path):
+    names = ("first", "second", "third")
+    for seed, name in enumerate(names[:2]):
+        run = make_run(tmp_path / name, seed=seed, defenses=["base"], optional=False)
+        (run / "results.csv").write_text("")
+    failures = dict(zip(names, ("", "", "killed by SIGKILL"), strict=True))
+    journal = {name: {"failure": failure} for name, failure in failures.items()}
+    (tmp_path / "sweep.json").write_text(json.dumps({"cells": journal}))
+    page = write_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    assert "2 runs on breakhis" in page
+    assert "Cell third is missing from these tables: killed by SIGKILL." in page
+    (tmp_path / "second" / "results.csv").unlink()
+    page = write_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    assert "Cell second is missing from these tables: it has not been finished." in page
+    (tmp_path / "first" / "results.csv").unlink()
+    with pytest.raises(UserError, match="no cell of this sweep is finished"):
+        write_report([tmp_path], tmp_path / "report")
+    (tmp_path / "sweep.json").write_text("[]")
+    with pytest.raises(UserError, match=r"sweep\.json: not a journal"):
+        write_report([tmp_path], tmp_path / "report")

@@ -13,6 +13,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.report import run_page, runs_page
 from medadv_jax.report.drawing import Picture
 from medadv_jax.report.records import load_run
+from medadv_jax.report.sweeps import expand
 from medadv_jax.report.tables import as_csv, as_latex
 from medadv_jax.report.together import is_together, load_together
 from medadv_jax.writers import write_text
@@ -22,7 +23,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Writes the report of one run, or the comparison of several.
 
     Args:
-      runs: run directories, at least one; beside them folders that evaluate_runs.py has written.
+      runs: run directories, at least one; a folder of sweep.py stands for its finished cells;
+        beside them folders that evaluate_runs.py has written.
       out: the folder to write; what an earlier report left in its figures/ and tables/ goes.
 
     Returns:
@@ -31,15 +33,15 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     Raises:
       UserError: a directory that holds no finished run.
     """
-    paths = [Path(run) for run in runs]
+    paths, missing = expand([Path(run) for run in runs])
     records = [load_run(path) for path in paths if not is_together(path)]
     together = [load_together(path, records) for path in paths if is_together(path)]
     if not records:
         raise UserError("no run: give at least one run directory, as in report.py runs/x")
-    if len(records) == 1 and not together:
+    if len(records) == 1 and not together and not missing:
         page, tables, drawn = run_page.build(records[0])
     else:
-        page, tables, drawn = runs_page.build(records, together)
+        page, tables, drawn = runs_page.build(records, together, missing)
     for folder in ("figures", "tables"):
         shutil.rmtree(out / folder, ignore_errors=True)
         (out / folder).mkdir(parents=True)

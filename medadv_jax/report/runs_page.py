@@ -21,13 +21,14 @@ MOST_LINES = 6  # of a card
 
 
 def build(
-    runs: Sequence[RunRecords], together: Sequence[Together] = ()
+    runs: Sequence[RunRecords], together: Sequence[Together] = (), missing: Sequence[str] = ()
 ) -> tuple[str, list[Table], list[Drawn]]:
-    """Returns the page that compares runs, and the tables and figures on it."""
+    """Returns the page that compares runs, and the tables and figures on it; `missing`: sentences
+    about cells of a sweep that are not among the runs."""
     comparisons = [compare(run) for run in runs]
     groups = {name: make_groups([r for r in runs if r.dataset == name]) for name in _datasets(runs)}
     overview = overview_table(runs, comparisons)
-    sections = [Section("Warnings", warnings(runs))]
+    sections = [Section("Warnings", [*missing, *warnings(runs)])]
     for dataset, inside in groups.items():
         sections += _dataset_sections(dataset, inside)
     sections += [together_section(one) for one in together]

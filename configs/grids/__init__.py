@@ -1,0 +1,1 @@
+"""Grids of runs, for scripts/sweep.py."""

@@ -1,0 +1,35 @@
+"""Everything, small: both kinds of generated images, four narrow networks, four defences each.
+
+python scripts/sweep.py --grid=smoke
+"""
+
+from medadv_jax.sweep.grids import Grid
+
+_NETWORKS = ("resnet", "inception", "vgg16", "vgg19")
+
+
+def get_grid() -> Grid:
+    """Returns the grid: 8 cells, those of the two data sets of the paper, on generated images."""
+    return Grid(
+        configs=tuple(f"configs/{d}_{n}.py" for d in ("pneumonia", "breakhis") for n in _NETWORKS),
+        fields={
+            "data.name": "phantoms",
+            "data.phantom_kind": "xray",
+            "data.phantom_images": 240,
+            "data.per_class": 100,
+            "data.image_size": 32,
+            "model.width": 0.125,
+            "train.epochs": 3,
+            "train.num_steps": 2,
+            "purifier.width": 0.25,
+            "purifier.epochs": 1,
+            "purifier.joint_epochs": 1,
+            "eval.num_steps": 3,
+            "eval.check_images": 8,
+            "detector.run": False,
+        },
+        special={
+            "breakhis_*": {"data.phantom_kind": "histology"},
+            "*_inception": {"data.image_size": 75},  # it takes no less
+        },
+    )

@@ -1,0 +1,360 @@
+"""Sweeps: which cells, where they run, what happens when some fail; with a stand-in for main.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from medadv_jax.config_files import load_config
+from medadv_jax.errors import UserError
+from medadv_jax.sweep import lock
+from medadv_jax.sweep.cells import is_finished, reuse_of, saved_config, shared_stages
+from medadv_jax.sweep.display import plan_sentence
+from medadv_jax.sweep.grids import NAMED, ROOT, Grid, load_grid, make_cells
+from medadv_jax.sweep.journal import Journal
+from medadv_jax.sweep.launchers import ClusterLauncher, LocalLauncher, visible_devices
+from medadv_jax.sweep.scheduler import BEFORE, DONE, FAILED, Scheduler, Status, explain
+from scripts import sweep as script
+
+DEMO = "configs/demo.py"
+# Does what `plan.json`, beside the sweep, says of its cell; the standard library alone is quick.
+STAND_IN = """
+import json, os, pathlib, signal, sys, time
+flags = dict(arg.partition("=")[::2] for arg in sys.argv[1:])
+workdir = pathlib.Path(flags["--workdir"])
+config, what = json.loads((workdir.parents[1] / "plan.json").read_text())[workdir.name]
+workdir.mkdir(exist_ok=True)
+for field, value in flags.items():
+    if field == "--config.reuse":
+        config["reuse"] = value
+(workdir / "config.json").write_text(json.dumps({"config": config}))
+with (workdir / "starts").open("a") as file:
+    file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "none") + "\\n")
+if what == "memory":
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+if what == "nan":
+    print("a line\\nerror: base: the loss is not finite at step 3", file=sys.stderr)
+    sys.exit(2)
+if what == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "sleep":
+    (workdir / "pid").write_text(str(os.getpid()))
+    time.sleep(60)
+(workdir / "report").mkdir(exist_ok=True)
+(workdir / "results.csv").write_text("")
+(workdir / "report" / "index.html").write_text("")
+"""
+
+
+@pytest.fixture
+def main(tmp_path):
+    path = tmp_path / "main.py"
+    path.write_text(STAND_IN)
+    return path
+
+
+def seeds(tmp_path, count, configs=(DEMO,)):
+    """Cells that differ by seed: none can take anything from another."""
+    return make_cells(Grid(configs, axes={"seed": range(count)}), tmp_path / "sweep")
+
+
+def plan(tmp_path, cells, fates=()):
+    fates = [*fates, *["fine"] * (len(cells) - len(fates))]
+    content = {c.name: (c.config.to_dict(), fate) for c, fate in zip(cells, fates, strict=True)}
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+
+
+def local(slots=1, environment=None):
+    return LocalLauncher(slots, {}, os.environ if environment is None else environment, 0)
+
+
+def run(tmp_path, cells, main, launcher):
+    folder = tmp_path / "sweep"
+    scheduler = Scheduler(cells, launcher, Journal(folder, cells), folder / "logs", main)
+    return scheduler.run()
+
+
+def starts(cell):
+    return (cell.folder / "starts").read_text().splitlines()
+
+
+def test_a_grid_is_every_combination_of_files_and_values(tmp_path):
+    grid = Grid(
+        ("configs/pneumonia_resnet.py", "configs/pneumonia_inception.py"),
+        fields={"data.image_size": 64, "train.epochs": 3},
+        special={"*_inception": {"data.image_size": 80}},
+        axes={"seed": (0, 1), "attack.epsilon": (0.01, 0.03)},
+    )
+    cells = make_cells(grid, tmp_path)
+    assert len({cell.folder for cell in cells}) == 8
+    assert cells[5].name == "pneumonia_inception-seed=0-attack.epsilon=0.03"
+    found = [(c.config.model.name, c.config.data.image_size, c.config.seed) for c in cells[::2]]
+    assert found == [("resnet50", 64, 0), ("resnet50", 64, 1), ("inception_v3", 80, 0),
+                     ("inception_v3", 80, 1)]  # fmt: skip
+    typed = grid.override(("configs/demo.py",), {"seed": "7"}, {"attack.epsilon": ["0.02"]})
+    (cell,) = make_cells(typed, tmp_path)
+    assert cell.config.to_dict() == {
+        **load_config(ROOT / DEMO).to_dict(), "seed": 7,
+        **{k: cell.config.to_dict()[k] for k in ("data", "train", "attack")},
+    }  # fmt: skip
+    assert (cell.config.attack.epsilon, cell.config.train.epochs) == (0.02, 3)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (Grid((DEMO,), {"train.epoch": 3}), "did you mean config.train.epochs?"),
+        (Grid((DEMO,), axes={"train.epochs": ("many",)}), "train.epochs=many: must be an integer"),
+        (Grid((DEMO,), axes={"train.epochs": ("0",)}), "train.epochs=0: must be at least 1"),
+        (Grid((DEMO,), axes={"seed": (1, 1)}), "two cells are called demo-seed=1"),
+        (Grid((DEMO,), axes={"seed": ()}), "--sweep.seed=: no value"),
+        (Grid((DEMO,), {"reuse": "x"}), "a sweep sets it by itself"),
+        (Grid(("configs/nowhere.py",)), "configs/nowhere.py: cannot be read"),
+        (Grid(()), "no config file"),
+    ],
+)
+def test_an_impossible_grid_is_refused_in_one_line(grid, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        make_cells(grid, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(NAMED.glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_named_grids_are_possible(path, tmp_path):
+    assert make_cells(load_grid(path.stem), tmp_path)
+    with pytest.raises(UserError, match=f"give a file, or one of .*{path.stem}"):
+        load_grid("nothing")
+
+
+def test_failures_stop_nothing_and_only_they_are_tried_again(tmp_path, main):
+    cells = seeds(tmp_path, 5)
+    plan(tmp_path, cells, ["memory", "fine", "nan", "kill"])
+    statuses = run(tmp_path, cells, main, local())
+    assert [s.state for s in statuses] == [FAILED, DONE, FAILED, FAILED, DONE]
+    assert statuses[0].reason == (
+        "RuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
+    )
+    assert statuses[2].reason == "base: the loss is not finite at step 3"
+    assert statuses[3].reason.startswith("killed by SIGKILL")
+    journal = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["cells"]
+    assert [row["failure"] for row in journal.values()] == [s.reason for s in statuses]
+
+    plan(tmp_path, cells, ["fine", "fine", "fine", "kill"])
+    statuses = run(tmp_path, cells, main, local())
+    assert [s.state for s in statuses] == [DONE, BEFORE, DONE, FAILED, BEFORE]
+    assert [len(starts(cell)) for cell in cells] == [2, 1, 2, 2, 1]
+    rows = Journal(tmp_path / "sweep", cells)
+    # A time is that of a cell which needed one start: the first was cut short.
+    assert rows.estimate(cells[0], "seconds") is not None
+    journal = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["cells"]
+    assert [row["seconds"] is None for row in journal.values()] == [True, False, True, True, False]
+
+
+def test_a_run_of_another_config_is_not_taken_for_the_cell(tmp_path, main):
+    cells = seeds(tmp_path, 1)
+    plan(tmp_path, cells)
+    run(tmp_path, cells, main, local())
+    assert is_finished(cells[0])
+    cells[0].config.train.epochs += 1
+    assert not is_finished(cells[0])
+    cells[0].config.train.epochs -= 1
+    cells[0].config.data.cache_dir = "elsewhere"  # changes no result
+    assert is_finished(cells[0])
+    (cells[0].folder / "report" / "index.html").unlink()
+    assert not is_finished(cells[0])
+
+
+@pytest.mark.parametrize(
+    ("ended", "lines", "reason"),
+    [
+        (-9, ["error: x"], "killed by SIGKILL; the system does that when memory runs out"),
+        (143, [], "killed by SIGTERM"),
+        (2, ["Error: no", "error: config.x=1: no", "more"], "config.x=1: no"),
+        (1, ["  File x", "ValueError: broken", ""], "ValueError: broken"),
+        (1, ["something"], "exit code 1: something"),
+        (3, [], "exit code 3: it said nothing"),
+        (0, ["fine"], "it ended without a report"),
+        ("job 7 (TIMEOUT): over its time", [], "job 7 (TIMEOUT): over its time"),
+    ],
+)
+def test_a_failure_is_one_line(ended, lines, reason):
+    assert explain(ended, lines) == reason
+
+
+def test_cells_run_at_once_each_with_a_device_of_its_own(tmp_path, main):
+    cells = seeds(tmp_path, 4)
+    plan(tmp_path, cells)
+    launcher = local(0, {**os.environ, "CUDA_VISIBLE_DEVICES": "3,5"})
+    assert launcher.slots == 2
+    run(tmp_path, cells, main, launcher)
+    assert [starts(cell) for cell in cells[:2]] == [["3"], ["5"]]
+    assert all(starts(cell) in (["3"], ["5"]) for cell in cells)
+    assert visible_devices({"ROCR_VISIBLE_DEVICES": "1"}) == ("ROCR_VISIBLE_DEVICES", ["1"])
+    shared = local(3, {"CUDA_VISIBLE_DEVICES": "3,5"}).environment(2)
+    assert shared["CUDA_VISIBLE_DEVICES"] == "3"
+    assert shared["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.45"
+    assert local(1, {"CUDA_VISIBLE_DEVICES": "3,5"}).environment(0) == {
+        "CUDA_VISIBLE_DEVICES": "3,5"
+    }
+
+
+def test_a_cell_takes_from_an_earlier_one_what_it_would_train_alike(tmp_path, main):
+    grid = Grid((DEMO,), axes={"purifier.bottleneck": (64, 128), "attack.epsilon": (0.03, 0.01)})
+    cells = make_cells(grid, tmp_path / "sweep")
+    first, weaker, other, _ = cells
+    assert shared_stages(weaker, first) == ["base"]
+    assert shared_stages(other, first) == ["base", "adversarial"]
+    assert not shared_stages(*seeds(tmp_path, 2))
+    plan(tmp_path, cells, ["nan"])
+    statuses = run(tmp_path, cells, main, local(4))
+    # The first failed before it had trained anything: the second has nothing to take, and so on.
+    assert [s.state for s in statuses] == [FAILED, DONE, DONE, DONE]
+    assert [(saved_config(cell.folder) or {})["reuse"] for cell in cells] == [""] * 4
+    epochs = first.config.train.epochs
+    (first.folder / "checkpoints" / "base" / str(epochs)).mkdir(parents=True)
+    fresh = make_cells(grid, tmp_path / "new")[2]
+    assert reuse_of(fresh, [weaker, first]) == str(first.folder)
+    assert reuse_of(other, [first]) == ""  # it has begun without
+    plan(tmp_path, cells)
+    (other.folder / "config.json").unlink()
+    run(tmp_path, cells, main, local())
+    assert (saved_config(other.folder) or {})["reuse"] == str(first.folder)
+    assert is_finished(other)
+
+
+def test_a_cell_waits_for_what_it_can_take(tmp_path, main):
+    cells = make_cells(Grid((DEMO,), axes={"purifier.bottleneck": (64, 128)}), tmp_path / "sweep")
+    order = []
+    plan(tmp_path, cells)
+    folder = tmp_path / "sweep"
+    Scheduler(
+        cells, local(2), Journal(folder, cells), folder / "logs", main,
+        changed=lambda status: order.append((status.cell.name[-3:], status.state)),
+    ).run()  # fmt: skip
+    assert order == [("=64", "running"), ("=64", DONE), ("128", "running"), ("128", DONE)]
+
+
+def wait_for(path, seconds=20):
+    end = time.monotonic() + seconds
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < end, path
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def is_gone(pid, seconds=10.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_cells_end_with_a_sweep_that_is_killed_and_its_lock_with_them(tmp_path, main):
+    cells = seeds(tmp_path, 1)
+    plan(tmp_path, cells, ["sleep"])
+    code = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import os, pathlib
+from medadv_jax.sweep import lock
+from medadv_jax.sweep.launchers import LocalLauncher
+folder = pathlib.Path({str(tmp_path / "sweep")!r})
+with lock.held(folder, print) as descriptor:
+    arguments = [{str(main)!r}, "--workdir={cells[0].folder}"]
+    LocalLauncher(1, {{}}, os.environ, descriptor).start(arguments, folder / "log", 0)
+    print("started", flush=True)
+    import time
+    time.sleep(60)
+"""
+    (tmp_path / "sweep").mkdir()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as sweep:
+        pid = wait_for(cells[0].folder / "pid")
+        with (
+            pytest.raises(UserError, match=f"process {sweep.pid}.* is at work"),
+            lock.held(tmp_path / "sweep", print),
+        ):
+            pass
+        sweep.send_signal(signal.SIGKILL)
+    assert is_gone(pid)
+    with lock.held(tmp_path / "sweep", print):
+        pass
+
+
+def test_an_interrupted_sweep_stops_its_cells(tmp_path, main):
+    cells = seeds(tmp_path, 2)
+    plan(tmp_path, cells, ["sleep", "sleep"])
+    folder = tmp_path / "sweep"
+
+    def interrupt():
+        if all((cell.folder / "pid").exists() for cell in cells):
+            raise KeyboardInterrupt
+
+    scheduler = Scheduler(
+        cells, local(2), Journal(folder, cells), folder / "logs", main, tick=interrupt
+    )
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.run()
+    assert all(is_gone((cell.folder / "pid").read_text(), 0.1) for cell in cells)
+
+
+def test_jobs_of_the_cluster_launcher(tmp_path, main):
+    pytest.importorskip("submitit")
+    cells = seeds(tmp_path, 2)
+    plan(tmp_path, cells, ["fine", "nan"])
+    launcher = ClusterLauncher(2, {"CUDA_VISIBLE_DEVICES": "9"}, tmp_path / "jobs", {}, "local")
+    statuses = run(tmp_path, cells, main, launcher)
+    assert [s.state for s in statuses] == [DONE, FAILED]
+    assert statuses[1].reason == "base: the loss is not finite at step 3"
+    assert starts(cells[0]) == ["9"]
+    with pytest.raises(UserError, match=r"--launcher=slurm"):
+        ClusterLauncher(1, {}, tmp_path / "jobs", {"no_such_parameter": 1}, "local")
+
+
+def test_estimates_come_from_cells_that_are_done(tmp_path, main):
+    cells = seeds(tmp_path, 3, (DEMO, "configs/pneumonia_resnet.py"))
+    folder = tmp_path / "sweep"
+    journal = Journal(folder, cells)
+    statuses = [Status(cell) for cell in cells]
+    assert "time –, disk – (unknown" in plan_sentence(statuses, journal, 1)
+    for cell, seconds in ((cells[0], 60.0), (cells[3], 600.0)):
+        journal.started(cell)
+        journal.finished(cell, seconds)
+        statuses[cells.index(cell)].state = BEFORE
+    again = Journal(folder, cells)
+    assert again.estimate(cells[1], "seconds") == 60
+    assert again.estimate(cells[4], "seconds") == 600
+    assert "4 of 6 cells to do, 1 at a time: time 22 min" in plan_sentence(statuses, again, 1)
+    assert "time 11 min" in plan_sentence(statuses, again, 2)
+
+
+def test_fields_and_axes_of_the_command_line():
+    argv = ["sweep.py", "--grid=smoke", "--config.x.y=a,b", "--sweep.seed=0,1", "--sweep.d=a,b;c"]
+    known, given = script.take_fields(argv)
+    assert known == ["sweep.py", "--grid=smoke"]
+    fields, axes = script.parse_fields(given)
+    assert fields == {"x.y": "a,b"}
+    assert axes == {"seed": ["0", "1"], "d": ["a,b", "c"]}
+    with pytest.raises(UserError, match=r"--sweep\.seed: needs a value"):
+        script.parse_fields(["--sweep.seed"])
+
+
+def test_dry_run_runs_nothing(tmp_path, capsys):
+    cells = seeds(tmp_path, 2)
+    script.print_plan(Console(width=200), cells, Journal(tmp_path / "sweep", cells), 1)
+    said = capsys.readouterr().out
+    assert "demo-seed=1" in said
+    assert "2 of 2 cells to do" in said
+    assert not (tmp_path / "sweep").exists()
