@@ -93,6 +93,7 @@ def get_config() -> Config:
 
     config.eval = evaluate = ml_collections.ConfigDict()
     evaluate.attacks = "fgsm,pgd,bim,mifgsm"  # comma-separated; one row of results.csv for each
+    evaluate.images = 0  # test images to evaluate, half of each class, drawn by the seed; 0: all
     evaluate.num_steps = 10  # steps of BIM, MI-FGSM and PGD
     evaluate.restarts = 1  # random starts of PGD; the strongest counts, for each example
     evaluate.keep_best = True  # the strongest iterate counts, not the last

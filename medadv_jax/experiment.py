@@ -1,6 +1,7 @@
 """A run: the order of its stages. Each leaves files in the workdir, and is not repeated."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -93,6 +94,7 @@ class Run:
         config = self.config
         dataset = load_dataset(config.data)
         splits = make_splits(dataset.examples, config.data, config.seed)
+        splits = _with_fewer_tests(splits, dataset.labels, config.eval.images, config.seed)
         content = splits.to_json(dataset.examples)
         workdir.refuse_other_images(self.workdir / "splits.json", content)
         write_json(self.workdir / "splits.json", content | {"data": dataset.report})
@@ -261,6 +263,17 @@ class Run:
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _with_fewer_tests(splits: Splits, labels: np.ndarray, count: int, seed: int) -> Splits:
+    """Returns the splits with `count` test images, half of each class; 0: with all of them."""
+    total = len(splits.test)
+    if not 0 < count < total:
+        return splits
+    test = np.array(splits.test)
+    chosen = test[choose_examples(labels[test], count, seed)].tolist()
+    note = f"config.eval.images={count}: {count} of {total} test images are evaluated"
+    return dataclasses.replace(splits, test=chosen, notes=[*splits.notes, note])
 
 
 def _doubts(splits: Splits, dataset: Dataset) -> list[str]:

@@ -106,6 +106,7 @@ RULES: dict[str, Rule] = {
     "purifier.joint_epochs": _number(0),
     "purifier.joint_learning_rate": _number(0, above=True),
     "eval.attacks": _list_of(ATTACKS),
+    "eval.images": (lambda value: value == 0 or value >= 2, "0: all, or at least 2"),
     "eval.num_steps": _number(1),
     "eval.restarts": _number(1),
     "eval.keep_best": _ANY,

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import json
+import operator
 import os
 import shutil
 import socket
@@ -92,7 +94,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     """Reads a `config.json`: data, whoever wrote it; nothing in it is executed."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        saved["config"] = {**_LATER, **saved["config"]}
+        for name, value in _LATER.items():
+            *sections, field = name.split(".")
+            functools.reduce(operator.getitem, sections, saved["config"]).setdefault(field, value)
         flatten(saved["config"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:80]
@@ -178,7 +182,7 @@ def _copy_to_disk(source: str, target: str) -> None:
     sync(Path(target))
 
 
-_LATER = {"deterministic": False}  # fields that older runs lack, and what those did
+_LATER = {"deterministic": False, "eval.images": 0}  # fields that older runs lack, and what those did
 _NO_RESULT = ("data.cache_dir", "train.checkpoint_minutes")  # fields that change no result
 _ELSEWHERE = ("defenses", "reuse", *_NO_RESULT, "purifier.", "detector.", "eval.")
 # stage -> beginnings of the fields on which what it trains does not depend

@@ -21,6 +21,7 @@ BAD_VALUES = [
     ("data.split", "random", "one of image, official, patient"),
     ("data.per_class", -5, "at least 0"),
     ("data.num_folds", 1, "0, or from 2 to 100"),
+    ("eval.images", 1, "0: all, or at least 2"),
     ("data.phantom_kind", "ct", "one of histology, xray"),
     ("data.phantom_images", 3, "at least 20"),
     ("data.augment.shift", 0.9, "at least 0 and at most 0.5"),

@@ -61,7 +61,9 @@ def test_fields_that_change_no_result_and_new_ones_do_not_part_a_run_from_its_wo
     workdir.claim(tmp_path, config)
     path = tmp_path / "config.json"
     saved = json.loads(path.read_text())
-    del saved["config"]["deterministic"], saved["config"]["train"]["checkpoint_minutes"]
+    for section, field in (("train", "checkpoint_minutes"), ("eval", "images")):
+        del saved["config"][section][field]
+    del saved["config"]["deterministic"]
     saved["versions"]["jax"] = "0.1"
     write_json(path, saved)
     assert workdir.claim(tmp_path, config) == [f"{tmp_path} was begun with other versions"]
