@@ -5,7 +5,7 @@ python scripts/sweep.py --grid=smoke
 
 from medadv_jax.sweep.grids import Grid
 
-_NETWORKS = ("resnet", "inception", "vgg16", "vgg19")
+_NETWORKS = ("vgg16", "vgg19", "resnet", "inception")
 
 
 def get_grid() -> Grid:

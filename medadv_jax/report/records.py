@@ -20,8 +20,9 @@ DEFENSES = ("base", "adversarial", "autoencoder", "hybrid")  # the order of ever
 PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not know the purifier
 THREATS = ("transfer", "oblivious", "adaptive")
 FEW_IMAGES, FEW_PATIENTS = 100, 10  # fewer test images, or patients of a class, prove nothing
+PHANTOMS = "phantoms"
 CLASS_NAMES = {
-    "phantoms": ("negative", "positive"),
+    PHANTOMS: ("negative", "positive"),
     "chest_xray": ("normal", "pneumonia"),
     "breakhis": ("benign", "malignant"),
 }
@@ -102,8 +103,15 @@ class RunRecords:
 
     @property
     def dataset(self) -> str:
-        """The data set's name."""
-        return self.config["data"]["name"]
+        """The data set's name; of generated images with their kind, as they are other images."""
+        data = self.config["data"]
+        drawn = data["name"] == PHANTOMS and "phantom_kind" in data
+        return f"{PHANTOMS}_{data['phantom_kind']}" if drawn else data["name"]
+
+    @property
+    def generated(self) -> bool:
+        """True if the images are drawn, not taken."""
+        return self.config["data"]["name"] == PHANTOMS
 
     @property
     def model(self) -> str:
@@ -118,7 +126,7 @@ class RunRecords:
     @property
     def class_names(self) -> tuple[str, str]:
         """Of class 0 and class 1."""
-        return CLASS_NAMES.get(self.dataset, ("class 0", "class 1"))
+        return CLASS_NAMES.get(self.config["data"]["name"], ("class 0", "class 1"))
 
     @property
     def defenses(self) -> list[str]:

@@ -152,7 +152,7 @@ def warnings(run: RunRecords) -> list[str]:
         found.append(NOT_RUN)
     if run.config["data"].get("split") == "image":
         found.append("Split by image: patients may be in training and in test; accuracies flatter.")
-    if run.dataset == "phantoms":
+    if run.generated:
         found.append("Generated images: no number here says anything about patients.")
     found += [f"{name}: withheld, its adaptive partner is missing." for name in run.withheld()]
     return found

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medadv_jax.report.claims import claims_section
 from medadv_jax.report.comparison import Comparison, attacked_accuracy, best_defense, compare
 from medadv_jax.report.drawing import Drawn
+from medadv_jax.report.folds import folds_sections
 from medadv_jax.report.groups import Group, Series, make_groups
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Section, render
 from medadv_jax.report.panels import compact
@@ -51,6 +53,8 @@ def _dataset_sections(dataset: str, groups: list[Group]) -> list[Section]:
     figures = paper_figures(dataset, groups)
     pictures = [compact(group.runs[0], group.label) for group in groups]
     return [
+        claims_section(dataset, groups),
+        *folds_sections(dataset, groups),
         *table,
         Section(f"Figures 5 to 7 and 14 to 18: {dataset}", figures),
         Section(f"Figures 8 to 13, attacked images: {dataset}", pictures),

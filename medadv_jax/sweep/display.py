@@ -93,17 +93,26 @@ def remaining(statuses: Sequence[Status], journal: Journal, slots: int) -> float
 
 def plan_table(statuses: Sequence[Status], journal: Journal) -> Table:
     """Returns what a dry run shows: the cells, what they override, and what they would cost."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    overrides = [set(status.cell.overrides.items()) for status in statuses]
+    common = set.intersection(*overrides) if len(overrides) > 1 else set()
+    shown = Table(
+        title=f"in every cell: {_fields(common)}" if common else None,
+        title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
     for header in ("cell", "state", "overrides", "time", "disk"):
         shown.add_column(header, justify="right" if header in ("time", "disk") else "left")
-    for status in statuses:
-        fields = " ".join(f"{k}={v}" for k, v in status.cell.overrides.items())
+    for status, own in zip(statuses, overrides, strict=True):
         size = journal.estimate(status.cell, "bytes")
         shown.add_row(
-            Text(status.cell.name), Text(status.state, style=_LOOKS[status.state]), Text(fields),
-            duration(left_of(status, journal)), megabytes(0 if status.state == BEFORE else size),
+            Text(status.cell.name), Text(status.state, style=_LOOKS[status.state]),
+            Text(_fields(own - common)), duration(left_of(status, journal)),
+            megabytes(0 if status.state == BEFORE else size),
         )  # fmt: skip
     return shown
+
+
+def _fields(overrides: set[tuple[str, str]]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(overrides))
 
 
 def plan_sentence(statuses: Sequence[Status], journal: Journal, slots: int) -> str:
