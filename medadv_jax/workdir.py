@@ -182,7 +182,10 @@ def _copy_to_disk(source: str, target: str) -> None:
     sync(Path(target))
 
 
-_LATER = {"deterministic": False, "eval.images": 0}  # fields that older runs lack, and what those did
+_LATER = {
+    "deterministic": False,
+    "eval.images": 0,
+}  # fields that older runs lack, and what those did
 _NO_RESULT = ("data.cache_dir", "train.checkpoint_minutes")  # fields that change no result
 _ELSEWHERE = ("defenses", "reuse", *_NO_RESULT, "purifier.", "detector.", "eval.")
 # stage -> beginnings of the fields on which what it trains does not depend

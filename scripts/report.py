@@ -2,6 +2,7 @@
 
     python scripts/report.py runs/x
     python scripts/report.py runs/x runs/y runs/z --output=runs/comparison
+    python scripts/report.py runs/smoke    # all finished cells of a sweep
 
 Reads run directories, and beside them folders of evaluate_runs.py, which give a transfer matrix
 and a committee; runs no model and imports no JAX.

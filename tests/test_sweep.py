@@ -351,6 +351,41 @@ def test_fields_and_axes_of_the_command_line():
         script.parse_fields(["--sweep.seed"])
 
 
+def test_one_real_cell_from_the_command_line_to_the_report(tmp_path):
+    """main.py itself, as small as it can be; twice, as the second start must find it done."""
+    fields = {
+        "defenses": "base", "data.image_size": 32, "data.phantom_images": 60, "data.per_class": 0,
+        "data.cache_dir": tmp_path / "cache", "model.name": "vgg16", "model.width": 0.05,
+        "model.head": "gap", "model.forms": "plain", "train.epochs": 1, "train.batch_size": 32,
+        "train.attacks": "pgd", "eval.attacks": "pgd", "eval.num_steps": 1, "eval.images": 6,
+        "eval.checks": False, "detector.run": False, "attack.loop": "fori_loop",
+    }  # fmt: skip
+    command = [
+        sys.executable, str(ROOT / "scripts" / "sweep.py"), f"--configs={DEMO}", "--seeds=3",
+        f"--workdir={tmp_path / 'sweep'}", *(f"--config.{k}={v}" for k, v in fields.items()),
+    ]  # fmt: skip
+
+    def start(*more):
+        return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+
+    first = start()
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "demo-seed=3: running" in first.stdout
+    assert "1 of 1 cells are done (0 were before)" in first.stdout
+    folder = tmp_path / "sweep"
+    assert "eval.images=6: 6 of" in (folder / "logs" / "demo-seed=3.log").read_text()
+    rows = (folder / "demo-seed=3" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[6] for row in rows] == ["n", "6", "6"]
+    assert (folder / "report" / "index.html").is_file()
+    assert any((folder / "programs").iterdir())  # compiled once for all cells
+    again = start("--dry_run")
+    assert "all 1 cells are done" in again.stdout
+    wrong = start("--sweep.train.epoch=3")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: config.train.epoch=3: unknown field; did you mean")
+    assert wrong.stderr.count("\n") == 1
+
+
 def test_dry_run_runs_nothing(tmp_path, capsys):
     cells = seeds(tmp_path, 2)
     script.print_plan(Console(width=200), cells, Journal(tmp_path / "sweep", cells), 1)

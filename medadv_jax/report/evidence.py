@@ -62,11 +62,13 @@ class Measured:
 
 
 class _Sample(NamedTuple):
-    """Share of right answers of each image (n,), with its name and patient."""
+    """Share of right answers of each image (n,), with its name and patient; resamples of patients
+    (draws, n), where they are kept."""
 
     example: np.ndarray
     group: np.ndarray
     right: np.ndarray
+    weights: np.ndarray | None = None
 
 
 class Evidence:
@@ -84,7 +86,8 @@ class Evidence:
         self.doubts: list[str] = []
         if any(run.generated for run in runs):
             self.doubts.append("generated images")
-        units = [unit for group in groups for unit in _units(group).values()]
+        self._units = {id(group): _units(group) for group in groups}
+        units = [unit for of_group in self._units.values() for unit in of_group.values()]
         self.doubts += dict.fromkeys(doubt for unit in units for doubt in unit.doubts())
 
     def measure(self, contrast: Contrast, view: View) -> Measured:
@@ -95,9 +98,9 @@ class Evidence:
                 return Measured(contrast.label, None, None, found)
         assert isinstance(lower, dict)
         if isinstance(higher, float):
-            pairs = [(one, _Sample(*one[:2], np.full(len(one.right), higher)))
-                     for one in lower.values()]  # fmt: skip
-            return _combine(contrast.label, [_difference(b, a) for a, b in pairs])
+            fixed = {k: one._replace(right=np.full(len(one.right), higher))
+                     for k, one in lower.items()}  # fmt: skip
+            return _combine(contrast.label, [_difference(fixed[k], lower[k]) for k in lower])
         assert isinstance(higher, dict)
         common = [key for key in higher if key in lower]
         if not common:
@@ -115,7 +118,7 @@ class Evidence:
             fields = "".join(f", {name}={value:g}" for name, value in term.fields)
             return f"{term.model}{fields} was not run"
         found = {}
-        for key, unit in _units(group).items():
+        for key, unit in self._units[id(group)].items():
             sample = _sample(unit, term, view)
             if sample is not None:
                 found[key] = sample
@@ -172,7 +175,7 @@ def _sample(run: RunRecords, term: Term, view: View) -> _Sample | None:
     rights = [outcome.predicted == run.label for outcome in found if outcome is not None]
     if not rights or len(rights) < len(found):
         return None
-    return _Sample(run.example, run.group, np.mean(rights, axis=0))
+    return _Sample(run.example, run.group, np.mean(rights, axis=0), run.weights)
 
 
 def _curve_sample(run: RunRecords, defense: str, epsilon: float) -> _Sample | None:
@@ -196,14 +199,12 @@ def _difference(higher: _Sample, lower: _Sample) -> tuple[float, Callable[[], In
 
     def interval() -> Interval | None:
         statistic = ratio_statistic(difference, np.ones(len(difference)), lower.group)
-        return cluster_bootstrap(statistic, lower.group)
+        return cluster_bootstrap(statistic, lower.group, weights=lower.weights)
 
     return float(difference.mean()), interval
 
 
-def _combine(
-    label: str, parts: Sequence[tuple[float, Callable[[], Interval | None]]]
-) -> Measured:
+def _combine(label: str, parts: Sequence[tuple[float, Callable[[], Interval | None]]]) -> Measured:
     """Returns the mean over units; its interval is by patient for one, Student's t for several."""
     values = np.array([value for value, _ in parts])
     if len(values) == 1:

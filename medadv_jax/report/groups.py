@@ -9,7 +9,12 @@ from medadv_jax.report.tables import Spread
 from medadv_jax.statistics import mean_sd
 
 _REPEATS = {"seed", "data.fold"}  # fields by which a run repeats another
-_NO_RESULT = {"data.cache_dir", "data.dir", "reuse", "train.checkpoint_minutes"}  # fields that change no result
+_NO_RESULT = {
+    "data.cache_dir",
+    "data.dir",
+    "reuse",
+    "train.checkpoint_minutes",
+}  # fields that change no result
 
 
 @dataclasses.dataclass(frozen=True)

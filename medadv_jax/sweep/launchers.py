@@ -13,6 +13,7 @@ from medadv_jax.errors import UserError
 _TIED = Path(__file__).with_name("tied.py")
 _MEMORY_SHARE = 0.9  # of a device, for all the cells on it together
 _STOP_SECONDS = 30.0  # for a run to save its state; then it is killed
+_JOB_MINUTES = 24 * 60  # that a job of a cluster may take, unless it is told otherwise
 # What hides the other devices from a process, by vendor.
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -25,7 +26,11 @@ class Job(Protocol):
         ...
 
     def stop(self) -> None:
-        """Asks it to save its state and leave, and waits for it."""
+        """Asks it to save its state and leave."""
+        ...
+
+    def wait(self) -> None:
+        """Waits for it to leave, after `stop`."""
         ...
 
 
@@ -66,6 +71,8 @@ class _Process:
 
     def stop(self) -> None:
         self._process.terminate()
+
+    def wait(self) -> None:
         try:
             self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -136,6 +143,9 @@ class _ClusterJob:
     def stop(self) -> None:
         self._job.cancel()
 
+    def wait(self) -> None:
+        """A cancelled job ends by itself."""
+
 
 class ClusterLauncher:
     """Jobs of Slurm, through submitit; each asks for its own devices.
@@ -159,7 +169,7 @@ class ClusterLauncher:
         self.slots, self._extra = slots, dict(extra)
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-            self._executor.update_parameters(**options)
+            self._executor.update_parameters(**{"timeout_min": _JOB_MINUTES, **options})
         except (RuntimeError, NameError, TypeError, ValueError) as error:
             said = str(error).splitlines()[0]
             raise UserError(f"--launcher=slurm, --slurm={dict(options)}: {said}") from error

@@ -86,8 +86,11 @@ class Scheduler:
                     self._look(slot)
                 self._tick()
         finally:
-            for _, running in self._running.values():
-                running.job.stop()
+            jobs = [running.job for _, running in self._running.values()]
+            for job in jobs:
+                job.stop()
+            for job in jobs:
+                job.wait()
         return self.statuses
 
     def _fill(self) -> bool:
