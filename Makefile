@@ -1,12 +1,13 @@
-# make setup | demo | test | lint | lock | parity. Each target does its own set-up; PYTHON chooses the interpreter.
+# make setup | demo | test | lint | lock | parity | peers. Each target does its own set-up; PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PARITY := .venv-parity
+PEERS  := .venv-peers
 PIP    := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint lock parity
+.PHONY: setup demo test lint lock parity peers
 
 setup: $(STAMP)
 
@@ -37,6 +38,16 @@ $(PARITY)/.installed: requirements.lock scripts/parity_requirements.txt
 	$(PARITY)/bin/python $(PIP) --require-hashes -r requirements.lock
 	$(PARITY)/bin/python $(PIP) -r scripts/parity_requirements.txt
 	$(PARITY)/bin/python $(PIP) --no-deps torchvision==0.28.0
+	touch $@
+
+# What `scripts/benchmark.py --peers` compares with, in an environment of its own. Python 3.11.
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: requirements.lock scripts/peers_requirements.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python $(PIP) --require-hashes -r requirements.lock
+	$(PEERS)/bin/python $(PIP) torch==2.13.0
+	$(PEERS)/bin/python $(PIP) --no-deps -r scripts/peers_requirements.txt
 	touch $@
 
 # Pins every version, for every supported Python, with hashes. Needs only pip.

@@ -1,131 +1,220 @@
-"""Times one attack and one adversarial training step, beside a plain PyTorch loop if asked.
+"""Times clean steps, attacks, adversarial steps and evaluation, alone or beside other programs.
 
-python scripts/benchmark.py --image_size=64 --batch_size=32 --peers --output=benchmark.json
+    python scripts/benchmark.py --tasks=attack --models=resnet50,vgg16 --image_sizes=64
+    python scripts/benchmark.py --suite=cpu --output=benchmark.json   # beside the peers
+    python scripts/benchmark.py --suite=gpu --output=benchmark.json   # in under nine minutes
+    python scripts/benchmark.py --growth                              # time against steps and batch
 
-Ours and the peer alternate, so that a noisy neighbour disturbs both. Needs jax, flax, optax and
-ml_collections; `--peers` needs PyTorch as well.
+Implementations of a case run in turn, so that a noisy neighbour disturbs all of them. Needs jax,
+flax, optax and ml_collections; peers (`--peers`, and both suites) as far as they are installed:
+`make peers` does it. A peer's times count only if its network and attack agree with ours.
 """
 
+import importlib.util
 import json
-import statistics
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# Side by side, JAX must not take the whole GPU; both grow to what they need while they warm up.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a bare machine has the folder, no package
+
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 
-from configs import default
-from medadv_jax import train_step
-from medadv_jax.classifier import Classifier
-from medadv_jax.defenses import attack_from_config, get_defense
-from medadv_jax.models import create_model
+from scripts.benchmarking import report
+from scripts.benchmarking.agreement import Agreement, Judge
+from scripts.benchmarking.cases import (
+    ALL,
+    ATTACKS,
+    LIBRARIES,
+    SUITES,
+    TASKS,
+    VARIANTS,
+    Case,
+    Group,
+    Job,
+    all_cases,
+    grid,
+)
+from scripts.benchmarking.flops import Peak, compiler_check, copy_bytes_per_second
+from scripts.benchmarking.growth import measure_growth
+from scripts.benchmarking.ours import Ours, make_images
+from scripts.benchmarking.timing import measure
 
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Pixels, height = width.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images a step.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Steps of PGD.")
-_RUNS = flags.DEFINE_integer("runs", 7, "Timed runs of each; the median is printed.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
-_PEERS = flags.DEFINE_bool("peers", False, "Also time a plain PyTorch loop.")
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file for the records.")
+_SUITE = flags.DEFINE_enum("suite", None, sorted(SUITES), "A prepared list of cases, with peers.")
+_TASKS = flags.DEFINE_list("tasks", list(TASKS), f"Out of {', '.join(TASKS)}.")
+_ATTACKS = flags.DEFINE_list(
+    "attacks", ["pgd"], f"Out of {', '.join(ATTACKS)}, {ALL}: steps against all four."
+)
+_MODELS = flags.DEFINE_list("models", ["resnet50"], "Networks.")
+_SIZES = flags.DEFINE_list("image_sizes", ["64"], "Pixels, height = width.")
+_BATCHES = flags.DEFINE_list("batch_sizes", ["32"], "Images a step, over all devices.")
+_PRECISIONS = flags.DEFINE_list("precisions", ["float32"], "float32, bfloat16: of the network.")
+_DEVICES = flags.DEFINE_list("devices", ["1"], "Numbers of devices.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Steps of the attacks.", lower_bound=1)
+_RUNS = flags.DEFINE_integer("runs", 5, "Timed runs of each, after two.", lower_bound=1)
+_PEERS = flags.DEFINE_bool("peers", False, "Beside every peer that is installed.")
+_PEER_NAMES = flags.DEFINE_list(
+    "peer_names", [*VARIANTS, *LIBRARIES], "Which: eager and compiled are the PyTorch loop's."
+)
+_GROWTH = flags.DEFINE_bool("growth", False, "Also fit time against steps and batch.")
+_BUDGET = flags.DEFINE_float(
+    "budget_seconds", 0.0, "What would not end by then is left out and named; 0: nothing is; "
+    "the suite gpu has 500 if it is not given."
+)  # fmt: skip
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file for all of it.")
 
-Task = tuple[str, str, Callable[[], None]]  # task, implementation, one blocking run
 
-
-def our_tasks(images: np.ndarray, labels: np.ndarray) -> list[Task]:
-    """Returns our attack and our adversarial step on images (B, H, W, 3) uint8."""
-    config = default.get_config()
-    config.train.update(attacks="pgd", num_steps=_NUM_STEPS.value)
-    config.data.augment.update(shift=0.0, rotation=0.0, brightness=0.0)  # the peer has none
-    network = create_model("resnet50", num_classes=2, dtype=_DTYPE.value)
-    classifier, mesh = Classifier(network), train_step.make_mesh()
-    optimizer = train_step.make_optimizer(config.train.learning_rate, "constant", 1)
-    key, size = jax.random.key(0), images.shape[1]
-    state, _ = train_step.create_state(classifier, optimizer, mesh, key, size)
-    variables = jax.tree.map(jnp.copy, state.variables())
-    attack = attack_from_config(config, "pgd", _NUM_STEPS.value)
-    run_attack = jax.jit(lambda v, x, y: attack(classifier.logits_fn(v), x, y, key))
-    objective = get_defense("adversarial").make_objective(config)
-    step = train_step.make_train_step(classifier, optimizer, objective, config.data.augment)
-    mask = np.ones(len(labels), np.float32)
-    batch = train_step.put_batch(mesh, {"image": images, "label": labels, "mask": mask})
-    pixels = train_step.put_batch(mesh, {"image": images.astype(np.float32) / 255})["image"]
-
-    def adversarial_step() -> None:
-        nonlocal state
-        state, metrics = step(state, batch, key)
-        jax.block_until_ready((state, metrics))
-
+def chosen_groups() -> list[Group]:
+    """Returns what the flags ask for."""
+    if _SUITE.value:
+        return SUITES[_SUITE.value]()
+    sizes, batches, devices = (
+        [int(value) for value in flag.value] for flag in (_SIZES, _BATCHES, _DEVICES)
+    )
+    peers = (*VARIANTS, *LIBRARIES) if _PEERS.value else ()
     return [
-        (
-            "attack",
-            "medadv_jax",
-            lambda: jax.block_until_ready(run_attack(variables, pixels, batch["label"])),
-        ),
-        ("adversarial_step", "medadv_jax", adversarial_step),
+        Group(all_cases(_TASKS.value, _ATTACKS.value, _NUM_STEPS.value, **place), peers)
+        for place in grid(_MODELS.value, sizes, batches, _PRECISIONS.value, devices)
     ]
 
 
-def measure(tasks: list[Task]) -> list[dict[str, Any]]:
-    """Runs the tasks in turn and returns a record for each."""
-    first = []
-    for _, _, run in tasks:
-        start = time.perf_counter()
-        run()
-        first.append(time.perf_counter() - start)
-        run()
-    seconds: list[list[float]] = [[] for _ in tasks]
-    for _ in range(_RUNS.value):
-        for times, (_, _, run) in zip(seconds, tasks, strict=True):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-    return [
-        {
-            "task": task,
-            "attack": "pgd",
-            "num_steps": _NUM_STEPS.value,
-            "model": "resnet50",
-            "image_size": _IMAGE_SIZE.value,
-            "batch": _BATCH_SIZE.value,
-            "precision": _DTYPE.value,
-            "devices": jax.device_count() if implementation == "medadv_jax" else 1,
-            "implementation": implementation,
-            "seconds": times,
-            "images_per_second": _BATCH_SIZE.value / statistics.median(times),
-            "first_run_seconds": first_run,  # compiles, for those that compile
-        }
-        for (task, implementation, _), times, first_run in zip(tasks, seconds, first, strict=True)
-    ]
+class Benchmark:
+    """Runs groups and collects what they give."""
+
+    def __init__(self, runs: int, budget: float):
+        self._runs, self._end = runs, time.monotonic() + budget if budget else None
+        self._longest = 0.0
+        self.peak = Peak()
+        self.timed: list[tuple[int, Any]] = []
+        self.agreements: list[Agreement] = []
+        self.failures: list[str] = []
+        self.left_out: list[str] = []
+
+    def run(self, number: int, group: Group) -> None:
+        """Times a group, unless the budget would end first."""
+        start, place = time.monotonic(), group.cases[0].place
+        if self._end is not None and start + self._longest > self._end:
+            self.left_out.append(f"{place}: {', '.join(('medadv_jax', *group.peers))}")
+            return
+        print(f"\n{place}", flush=True)
+        self.peak.measure(group.cases[0].precision)
+        ours, peers = self._prepare(group)
+        for case in group.cases:
+            self._run_case(number, case, ours, peers)
+        if peers:
+            peers[next(iter(peers))].release()
+        self._longest = max(self._longest, time.monotonic() - start)
+
+    def _prepare(self, group: Group) -> tuple[Ours, dict[str, Any]]:
+        """Returns ours, and the peers that are installed, by name; all with the same weights."""
+        case, names = group.cases[0], [name for name in group.peers if name in _PEER_NAMES.value]
+        missing = [name for name in names if not _installed(name)]
+        names = [name for name in names if name not in missing]
+        if missing:
+            self.left_out.append(f"{case.place}: {', '.join(missing)} (not installed)")
+        if not names:
+            return Ours(case), {}
+        from scripts.benchmarking import peers  # needs PyTorch
+
+        made, variables = peers.make_peers(names, case, *make_images(case))
+        return Ours(case, variables), made
+
+    def _run_case(self, number: int, case: Case, ours: Ours, peers: dict[str, Any]) -> None:
+        """Times one case, ours and the peers' in turn, and keeps what agrees."""
+        made = [ours.job(case), *(peer.job(case) for peer in peers.values())]
+        timed = measure([job for job in made if job is not None], self._runs, self._failed)
+        agreed = {"medadv_jax": True}
+        judge = Judge(ours) if len(timed) > 1 else None
+        for peer in peers.values():
+            if judge is not None and any(each.job.name == peer.name for each in timed):
+                found = peer.compare(judge, case)
+                agreed[peer.name] = all(each.holds for each in found)
+                self.agreements += found
+        kept = [each for each in timed if agreed[each.job.name]]
+        self.timed += [(number, each) for each in kept]
+        print(f" {case.title}")
+        report.print_records([report.make_record(each, self.peak) for each in kept])
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        message = str(error).strip().splitlines() or [""]
+        text = f"{job.name}, {job.case.title}, {job.case.place}: {type(error).__name__}"
+        self.failures.append(f"{text}: {message[0][:200]}")
+        print(f"  failed: {self.failures[-1]}", flush=True)
+
+    def records(self) -> list[report.Record]:
+        """Returns the records; shares are of the highest peak that was seen."""
+        return [{**report.make_record(t, self.peak), "group": n} for n, t in self.timed]
+
+
+def _installed(peer: str) -> bool:
+    modules = ["torch", "torchvision", *([peer] if peer in LIBRARIES else [])]
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def _checks(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Our counts of work beside the compiler's, for each network and size."""
+    places = {(case.model, case.image_size): None for group in groups for case in group.cases}
+    return [compiler_check(*place) for place in places]
+
+
+def _print_end(content: dict[str, Any]) -> None:
+    if content["ratios"]:
+        report.print_ratios(content["ratios"])
+    for each in content["agreements"]:
+        print(f"agreement: {each['text']}")
+    for check in content["flops_checks"]:
+        shares = [f"{name} {check[name]['ratio']:.3f}" for name in ("forward", "train")]
+        verdict = "as it should" if check["within"] else "NOT within the tolerance"
+        name = f"{check['model']} {check['image_size']} px"
+        print(f"the compiler's count of FLOPs / ours, {name}: {', '.join(shares)}: {verdict}")
+    for name in ("failures", "left_out"):
+        for line in content[name]:
+            print(f"{name.replace('_', ' ')}: {line}")
 
 
 def main(argv: list[str]) -> None:
-    """Prints a table; writes the records if asked."""
-    del argv
-    logging.set_verbosity(logging.WARNING)
-    rng = np.random.default_rng(0)
-    shape = (_BATCH_SIZE.value, _IMAGE_SIZE.value, _IMAGE_SIZE.value, 3)
-    images = rng.integers(0, 256, shape, dtype=np.uint8)
-    labels = rng.integers(0, 2, _BATCH_SIZE.value, dtype=np.int32)
-    tasks = our_tasks(images, labels)
-    if _PEERS.value:
-        import benchmark_pytorch  # beside this file
-
-        tasks += benchmark_pytorch.tasks(images, labels, _NUM_STEPS.value, _DTYPE.value)
-    records = measure(tasks)
-    print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}; seconds: median (min–max)")
-    for record in records:
-        times = record["seconds"]
-        spread = f"{statistics.median(times):.3f} ({min(times):.3f}–{max(times):.3f})"
-        rate = f"{record['images_per_second']:.1f} images/s"
-        print(f"{record['task']:18}{record['implementation']:12}{spread:24}{rate}")
+    """Prints tables; writes everything if asked."""
+    if len(argv) > 1:
+        raise app.UsageError(f"{argv[1]}: not a flag")
+    logging.set_verbosity(logging.ERROR)
+    start = time.monotonic()
+    groups = chosen_groups()
+    budget = _BUDGET.value or (500.0 if _SUITE.value == "gpu" else 0.0)
+    benchmark = Benchmark(_RUNS.value, budget)
+    machine = report.describe_machine()
+    device = f"{machine['device_count']} × {machine['device']} ({machine['platform']})"
+    print(f"jax {jax.__version__} on {device}; seconds: median (smallest–largest)")
+    for number, group in enumerate(groups):
+        benchmark.run(number, group)
+    growth = measure_growth(groups[0].cases[0], _RUNS.value) if _GROWTH.value else None
+    records = benchmark.records()
+    content = {
+        **machine,
+        "command": " ".join(sys.argv),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "peak_flops_per_second": benchmark.peak.flops,
+        "copy_bytes_per_second": copy_bytes_per_second(),
+        "flops_checks": _checks(groups),
+        "agreements": [
+            {**each._asdict(), "holds": each.holds, "text": str(each)}
+            for each in benchmark.agreements
+        ],
+        "failures": benchmark.failures,
+        "left_out": benchmark.left_out,
+        "growth": growth,
+        "ratios": report.ratios(records),
+        "records": records,
+        "total_seconds": time.monotonic() - start,
+    }
+    _print_end(content)
     if _OUTPUT.value:
-        device = jax.devices()[0].device_kind
-        content = {"device": device, "jax": jax.__version__, "records": records}
-        Path(_OUTPUT.value).write_text(json.dumps(content, indent=2) + "\n")
+        Path(_OUTPUT.value).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
