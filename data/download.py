@@ -6,6 +6,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -13,6 +14,8 @@ from absl import logging
 
 from medadv_jax.errors import UserError
 
+_MAX_UNPACKED = 64 << 30  # bytes; BreakHis, the largest, has 4e9
+_MAX_FILES = 1_000_000
 _CONNECT_TIMEOUT = 10  # seconds; TFDS alone would retry for minutes before it gave up
 
 
@@ -64,11 +67,23 @@ def _check_reachable(url: str) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    """Unpacks below `folder`, whatever the paths in the archive say; refuses bombs."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as content:
-            content.extractall(folder)
+            _check_sizes(entry.file_size for entry in content.infolist())
+            content.extractall(folder)  # leaves out drives, leading slashes and ".."
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as content:
-            content.extractall(folder, filter="data")
+            _check_sizes(entry.size for entry in content)
+            content.extractall(folder, filter="data")  # refuses links and paths that lead out
     else:
         raise ValueError("what came is no zip or tar archive; perhaps a page that asks for a login")
+
+
+def _check_sizes(sizes: Iterable[int]) -> None:
+    """Raises ValueError once there is more in an archive than any of these data sets needs."""
+    total = 0
+    for count, size in enumerate(sizes, start=1):
+        total += size
+        if total > _MAX_UNPACKED or count > _MAX_FILES:
+            raise ValueError(f"over {_MAX_UNPACKED >> 30} GiB or {_MAX_FILES} files unpacked")

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 100_000_000  # larger ones are mistakes or decompression bombs
+MAX_PIXELS = 40_000_000  # larger ones are mistakes or decompression bombs; 0.7 GB while decoding
+# No others: Pillow hands PostScript to Ghostscript, a program in an image.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 # Bilinear with antialiasing is what torchvision's ImageNet weights were trained and tested with.
 _FILTER = Image.Resampling.BILINEAR
 
@@ -36,7 +38,7 @@ def read_square(content: bytes, size: int, fit: str) -> np.ndarray:
     if not content:
         raise BadImageError("empty file")
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(*image.size)
             rgb = _to_rgb(ImageOps.exif_transpose(image))
         return np.asarray(FITS[fit](rgb, size))
@@ -72,10 +74,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_16_bit(image: Image.Image) -> Image.Image:
     """Maps 0 … 65535 to 0 … 255, where Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:  # mode "I" holds 32 bits
         raise BadImageError("32-bit pixels: what is white is not known")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    values = values.astype(np.uint32)  # in place from here on: these may be many
+    values *= 255
+    values += 32767
+    values //= 65535
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:

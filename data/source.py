@@ -183,8 +183,13 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[SourceFile]:
     """All files with these suffixes below a folder, sorted; macOS's own files are not seen."""
-    found = []
+    found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in seen:  # links may lead in circles
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
         folders[:] = [name for name in folders if not _is_hidden(name)]
         for name in names:
             if name.lower().endswith(suffixes) and not _is_hidden(name):
@@ -234,6 +239,8 @@ def unique_ids(paths: Sequence[str]) -> list[str]:
 def check_rejected(report: dict[str, Any], folder: Path, layout: str) -> None:
     """Raises UserError when more of the listed files were rejected than chance explains."""
     rejected, listed = report["rejected"], report["files_listed"]
+    if rejected and not folder.is_dir():
+        raise UserError(f"config.data.dir: {folder} vanished while it was read; bring it back")
     if len(rejected) <= MAX_REJECTED_SHARE * listed:
         return
     named = "; ".join(f"{item['file']} ({item['reason']})" for item in rejected[:_NAMED])

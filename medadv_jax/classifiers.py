@@ -85,6 +85,7 @@ class Classifiers:
             )  # fmt: skip
             total, stage = images * training.epochs, f"train {defense.name}"
             with StageProgress(console, stage, total, images * first) as progress:
+                progress.line(f"{training.epochs} epochs of {images} images")
                 Trainer(
                     config=config,
                     defense=defense,

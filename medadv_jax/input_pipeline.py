@@ -8,6 +8,7 @@ for batch in make_loader(dataset, indices, 32, shuffle_seed=config.seed, epoch=0
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 import grain
@@ -36,14 +37,25 @@ class Batch(TypedDict):
 class ImageSource:
     """Random access to the cached images: `source[i]` is (S, S, 3) uint8 of example i."""
 
-    def __init__(self, records: Any):
-        self._records = records
+    def __init__(self, records: Any, folder: Path):
+        self._records, self._folder = records, folder
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._records[index]["image"]
+        try:
+            return self._records[index]["image"]
+        except Exception as error:  # the file is cut short, or its checksum is wrong
+            raise _broken(self._folder, error) from error
+
+
+def _broken(folder: Path, error: object) -> UserError:
+    reason = " ".join(str(error).split())[:120]
+    return UserError(
+        f"config.data.cache_dir: {folder} is damaged ({reason}); delete it, and the images are"
+        " decoded anew"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +88,16 @@ def load_dataset(data_config: Config) -> Dataset:
     builder_class = _builder_class(settings)
     records, index = prepare(builder_class, builder_class.plan(settings), settings.cache_folder)
     columns = index["examples"]
+    if len(records) != len(columns["id"]):
+        reason = f"{len(records)} images, {len(columns['id'])} names"
+        raise _broken(settings.cache_folder, reason)
     rows = zip(*columns.values(), strict=True)
     return Dataset(
         name=settings.name,
         class_names=builder_class.CLASS_NAMES,
         examples=tuple(Example(**dict(zip(columns, row, strict=True))) for row in rows),
         report=index["report"],
-        source=ImageSource(records),
+        source=ImageSource(records, settings.cache_folder),
     )
 
 
