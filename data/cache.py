@@ -195,7 +195,12 @@ def prepare(
         _build(_builder(builder_class, plan.config, root), folder)
         builder = _builder(builder_class, plan.config, root)
     open_source: Any = builder.as_data_source  # decorated in a way that hides its arguments
-    return open_source("all"), json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    try:
+        return open_source("all"), json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    except (ValueError, RuntimeError) as error:  # not JSON, no records
+        raise UserError(
+            f"config.data.cache_dir: {folder} is damaged; delete it, and it is made anew"
+        ) from error
 
 
 def _builder(builder_class: Any, config: ImageConfig, cache_dir: Path) -> CachedBuilder:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from medadv_jax import results
 from medadv_jax.attack_sweep import Job
@@ -78,7 +77,7 @@ def curve_rows(subject: Subject, config: Config) -> pa.Table:
 
 def read_curves(path: Path) -> pa.Table:
     """Returns the rows of a run so far, none if the file is missing."""
-    return pq.read_table(path, schema=SCHEMA) if path.exists() else SCHEMA.empty_table()
+    return results.read_table(path, SCHEMA)
 
 
 def accuracies(table: pa.Table, defense: str) -> dict[tuple[float, int], float]:

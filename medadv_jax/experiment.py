@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from medadv_jax import (
@@ -228,7 +227,7 @@ class Run:
         scores = self.workdir / "detection.parquet"
         if scores.exists():
             rate = self.config.detector.false_positive_rate
-            found = detection.summarize(pq.read_table(scores), rate)
+            found = detection.summarize(results.read_table(scores, detection.SCHEMA), rate)
             detection.write_summary(self.workdir / "detection.csv", found)
         for warning in _doubts(splits, dataset):
             self._say(f"warning: {warning}")

@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from medadv_jax.errors import UserError
 from medadv_jax.metrics import Metrics, right_throughout, summarize
 from medadv_jax.splits import Example
 from medadv_jax.statistics import wilson_interval
@@ -76,9 +77,26 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, beside)
 
 
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Returns the records of a file, none if it is missing.
+
+    Raises:
+      UserError: the file is damaged, or holds something else.
+    """
+    if not path.exists():
+        return schema.empty_table()
+    try:
+        return pq.read_table(path, schema=schema)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path}: damaged ({reason}); delete it, and the same command makes it anew"
+        ) from error
+
+
 def read_predictions(path: Path) -> pa.Table:
-    """Returns the records of a run so far, none if the file is missing."""
-    return pq.read_table(path, schema=SCHEMA) if path.exists() else SCHEMA.empty_table()
+    """Returns the predictions of a run so far; see `read_table`."""
+    return read_table(path, SCHEMA)
 
 
 def derive_results(table: pa.Table) -> list[tuple[tuple[str, str, str, float], Metrics]]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from scipy import stats
 
+from medadv_jax.errors import UserError
 from medadv_jax.writers import write_json
 
 NAMES = {
@@ -97,5 +98,8 @@ def read_self_checks(path: Path) -> list[Check]:
     """Returns the checks of a run so far, none if the file is missing."""
     if not path.exists():
         return []
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return [Check(**each) for each in content["checks"]]
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [Check(**each) for each in content["checks"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged; delete it, and the checks are made anew") from error

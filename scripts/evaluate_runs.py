@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from absl import app, flags
 
-from medadv_jax import committee, results
+from medadv_jax import command_line, committee, results
 from medadv_jax.committee import Member, Trial
 from medadv_jax.errors import UserError
 from medadv_jax.evaluate import evaluation_attacks
@@ -101,13 +101,13 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates the runs that are named; a user's error is one line, exit code 2."""
-    try:
+
+    def evaluate() -> None:
         if not _OUTPUT.value:
             raise UserError("--output is missing: name the folder for the records")
         evaluate_runs([Path(path) for path in argv[1:]], Path(_OUTPUT.value), _IMAGES.value)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+    sys.exit(command_line.guard(evaluate))
 
 
 if __name__ == "__main__":

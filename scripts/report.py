@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         default = runs[0] / "report" if len(runs) == 1 else Path("report")
         page = write_report(runs, Path(_OUTPUT.value) if _OUTPUT.value else default)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(page)

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,9 +71,9 @@ class End(NamedTuple):
     Attributes:
       code: its exit code, negative for a signal.
       stage: the last that it began.
-      at: seconds from its start to the signal, or to its end.
-      took: seconds from the signal to its end.
-      starts: stage -> seconds from the start of the process.
+      at: processor time from its start to the signal, or to its end, seconds.
+      took: seconds on the clock from the signal to its end.
+      starts: stage -> processor time from the start of the process, seconds.
       errors: what it wrote to standard error.
     """
 
@@ -93,6 +94,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=0, help="measure memory over so many steps")
     parser.add_argument("--defenses", default="base,adversarial,autoencoder,hybrid")
     given = parser.parse_args()
+    warnings.filterwarnings("ignore", message="Sharding info")  # Orbax: the file's is meant
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.steps:
         return watch_memory(given.folder, given.steps)
@@ -124,12 +126,12 @@ def soak(folder: Path, kills: int, seed: int, overrides: Mapping[str, Any]) -> i
 
     rng, stages = np.random.default_rng(seed), list(end.starts)
     lengths = dict(zip(stages, np.diff([*end.starts.values(), end.at]), strict=True))
-    print(f"{'n':>3}  {'signal':8} {'in stage':22} {'after s':>8} {'took s':>7}")
+    print(f"{'n':>3}  {'signal':8} {'in stage':22} {'after CPU s':>11} {'took s':>7}")
     for number, (stage, name) in enumerate(plan(stages, kills), start=1):
         process = Process(folder, "killed", overrides)
         later = set(stages[stages.index(stage) :])
         end = process.strike(later, lengths, float(rng.uniform()), getattr(signal, name))
-        print(f"{number:3}  {name:8} {end.stage:22} {end.at:8.1f} {end.took:7.1f}", flush=True)
+        print(f"{number:3}  {name:8} {end.stage:22} {end.at:11.1f} {end.took:7.1f}", flush=True)
         expected = -signal.SIGKILL if name == "SIGKILL" else 128 + signal.SIGTERM
         if end.code != expected:
             differences.append(f"ended with {end.code}, not {expected}: {end.errors}")
@@ -150,7 +152,10 @@ def plan(stages: Sequence[str], kills: int) -> list[tuple[str, str]]:
 
 
 class Process:
-    """One start of the run's command, which is always the same for a name."""
+    """One start of the run's command, which is always the same for a name.
+
+    Moments are told in its processor time, which other work on the machine does not stretch.
+    """
 
     def __init__(self, folder: Path, name: str, overrides: Mapping[str, Any]):
         fields = OVERRIDES | {"data.cache_dir": folder / f"cache-{name}"} | dict(overrides)
@@ -168,44 +173,53 @@ class Process:
             cwd=ROOT, env={**os.environ, **settings, "PYTHONUNBUFFERED": "1"}, text=True,
             stdout=subprocess.PIPE, stderr=(folder / f"{name}.err").open("w+"),
         )  # fmt: skip
-        self._errors, self._began = folder / f"{name}.err", time.monotonic()
+        self._errors = folder / f"{name}.err"
         self.pid, self._lines = self._process.pid, queue.SimpleQueue()
         self.starts = {"start": 0.0}
         threading.Thread(target=self._read, daemon=True).start()
 
     def finish(self) -> End:
         """Waits for its end."""
-        while self._next(None):
-            pass
-        return self._end(time.monotonic())
+        worked = 0.0
+        while self._next():
+            worked = self._worked() or worked
+        return self._end(time.monotonic(), worked)
 
     def strike(
         self, stages: set[str], lengths: Mapping[str, float], share: float, number: int
     ) -> End:
         """Sends a signal in the first of `stages` that begins, after a share of its length."""
-        while self.stage not in stages and self._next(None):
+        while self.stage not in stages and self._next():
             pass
-        until = time.monotonic() + share * lengths[self.stage]
-        while (left := until - time.monotonic()) > 0 and self._next(left):
+        until = self.starts[self.stage] + share * lengths[self.stage]
+        while self._worked() < until and self._next():
             pass
-        struck = time.monotonic()
+        struck, worked = time.monotonic(), self._worked()
         self._process.send_signal(number)
-        return self._end(struck)
+        return self._end(struck, worked)
 
     @property
     def stage(self) -> str:
         """The last stage that began."""
         return list(self.starts)[-1]
 
+    def _worked(self) -> float:
+        """Processor time so far; 0 after the end."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
     def _read(self) -> None:
         for line in self._process.stdout or ():
-            self._lines.put((time.monotonic() - self._began, line))
+            self._lines.put((self._worked(), line))
         self._lines.put(None)
 
-    def _next(self, seconds: float | None) -> bool:
-        """Reads a line, waiting at most `seconds`; False at the end of the output."""
+    def _next(self) -> bool:
+        """Reads a line, or waits a moment; False at the end of the output."""
         try:
-            found = self._lines.get(timeout=seconds)
+            found = self._lines.get(timeout=0.05)
         except queue.Empty:
             return True
         if found is None:
@@ -216,11 +230,11 @@ class Process:
             self.starts.setdefault("report" if name == "m" else name, found[0])
         return True
 
-    def _end(self, struck: float) -> End:
+    def _end(self, struck: float, worked: float) -> End:
         code = self._process.wait()
-        errors = " ".join(self._errors.read_text(errors="replace").split())[-300:]
         took = time.monotonic() - struck
-        return End(code, self.stage, struck - self._began, took, self.starts, errors)
+        errors = " ".join(self._errors.read_text(errors="replace").split())[-300:]
+        return End(code, self.stage, worked, took, self.starts, errors)
 
 
 def compare(whole: Path, other: Path) -> Iterator[str]:
@@ -246,8 +260,8 @@ def compare(whole: Path, other: Path) -> Iterator[str]:
 
 
 def curves(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without the speed."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    """The whole lines of metrics.jsonl without the speed."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "images/s"} for line in lines]
 
 
@@ -289,8 +303,11 @@ def watch_memory(folder: Path, steps: int) -> int:
         "detector.run": False,
     }  # fmt: skip
     process, found = Process(folder, "memory", overrides), []
-    while process.stage in ("start", "train base", "train adversarial") and process._next(1.0):
-        lines = folder / "memory" / "metrics.jsonl"
+    last_seen = 0.0
+    while process.stage in ("start", "train base", "train adversarial") and process._next():
+        if time.monotonic() - last_seen < 1:
+            continue
+        last_seen, lines = time.monotonic(), folder / "memory" / "metrics.jsonl"
         step = len(curves(folder / "memory")) if lines.exists() else 0
         if process.stage == "train adversarial":
             found.append((step, resident(process.pid)))

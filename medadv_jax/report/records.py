@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import functools
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medadv_jax.errors import UserError
@@ -21,6 +23,10 @@ PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not
 THREATS = ("transfer", "oblivious", "adaptive")
 FEW_IMAGES, FEW_PATIENTS = 100, 10  # fewer test images, or patients of a class, prove nothing
 PHANTOMS = "phantoms"
+_NEEDED = (
+    "defense", "threat_model", "evaluation", "epsilon", "example", "group", "magnification",
+    "label", "score", "predicted",
+)  # fmt: skip
 CLASS_NAMES = {
     PHANTOMS: ("negative", "positive"),
     "chest_xray": ("normal", "pneumonia"),
@@ -290,6 +296,9 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
       about: the content of config.json.
     """
     columns = _columns(path / "predictions.parquet")
+    lost = [name for name in _NEEDED if name not in columns]
+    if lost:
+        raise UserError(f"{path / 'predictions.parquet'}: has no column {', '.join(lost)}")
     examples, outcomes = _align(path, columns)
     return RunRecords(
         path=path,
@@ -344,7 +353,11 @@ def _align(
 def _columns(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         return {}
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: damaged ({reason}); let the run write it again") from error
     return {c: table[c].to_numpy(zero_copy_only=False) for c in table.column_names}
 
 
@@ -361,7 +374,10 @@ def _training(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); take the broken line out") from error
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
@@ -374,5 +390,8 @@ def _csv(path: Path) -> list[dict[str, str]]:
 def _pictures(path: Path) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged; delete it, and let the run write it again") from error

@@ -17,7 +17,8 @@ import h5py
 from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 _MEMORY = 4 << 30  # bytes of address space; the libraries alone take up 1 GiB
-_SECONDS = 20  # of processor time; a whole file of weights takes 0.3
+_DATA = 768 << 20  # bytes of it that may be written to
+_SECONDS = 8  # of processor time; a whole file of weights takes 0.3
 _MAX_OBJECTS = 100_000
 _MAX_DEPTH = 16
 _ATTRIBUTES = ("layer_names", "weight_names", "name", "dtype", "keras_version")
@@ -39,6 +40,7 @@ def _limit() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS + 5))
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_DATA, (_DATA, _DATA))
 
 
 def _walk(group: Any, path: str, listing: dict[str, dict], seen: set) -> None:
