@@ -188,9 +188,9 @@ def _curve_sample(run: RunRecords, defense: str, epsilon: float) -> _Sample | No
     if not rows.any():
         return None
     order = np.argsort(curves["example"][rows])
-    columns = (curves[name][rows][order] for name in ("example", "group"))
+    examples, groups = (curves[name][rows][order] for name in ("example", "group"))
     right = (curves["predicted"] == curves["label"])[rows][order]
-    return _Sample(*columns, right.astype(float))
+    return _Sample(examples, groups, right.astype(float))
 
 
 def _difference(higher: _Sample, lower: _Sample) -> tuple[float, Callable[[], Interval | None]]:
