@@ -79,6 +79,7 @@ class Sweep:
       slots: N, images at a time.
       norm: of balls and steps.
       put: places a tree of arrays on the devices, split along their first axes.
+      fold: variables -> those of `logits_fn`, once for each call; see `Classifier.fold`.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class Sweep:
         slots: int,
         norm: str = "linf",
         put: Callable[[Any], Any] = jax.device_put,
+        fold: Callable[[Any], Any] = lambda variables: variables,
     ):
-        self.slots, self.norm, self.put = slots, norm, put
+        self.slots, self.norm, self.put, self._fold = slots, norm, put, fold
         self._gradients = jax.jit(
             functools.partial(_gradients, logits_fn), static_argnames="gradient"
         )
@@ -99,7 +101,9 @@ class Sweep:
         """Returns loss and gradient at points (N, H, W, C) as an attack sees them, on the host."""
         numbers = _stack([_numbers(Job(Attack("", 0.0, 0.0, 1)), 0, 0)] * len(points))
         found = self._gradients(
-            variables, *self.put((points, labels.astype(np.int32), numbers)), gradient=gradient
+            self._fold(variables),
+            *self.put((points, labels.astype(np.int32), numbers)),
+            gradient=gradient,
         )
         return Gradients(*jax.device_get(found))
 
@@ -125,7 +129,7 @@ class Sweep:
         """Runs all jobs.
 
         Args:
-          variables: of `logits_fn`.
+          variables: of the classifier.
           images: (n, H, W, C) float32 in [0, 1], any n.
           labels: (n,) integer.
           jobs: J of them.
@@ -135,6 +139,7 @@ class Sweep:
         Returns:
           (J, n, H, W, C) float32 in [0, 1]; images that a job leaves out are as they were.
         """
+        variables = self._fold(variables)
         results = np.repeat(images[None], len(jobs), axis=0)
         best = np.full(results.shape[:2], -np.inf)  # loss, misclassified ones above all others
         slots = _Slots(self.slots, images, labels, _items(jobs, len(images)))

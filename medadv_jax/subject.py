@@ -6,7 +6,7 @@ of one `Predictor` and one `Sweep`, which all defences of a run share.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +110,9 @@ class Subject:
         tried = [everyone if job.active is None else job.active for job in jobs]
         for number, source in enumerate(self.sources):
             now = [job._replace(active=active) for job, active in zip(jobs, tried, strict=True)]
-            variables = self.predictor.fold(source.variables)
-            found = self.sweep.run(variables, self.images, self.labels, now, key, source.gradient)
+            found = self.sweep.run(
+                source.variables, self.images, self.labels, now, key, source.gradient
+            )
             for j, job in enumerate(jobs):
                 answers = self.logits(found[j])
                 lead = margins(answers, self.labels) < margins(logits[j], self.labels)
@@ -151,9 +152,11 @@ def make_sweep(predictor: Predictor, norm: str, batch_size: int, mesh: Mesh) -> 
       mesh: the devices; `batch_size` is a multiple of their number.
     """
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return Sweep(
-        predictor.attacked.logits, batch_size, norm, lambda tree: jax.device_put(tree, sharding)
-    )
+
+    def put(tree: Any) -> Any:
+        return jax.device_put(tree, sharding)
+
+    return Sweep(predictor.attacked.logits, batch_size, norm, put, predictor.fold)
 
 
 def choose_examples(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
