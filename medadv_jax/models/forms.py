@@ -128,20 +128,71 @@ def _conv_blocks(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads
     )
 
 
-def _chunk(images: jax.Array) -> int:
+def _chunk(images: jax.Array, kernel: jax.Array) -> int:
     """Images whose maps fit into the cache beside the kernel: 2.5 MB, or 1 of 32 parts of all."""
-    each = images.dtype.itemsize * math.prod(images.shape[1:])
+    _, height, width, _ = images.shape
+    each = images.dtype.itemsize * height * width * max(kernel.shape[2:])
     return max(1, int(2.5e6 // each), len(images) // 32)
 
 
 def _conv_chunks(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
     """A convolution for every few images. Unrolled: in `lax.map` the CPU is 40 times slower."""
-    size = _chunk(images)
+    size = _chunk(images, kernel)
     parts = [
         _conv_plain(images[first : first + size], kernel, strides, pads)
         for first in range(0, len(images), size)
     ]
     return jnp.concatenate(parts)
+
+
+def _conv_winograd(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
+    """A 3×3 convolution of stride 1 as F(2×2, 3×3) (Winograd 1980; Lavin & Gray 2016, section 4.1):
+    every 2×2 pixels of the result take 16 multiplications a channel in place of 36."""
+    del strides  # (1, 1), by the rule in `_directions`
+    batch, height, width, channels = images.shape
+    out = _output_size((height, width), (3, 3), (1, 1), pads)
+    tall, wide = math.ceil(out[0] / 2), math.ceil(out[1] / 2)  # tiles
+    (top, _), (left, _) = pads
+    padded = _pad(images, ((top, 2 * tall + 2 - height - top), (left, 2 * wide + 2 - width - left)))
+    seen = _shifted(padded, (4, 4), (2, 2), (tall, wide))  # (B, tall, wide, C), 16 of them
+    columns = [_tile([seen[4 * i + j] for i in range(4)]) for j in range(4)]
+    spectrum = [_tile([column[i] for column in columns]) for i in range(4)]
+    taps = [_taps([kernel[i, j] for i in range(3)]) for j in range(3)]
+    weights = [_taps([tap[i] for tap in taps]) for i in range(4)]
+
+    def products(i: int) -> list[jax.Array]:
+        flat = [tile.reshape(-1, channels) for tile in spectrum[i]]
+        return [tile @ weight for tile, weight in zip(flat, weights[i], strict=True)]
+
+    rows = [_untile(products(i)) for i in range(4)]
+    places = [_untile([row[b] for row in rows]) for b in range(2)]  # [b][a]: pixel (a, b) of a tile
+    shape = (batch, tall, wide, kernel.shape[-1])
+    pixels = [[places[b][a].reshape(shape) for b in range(2)] for a in range(2)]
+    full = jnp.stack([jnp.stack(row, axis=3) for row in pixels], axis=2)
+    return full.reshape(batch, 2 * tall, 2 * wide, -1)[:, : out[0], : out[1]]
+
+
+def _tile(d: list[jax.Array]) -> list[jax.Array]:
+    """Bᵀd of Lavin & Gray's equation 10."""
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def _taps(g: list[jax.Array]) -> list[jax.Array]:
+    """Gg of the same."""
+    return [g[0], (g[0] + g[1] + g[2]) / 2, (g[0] - g[1] + g[2]) / 2, g[2]]
+
+
+def _untile(m: list[jax.Array]) -> list[jax.Array]:
+    """Aᵀm of the same."""
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+
+
+def _winograd_images_bar(cotangent: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
+    """The gradient to the images: the same with the kernel turned round."""
+    (top, bottom), (left, right) = pads
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    rest = ((2 - top, 2 - bottom), (2 - left, 2 - right))
+    return _conv_winograd(cotangent, turned, (1, 1), rest)
 
 
 _CONVS = {
@@ -150,6 +201,7 @@ _CONVS = {
     "patches": _conv_patches,
     "blocks": _conv_blocks,
     "chunks": _conv_chunks,
+    "winograd": _conv_winograd,
 }
 
 
@@ -162,10 +214,14 @@ def _directions(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads)
     if math.prod(out) <= 9:  # 512 channels on 2×2: 2 GFLOP/s plain, 180 as patches
         return "patches", "patches", "plain"
     # 64 images, 256 channels on 16×16: 93 GFLOP/s plain, 170 in chunks
-    chunks = (max(strides) == 1 or channels <= 4) and _chunk(images) < len(images)
+    chunks = (max(strides) == 1 or channels <= 4) and _chunk(images, kernel) < len(images)
     to_kernel = "chunks" if chunks else "plain"
-    if channels <= 4:  # 3 on 64×64: 13 GFLOP/s plain, 99 as patches; stride 2: 26 and 60 in blocks
-        return "plain", "patches" if max(strides) == 1 else "blocks", to_kernel
+    if channels <= 4:  # 3 on 64×64: 13 GFLOP/s plain, 26 in chunks; stride 2: 26 and 60 in blocks
+        return "plain", to_kernel if max(strides) == 1 else "blocks", to_kernel
+    # 512 on 8×8: 199 GFLOP/s plain, 252 so; 64 on 64×64: 76 and 94; 128 on 32×32: 185 and 172
+    tiles = channels >= 256 or (channels == 64 and math.prod(out) <= 64**2)
+    if (kh, kw) == (3, 3) and max(strides) == 1 and tiles and math.prod(out) >= 64:
+        return "winograd", "winograd", to_kernel
     patches = images.dtype.itemsize * len(images) * math.prod(out) * kh * kw * channels
     # 512 on 7×7: 130 GFLOP/s plain, 190 as patches, as long as those fit into the cache
     few = math.prod(out) <= 256 and patches <= 2**25
@@ -185,10 +241,13 @@ def _conv_cpu_forward(images: jax.Array, kernel: jax.Array, strides: Pair, pads:
 def _conv_cpu_backward(strides: Pair, pads: Pads, saved, cotangent: jax.Array):
     images, kernel = saved
     _, to_images, to_kernel = _directions(images, kernel, strides, pads)
-    form = _CONVS[to_images]
-    (images_bar,) = jax.linear_transpose(lambda x: form(x, kernel, strides, pads), images)(
-        cotangent
-    )
+    if to_images == "winograd":
+        images_bar = _winograd_images_bar(cotangent, kernel, pads)
+    else:
+        form = _CONVS[to_images]
+        (images_bar,) = jax.linear_transpose(lambda x: form(x, kernel, strides, pads), images)(
+            cotangent
+        )
     if to_kernel == "pointwise":
         return images_bar, _pointwise_kernel_bar(images, strides, cotangent)
     form = _CONVS[to_kernel]
