@@ -19,17 +19,21 @@ def get_grid() -> Grid:
             "data.per_class": 100,
             "data.image_size": 32,
             "model.width": 0.125,
-            "train.epochs": 3,
+            "train.epochs": 6,
+            "train.batch_size": 16,
             "train.num_steps": 2,
             "purifier.width": 0.25,
-            "purifier.epochs": 1,
+            "purifier.epochs": 2,
             "purifier.joint_epochs": 1,
             "eval.num_steps": 3,
             "eval.check_images": 8,
             "detector.run": False,
+            "attack.loop": "fori_loop",  # compiling takes most of the time of cells so small
+            "model.forms": "plain",
         },
         special={
             "breakhis_*": {"data.phantom_kind": "histology"},
             "*_inception": {"data.image_size": 75},  # it takes no less
+            "*_vgg*": {"train.learning_rate": 0.0003},
         },
     )
