@@ -43,7 +43,10 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             todelete_subdir=_OLD,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except ValueError as error:  # metrics that are not JSON
+            raise self._unreadable(self.folder, error) from error
 
     def save(self, epochs: int, state: Any, metrics: dict[str, float]) -> None:
         """Stores a state after `epochs` epochs with its validation `accuracy` and `loss`."""

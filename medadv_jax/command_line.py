@@ -3,8 +3,10 @@
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from absl import app, flags, logging
 
@@ -21,6 +23,8 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO if _DEBUG.value else logging.WARNING)
+        if not _DEBUG.value:
+            _silence_libraries()
         stopping.install()
 
         def action() -> None:
@@ -29,13 +33,28 @@ def run(main: Callable[[], None]) -> None:
             main()
 
         code = guard(action)
-        if code > 128:  # stopped: nothing that runs at exit may take its time
-            sys.stdout.flush()
-            sys.stderr.flush()
-            stopping.leave(code - 128)
-        sys.exit(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if code:  # what libraries do at exit takes its time, and prints what nobody can use
+            stopping.leave(code)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _silence_libraries() -> None:
+    """Keeps tracebacks from threads of libraries away from the user, who gets the error itself.
+
+    Orbax logs one in each thread that an error passes; TensorStore's C++ threads print those of
+    answers that nobody waits for any more.
+    """
+    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    shown = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            shown(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def guard(action: Callable[[], None]) -> int:
@@ -72,8 +91,8 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses flags; whatever is wrong with them becomes one line."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        explanation = _explain(argv) or str(error).splitlines()[0]
+    except Exception as error:  # a config file is a program, and may fail in any way
+        explanation = _explain(argv) or " ".join(str(error).split()) or type(error).__name__
         sys.exit(_say(error, explanation, 2))
 
 

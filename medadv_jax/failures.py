@@ -21,6 +21,7 @@ _DISK = {
     errno.EIO: "the disk fails to read or write",
     errno.ESTALE: "the network folder is gone: bring it back",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+    errno.EEXIST: "is a file: give another path",
     errno.ENOTDIR: "a part of the path is a file: give another path",
 }
 # Libraries hand errors of the disk on as text.

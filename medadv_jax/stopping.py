@@ -72,12 +72,12 @@ def check(where: str = "") -> None:
         raise Stopped(_stop.requested, where)
 
 
-def leave(number: int) -> None:
-    """Ends the process without another line of Python; shells show 128 + the signal's number."""
+def leave(code: int) -> None:
+    """Ends the process with an exit code, without another line of Python."""
     with contextlib.suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
-    os._exit(128 + number)
+    os._exit(code)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -96,12 +96,12 @@ def _watch(reader: int) -> None:
         ready, _, _ = select.select([reader], [], [], seconds)
         if not ready:
             _say("stopped; the same command goes on from what was saved")
-            leave(_stop.requested)
+            leave(128 + _stop.requested)
         number = os.read(reader, 1)[0]
         if number not in SIGNALS:
             continue
         if deadline is not None or _told:
-            leave(number)
+            leave(128 + number)
         _stop.requested = _stop.requested or number
         if _stop.deferred:
             _told.append(number)
