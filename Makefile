@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | lock | parity | peers. Each target does its own set-up; PYTHON chooses the interpreter.
+# make setup | demo | test | slow | lint | lock | parity | peers | soak | fuzz | audit | newest. Each target does its own set-up; PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ PARITY := .venv-parity
 PEERS  := .venv-peers
 PIP    := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint lock parity peers
+.PHONY: setup demo test slow lint lock parity peers soak fuzz audit newest
 
 setup: $(STAMP)
 
@@ -22,6 +22,28 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# What is left out of `test` because it takes minutes.
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+soak: $(STAMP)
+	$(BIN)/python scripts/soak.py --folder=runs/soak
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz.py
+
+# Known holes in the pinned versions. Needs the network.
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python $(PIP) pip-audit==2.10.0
+	.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
+
+# The tests with the newest versions of the ranges in pyproject.toml: PYTHON=python3.12 make newest
+newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python $(PIP) --upgrade --upgrade-strategy=eager -e '.[dev]'
+	.venv-newest/bin/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
