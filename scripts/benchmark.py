@@ -136,6 +136,8 @@ class Benchmark:
                 found = peer.compare(judge, case)
                 agreed[peer.name] = all(each.holds for each in found)
                 self.agreements += found
+                for each in found:
+                    print(f"  {each}", flush=True)
         kept = [each for each in timed if agreed[each.job.name]]
         self.timed += [(number, each) for each in kept]
         print(f" {case.title}")
@@ -166,8 +168,6 @@ def _checks(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def _print_end(content: dict[str, Any]) -> None:
     if content["ratios"]:
         report.print_ratios(content["ratios"])
-    for each in content["agreements"]:
-        print(f"agreement: {each['text']}")
     for check in content["flops_checks"]:
         shares = [f"{name} {check[name]['ratio']:.3f}" for name in ("forward", "train")]
         verdict = "as it should" if check["within"] else "NOT within the tolerance"

@@ -1,7 +1,7 @@
 """Our side of every case, by the functions that a run calls.
 
-Nothing is tuned for the benchmark: attacks are `compile_attacks`, as evaluation uses them, steps
-are `make_train_step`, and what suits the backend is chosen as in a run.
+Nothing is tuned for the benchmark: attacks are those of `evaluate.Predictor`, steps those of
+`make_train_step`, and what suits the backend is chosen as in a run.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from configs import default
 from medadv_jax import evaluate, train_step
 from medadv_jax.attacks import Attack
-from medadv_jax.attacks.stepwise import compile_attacks
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses import attack_from_config, get_defense
@@ -53,6 +52,7 @@ class Ours:
         """`case`: any of the place; `variables`: weights; None: fresh ones."""
         self.case = case
         self.classifier = Classifier(create_model(case.model, CLASSES, dtype=case.precision))
+        self._predictor = evaluate.Predictor(self.classifier, "auto")
         self.mesh = _mesh(case.devices)
         self.key = jax.device_put(jax.random.key(KEY), self._replicated)
         if variables is None:
@@ -85,8 +85,8 @@ class Ours:
 
     def adversarial(self, attack: Attack) -> jax.Array:
         """Returns the examples (B, H, W, 3) of an attack."""
-        program = compile_attacks([attack], self.classifier.logits)
-        return program(self.variables, self.pixels, self.batch["label"], self.key)[0]
+        source = evaluate.Source("bare", self.variables)
+        return self._predictor.attack([attack], source, self.batch, self.key)[0]
 
     def logits(self, pixels: Any) -> np.ndarray:
         """Returns logits (B, K) of pixels (B, H, W, 3) in [0, 1]."""
@@ -95,8 +95,7 @@ class Ours:
     def _attack(self, case: Case) -> Callable[[], Any]:
         assert case.attack is not None
         attack = attack_from_config(case_config(case), case.attack, case.num_steps)
-        program = compile_attacks([attack], self.classifier.logits)
-        return lambda: program(self.variables, self.pixels, self.batch["label"], self.key)
+        return lambda: self.adversarial(attack)
 
     def _step(self, case: Case) -> Callable[[], Any]:
         config = case_config(case)
@@ -120,11 +119,10 @@ class Ours:
 
     def _evaluation(self, case: Case) -> Callable[[], Any]:
         config = case_config(case)
-        predictor = evaluate.Predictor(self.classifier, config.attack.loop)
         attacks = evaluate.evaluation_attacks(config)
         threats = evaluate.threats(get_defense("base"), self.variables, None)
         target = evaluate.Target("bare", self.variables)
-        return lambda: predictor.answers(attacks, threats, target, self.batch, self.key)
+        return lambda: self._predictor.answers(attacks, threats, target, self.batch, self.key)
 
 
 def _mesh(devices: int) -> Mesh:
