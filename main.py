@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from medadv_jax import command_line, experiment
+from medadv_jax import command_line, experiment, processes
 from medadv_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -20,11 +20,20 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", "", 'Where the run\'s files go; "": runs/<name of the config file>.'
 )
 
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", 'host:port of the first process; "": JAX finds out, where it can.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many; only with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which, from 0; only with --coordinator.")
+
 
 def main() -> None:
     """Runs the config in its workdir."""
     if _CONFIG.value is None:
         raise UserError("--config is missing: give a config file, such as configs/demo.py")
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     experiment.run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
 

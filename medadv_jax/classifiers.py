@@ -25,7 +25,7 @@ class Classifiers:
     """The classifiers that a config's defences make, with their checkpoints in the workdir.
 
     Attributes:
-      mesh: the devices.
+      mesh: the devices of this process, which evaluate; all processes' devices train.
       predictor: the compiled programs that attack and run all of them.
       notes: what a person should know of the weights they start from.
     """
@@ -34,7 +34,8 @@ class Classifiers:
         self._config, self._workdir = config, workdir
         self._parts = assemble(config)
         self._best: dict[str, Variables] = {}
-        self.mesh, self.notes = train_step.make_mesh(), self._parts.notes
+        self.mesh, self.notes = train_step.make_local_mesh(), self._parts.notes
+        self._training_mesh = train_step.make_mesh()
         purified = any(get_defense(name).purified for name in config.defenses.split(","))
         self.predictor = evaluate.Predictor(
             self._parts.purified if purified else self._parts.bare, config.attack.loop
@@ -52,7 +53,7 @@ class Classifiers:
 
     def eval_batch(self) -> int:
         """Returns the evaluation batch, rounded up to a multiple of the devices."""
-        devices = jax.device_count()
+        devices = jax.local_device_count()
         return -(-self._config.eval.batch_size // devices) * devices
 
     def train(
@@ -80,7 +81,7 @@ class Classifiers:
                 classifier, optimizer, defense.make_objective(config), config.data.augment
             )
             state, frozen = train_step.create_state(
-                classifier, optimizer, self.mesh, jax.random.key(config.seed),
+                classifier, optimizer, self._training_mesh, jax.random.key(config.seed),
                 config.data.image_size, self._start(defense), defense.trained_layers(config),
             )  # fmt: skip
             total, stage = images * training.epochs, f"train {defense.name}"
@@ -91,13 +92,18 @@ class Classifiers:
                     defense=defense,
                     train_step=step,
                     make_epoch=lambda epoch: make_loader(
-                        dataset, splits.train, batch_size, shuffle_seed=config.seed, epoch=epoch
+                        dataset,
+                        splits.train,
+                        batch_size,
+                        shuffle_seed=config.seed,
+                        epoch=epoch,
+                        part=(jax.process_index(), jax.process_count()),
                     ),
                     validate=self._validator(defense, dataset, splits),
                     checkpoints=checkpoints,
                     writer=writer,
                     progress=progress,
-                    mesh=self.mesh,
+                    mesh=self._training_mesh,
                     frozen=frozen,
                 ).fit(state)
         return ""
@@ -112,6 +118,7 @@ class Classifiers:
         gradient = "bare" if defense.chosen_under == "bare" else deployed
 
         def validate(variables: Variables) -> dict[str, float]:
+            variables = train_step.to_local(self.mesh, variables)  # each process asks all images
             batches = make_loader(dataset, splits.validation, self.eval_batch(), shuffle_seed=None)
             threat = evaluate.Threat(("",), (evaluate.Source(gradient, variables),))
             predictions = evaluate.predict_all(

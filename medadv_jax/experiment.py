@@ -16,6 +16,7 @@ from medadv_jax import (
     evaluate,
     failures,
     pictures,
+    processes,
     results,
     self_checks,
     train_step,
@@ -33,7 +34,7 @@ from medadv_jax.splits import Splits, make_splits
 from medadv_jax.subject import Subject, choose_examples, make_sweep, read_images
 from medadv_jax.validation import check_batch, validate
 from medadv_jax.verdicts import headline
-from medadv_jax.writers import MetricsWriter, write_json
+from medadv_jax.writers import MetricsWriter, SilentWriter, write_json
 
 
 def run(config: Config, folder: Path, console: Console | None = None) -> None:
@@ -53,7 +54,8 @@ def run(config: Config, folder: Path, console: Console | None = None) -> None:
             train_step.make_deterministic()
         validate(config)
         check_batch(config, count_listed(config.data), "images there are")
-        Run(config, folder, console or default_console()).execute()
+        quiet = None if processes.is_first() else Console(quiet=True)
+        Run(config, folder, console or quiet or default_console()).execute()
 
 
 class Run:
@@ -65,22 +67,23 @@ class Run:
         self.classifiers = Classifiers(config, folder)
 
     def execute(self) -> None:
-        """Goes through the stages, alone in the workdir."""
+        """Goes through the stages, alone in the workdir but for processes of the same run."""
+        if not processes.is_first():
+            processes.wait("claimed")
+            self._train(*self._split())
+            return
         with workdir.locked(self.workdir):
             notes = workdir.claim(self.workdir, self.config)
             notes += [*self.classifiers.notes, *workdir.take_over(self.workdir, self.config)]
             for note in notes:
                 self._say(f"note: {note}")
+            processes.wait("claimed")
             self._go_through()
 
     def _go_through(self) -> None:
         """The stages in their order; what is finished is not done again."""
         dataset, splits = self._split()
-        with contextlib.closing(MetricsWriter(self.workdir)) as writer:
-            for defense in self.defenses:
-                done = self.classifiers.train(defense, dataset, splits, writer, self.console)
-                if done:
-                    self._say(f"train {defense.name}: {done}")
+        self._train(dataset, splits)
         for defense in self.defenses:
             self._evaluate(defense, dataset, splits)
         self._detect(dataset, splits)
@@ -88,15 +91,28 @@ class Run:
         self._check(dataset, splits)
         self._report(splits, dataset)
 
+    def _train(self, dataset: Dataset, splits: Splits) -> None:
+        """Trains what is left to train, and brings all of it back; all processes together."""
+        writer = MetricsWriter(self.workdir) if processes.is_first() else SilentWriter()
+        with contextlib.closing(writer):
+            for defense in self.defenses:
+                done = self.classifiers.train(defense, dataset, splits, writer, self.console)
+                if done:
+                    self._say(f"train {defense.name}: {done}")
+        for defense in self.defenses:
+            self.classifiers.variables(defense)
+
     def _split(self) -> tuple[Dataset, Splits]:
         """Loads the data set and cuts it; writes `splits.json`."""
         config = self.config
-        dataset = load_dataset(config.data)
+        with processes.first_before_others("data"):
+            dataset = load_dataset(config.data)
         splits = make_splits(dataset.examples, config.data, config.seed)
         splits = _with_fewer_tests(splits, dataset.labels, config.eval.images, config.seed)
         content = splits.to_json(dataset.examples)
-        workdir.refuse_other_images(self.workdir / "splits.json", content)
-        write_json(self.workdir / "splits.json", content | {"data": dataset.report})
+        if processes.is_first():
+            workdir.refuse_other_images(self.workdir / "splits.json", content)
+            write_json(self.workdir / "splits.json", content | {"data": dataset.report})
         check_batch(config, len(splits.train), "training images")
         sizes = f"{len(splits.train)} training, {len(splits.validation)} validation"
         self._say(f"{dataset.name}: {sizes}, {len(splits.test)} test images by {config.data.split}")

@@ -132,6 +132,7 @@ def make_loader(
     *,
     shuffle_seed: int | None,
     epoch: int = 0,
+    part: tuple[int, int] = (0, 1),
     num_threads: int = _READ_THREADS,
 ) -> Iterator[Batch]:
     """One pass over the given examples in batches of one shape, read ahead in threads.
@@ -145,6 +146,8 @@ def make_loader(
       batch_size: rows of every batch, also when there are fewer examples.
       shuffle_seed: the order is a function of (shuffle_seed, epoch) alone; None: as given.
       epoch: number of the pass.
+      part: (i, n): the i-th of n processes, from 0; it reads the i-th n-th of the rows of each
+        batch, and no others. n divides `batch_size`.
       num_threads: threads that read; 0 reads in the caller's thread, when asked.
 
     Yields:
@@ -157,7 +160,7 @@ def make_loader(
     if shuffle_seed is not None:
         order = order.shuffle(seed=_mix(shuffle_seed, epoch))
     batches = order.batch(batch_size, drop_remainder=False)
-    read = functools.partial(_read_batch, dataset, batch_size)
+    read = functools.partial(_read_batch, dataset, batch_size, part)
     options = grain.ReadOptions(
         num_threads=num_threads, prefetch_buffer_size=_BATCHES_AHEAD if num_threads else 0
     )
@@ -169,13 +172,16 @@ def _mix(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
-def _read_batch(dataset: Dataset, batch_size: int, positions: np.ndarray) -> Batch:
-    count = len(positions)
-    rows = np.resize(positions, batch_size)  # repeats in turn
-    images = np.stack([dataset.source[int(position)] for position in positions])
+def _read_batch(
+    dataset: Dataset, batch_size: int, part: tuple[int, int], positions: np.ndarray
+) -> Batch:
+    mine = np.split(np.arange(batch_size), part[1])[part[0]]
+    rows = positions[mine % len(positions)]  # repeats in turn
+    images = [dataset.source[int(row)] for row in rows[: len(positions)]]
+    order = np.arange(len(rows)) % len(images)
     return {
-        "image": images[np.arange(batch_size) % count] if count < batch_size else images,
+        "image": np.stack(images)[order] if len(images) < len(rows) else np.stack(images),
         "label": dataset.labels[rows],
         "index": rows.astype(np.int32),
-        "mask": (np.arange(batch_size) < count).astype(np.float32),
+        "mask": (mine < len(positions)).astype(np.float32),
     }

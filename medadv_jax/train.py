@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from medadv_jax import stopping
 from medadv_jax.checkpoint import Checkpoints
@@ -17,7 +17,7 @@ from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
 from medadv_jax.errors import UserError
 from medadv_jax.progress import StageProgress
-from medadv_jax.train_step import Batch, Metrics, TrainState, put_batch
+from medadv_jax.train_step import Batch, Metrics, TrainState, make_key, put_batch
 from medadv_jax.writers import MetricsWriter
 
 Row = dict[str, float]
@@ -121,9 +121,7 @@ class Trainer:
           UserError: a loss that is not finite; names the step and the last good checkpoint.
           Stopped: the process was asked to stop; state and position are saved.
         """
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
-        key = jax.device_put(key, replicated)
+        key = make_key(self.mesh, self.config.seed, 1)
         state, first, rows = self._go_on(state)
         self.writer.rewind(self.defense.name, int(state.step))
         try:
@@ -163,11 +161,11 @@ class Trainer:
             state, metrics = self.train_step(state, put_batch(self.mesh, batch), key, self.frozen)
             step += 1
             meter.add(step, metrics)
-            size = int(batch["mask"].sum())
+            size = int(batch["mask"].sum()) * jax.process_count()  # to the padding
             speed.count(size, metrics)
             stopping.defer()  # before the first step is done there is nothing to save
             self.progress.advance(size, f"epoch {epoch + 1}/{self.epochs}")
-            if self._is_due(saved) or stopping.requested():
+            if self._is_due(saved):
                 meter.flush()
                 self._keep(state, epoch, rows)
                 saved = time.monotonic()
@@ -199,8 +197,13 @@ class Trainer:
         stopping.check(f"train {self.defense.name}, epoch {epoch + 1}, after {len(rows)} steps")
 
     def _is_due(self, saved: float) -> bool:
+        """Tells whether to save within an epoch: never with several processes, which would have
+        to agree on the step."""
+        if jax.process_count() > 1:
+            return False
         minutes = self.config.train.checkpoint_minutes
-        return bool(minutes) and time.monotonic() - saved > 60 * minutes
+        passed = bool(minutes) and time.monotonic() - saved > 60 * minutes
+        return passed or stopping.requested()
 
     def _take(self, step: int, epoch: int, row: Row) -> None:
         """Looks at the metrics of a step; raises if its loss is not finite."""

@@ -75,13 +75,53 @@ def make_deterministic() -> None:
 
 
 def make_mesh() -> Mesh:
-    """Returns all devices along one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """Returns all devices of all processes along one axis, `data`."""
+    return _along_data(jax.devices())
+
+
+def make_local_mesh() -> Mesh:
+    """Returns the devices of this process along one axis, `data`."""
+    return _along_data(jax.local_devices())
+
+
+def _along_data(devices: list[jax.Device]) -> Mesh:
+    axis = {"axis_shapes": (len(devices),), "axis_names": ("data",)}
+    return jax.make_mesh(**axis, axis_types=(AxisType.Auto,), devices=devices)
 
 
 def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
-    """Places the arrays of a batch, split along their first axis over the devices of `mesh`."""
-    return jax.device_put(dict(batch), NamedSharding(mesh, PartitionSpec("data")))
+    """Places the arrays of a batch, split along their first axis over the devices of `mesh`.
+
+    Where the mesh has devices of other processes, each process gives its part of the batch.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    if sharding.is_fully_addressable:
+        return jax.device_put(dict(batch), sharding)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def make_key(mesh: Mesh, seed: int, number: int) -> jax.Array:
+    """Returns key `number` of a seed on every device of `mesh`, those of other processes too."""
+
+    def make() -> jax.Array:
+        return jax.random.fold_in(jax.random.key(seed), number)
+
+    return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))()
+
+
+def to_local(mesh: Mesh, tree: Any) -> Any:
+    """Returns a replicated tree, from whatever mesh, on every device of this process' `mesh`."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def place(array: jax.Array) -> jax.Array:
+        if array.is_fully_addressable:
+            return array
+        return jax.device_put(array.addressable_data(0), sharding)
+
+    return jax.tree.map(place, tree)
 
 
 def make_optimizer(
@@ -114,6 +154,8 @@ def create_state(
       trains: which layers are trained.
     """
     init = _make_init(classifier, optimizer, image_size, trains)
+    if jax.process_count() > 1:  # an array on one process' devices is none on all devices
+        variables = jax.device_get(variables)
     return jax.jit(init, out_shardings=NamedSharding(mesh, PartitionSpec()))(key, variables)
 
 

@@ -109,6 +109,25 @@ class MetricsWriter:
             self._events.pop(defense).close()
 
 
+class SilentWriter(MetricsWriter):
+    """Writes nothing: in all processes but the first."""
+
+    def __init__(self):
+        pass
+
+    def rewind(self, defense: str, step: int) -> None:
+        """Does nothing."""
+
+    def write(self, defense: str, step: int, values: Mapping[str, float | int]) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def _is_kept(line: str, defense: str, step: int) -> bool:
     try:
         found = json.loads(line)
