@@ -22,6 +22,9 @@ def get_config() -> Config:
         "base,adversarial,autoencoder,hybrid"  # comma-separated; trained in this order
     )
     config.deterministic = False  # GPU: only kernels that give the same bits each time; slower
+    config.compile_cache = (
+        "~/.cache/medadv_jax/programs"  # folder of compiled programs, for the next start; "": none
+    )
     config.reuse = (
         ""  # a run directory whose stages are copied where they would be the same; "": none
     )

@@ -53,6 +53,7 @@ def run(config: Config, folder: Path, console: Console | None = None) -> None:
         if config.deterministic:
             train_step.make_deterministic()
         validate(config)
+        train_step.keep_programs(config.compile_cache)
         check_batch(config, count_listed(config.data), "images there are")
         quiet = None if processes.is_first() else Console(quiet=True)
         Run(config, folder, console or quiet or default_console()).execute()

@@ -9,6 +9,7 @@ Imports no more than jax, flax, optax and ml_collections, so that a benchmark ne
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -72,6 +73,16 @@ def make_deterministic() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def keep_programs(folder: str) -> None:
+    """Keeps compiled programs in `folder`, where the next process finds them; "": as JAX is set.
+
+    Those that took less than a fifth of a second are not worth a file.
+    """
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def make_mesh() -> Mesh:

@@ -53,6 +53,7 @@ RULES: dict[str, Rule] = {
     "seed": _number(0, 2**31 - 1),
     "defenses": _list_of(DEFENSES),
     "deterministic": _ANY,
+    "compile_cache": _ANY,
     "reuse": _ANY,
     "data.name": _one_of(DATASETS),
     "data.dir": _ANY,

@@ -186,7 +186,11 @@ _LATER = {
     "deterministic": False,
     "eval.images": 0,
 }  # fields that older runs lack, and what those did
-_NO_RESULT = ("data.cache_dir", "train.checkpoint_minutes")  # fields that change no result
+_NO_RESULT = (
+    "compile_cache",
+    "data.cache_dir",
+    "train.checkpoint_minutes",
+)  # fields that change no result
 _ELSEWHERE = ("defenses", "reuse", *_NO_RESULT, "purifier.", "detector.", "eval.")
 # stage -> beginnings of the fields on which what it trains does not depend
 _APART = {

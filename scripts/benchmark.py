@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a bare machine has the fol
 import jax
 from absl import app, flags, logging
 
+from medadv_jax.train_step import keep_programs
 from scripts.benchmarking import report
 from scripts.benchmarking.agreement import Agreement, Judge
 from scripts.benchmarking.cases import (
@@ -67,6 +68,9 @@ _BUDGET = flags.DEFINE_float(
     "budget_seconds", 0.0, "What would not end by then is left out and named; 0: nothing is; "
     "the suite gpu has 500 if it is not given."
 )  # fmt: skip
+_COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache", "", 'Folder of compiled programs, as config.compile_cache; "": none.'
+)
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for all of it.")
 
 
@@ -184,6 +188,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"{argv[1]}: not a flag")
     logging.set_verbosity(logging.ERROR)
     start = time.monotonic()
+    keep_programs(_COMPILE_CACHE.value)
     groups = chosen_groups()
     budget = _BUDGET.value or (500.0 if _SUITE.value == "gpu" else 0.0)
     benchmark = Benchmark(_RUNS.value, budget)

@@ -36,6 +36,7 @@ class TinyNet(nn.Module):
 def tiny_config() -> Config:
     """Returns a config whose run takes seconds."""
     config = default.get_config()
+    config.compile_cache = ""  # tests leave nothing behind
     config.data.name = "phantoms"
     config.data.image_size = 32
     config.data.phantom_images = 80
