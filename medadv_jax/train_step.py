@@ -95,7 +95,7 @@ def make_local_mesh() -> Mesh:
     return _along_data(jax.local_devices())
 
 
-def _along_data(devices: list[jax.Device]) -> Mesh:
+def _along_data(devices: list[Any]) -> Mesh:
     axis = {"axis_shapes": (len(devices),), "axis_names": ("data",)}
     return jax.make_mesh(**axis, axis_types=(AxisType.Auto,), devices=devices)
 

@@ -125,7 +125,7 @@ def _saved(image: Image.Image, kind: str, options: dict) -> bytes:
 def weights() -> dict[str, bytes]:
     """A small file of weights in every format that is read."""
     sys.path.insert(0, str(ROOT / "tests" / "weights"))
-    import test_files
+    import test_files  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory() as folder:
         return {name: path.read_bytes() for name, path in test_files.written(Path(folder)).items()}

@@ -144,7 +144,7 @@ def png(width: int = 8, height: int = 8) -> bytes:
     return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
 
 
-for what, content, part in (
+for what, data, part in (
     ("empty image", b"", "(empty file)"),
     ("image cut short", png()[:50], "(damaged"),
     ("bomb", png(60_000, 60_000), "(over 40 megapixels"),
@@ -153,7 +153,7 @@ for what, content, part in (
     ("PostScript as image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "(not an image"),
     ("link to nothing", None, "(cannot be read: No such file"),
 ):
-    CASES.append((what, lambda place, content=content: chest(place, content), part))
+    CASES.append((what, lambda place, data=data: chest(place, data), part))
 
 
 @case("is damaged", "cache cut short")

@@ -72,7 +72,9 @@ def test_counts_are_the_compilers(model: str, size: int) -> None:
 
 
 def _compiled_flops(function: Any, *arguments: Any) -> float:
-    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+    found = jax.jit(function).lower(*arguments).cost_analysis()
+    assert found is not None
+    return found["flops"]
 
 
 def test_count_of_an_attack_is_the_compilers() -> None:

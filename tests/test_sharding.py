@@ -156,6 +156,8 @@ def test_a_process_reads_no_image_of_the_others() -> None:
             read.append(index)
             return super().__getitem__(index)
 
-    object.__setattr__(dataset, "source", Source(dataset.source))
+    object.__setattr__(
+        dataset, "source", Source(dataset.source[i] for i in range(len(dataset.source)))
+    )
     list(make_loader(dataset, range(16), 8, shuffle_seed=None, part=(1, 2), num_threads=0))
     assert read == [4, 5, 6, 7, 12, 13, 14, 15]

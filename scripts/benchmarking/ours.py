@@ -137,7 +137,7 @@ class _Memory:
     The peak is that of the process and cannot be set back, so it tells a job's only if it rose.
     """
 
-    def __init__(self, devices: list[jax.Device]):
+    def __init__(self, devices: list[Any]):
         self._devices, self._before = devices, 0
 
     def __call__(self) -> tuple[int | None, str | None]:

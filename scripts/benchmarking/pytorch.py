@@ -4,7 +4,7 @@ channels_last, parameters frozen in the attack, no host synchronisation in the l
 bfloat16, TF32 for float32 (as XLA has it), cuDNN's own tuning; eager and `torch.compile`.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportInvalidTypeForm=false
 # PyTorch is nobody's dependency here: `make peers` installs it for who wants the comparison.
 
 import copy

@@ -96,9 +96,9 @@ def compile_seconds() -> Iterator[list[float]]:
     """Yields a list that gets the seconds of each program that XLA compiles meanwhile."""
     durations: list[float] = []
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILE_EVENT:
-            durations.append(seconds)
+            durations.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
