@@ -37,7 +37,7 @@ fuzz: $(STAMP)
 audit:
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python $(PIP) pip-audit==2.10.0
-	.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 # The tests with the newest versions of the ranges in pyproject.toml: PYTHON=python3.12 make newest
 newest:
