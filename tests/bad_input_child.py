@@ -1,4 +1,4 @@
-"""The command line in a process that has imported everything once; forked for every case."""
+"""What runs in the process of a bad input; it is forked from one that has `bad_input_start`."""
 
 import os
 import resource
@@ -6,16 +6,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from tiny import TinyNet
-
-import main
-from medadv_jax import command_line, models
-
-models.MODELS.update(dict.fromkeys(models.MODELS, TinyNet))
-
 
 def run_main(arguments: list[str], output: str, before: Callable[[], None] | None) -> None:
     """Runs main.py; standard output and error go to `output`.out and .err."""
+    # Here, not above: this file is imported by the tests too, which keep their own networks.
+    from bad_input_start import command_line, main
+
     for stream, suffix in ((1, "out"), (2, "err")):
         descriptor = os.open(f"{output}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, stream)

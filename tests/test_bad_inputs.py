@@ -337,7 +337,7 @@ def start(tmp_path_factory):
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = paths
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bad_input_child"])
+    context.set_forkserver_preload(["bad_input_start"])
     folder = tmp_path_factory.mktemp("output")
 
     def run(arguments, before=None):
