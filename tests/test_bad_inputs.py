@@ -184,6 +184,12 @@ def weights(content: bytes) -> Callable[[Place], list[str]]:
 
 
 ATTACK = b"\x80\x02cposix\nsystem\nX\x05\x00\x00\x00touch\x85R."
+OTHER = json.dumps(
+    {
+        "__metadata__": {"format": "medadv_jax", "arch": "vgg16"},
+        "a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]},
+    }
+).encode()
 HEADER = json.dumps({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}).encode()
 CASES += [
     ("pickle that calls", weights(ATTACK), "it holds posix.system"),
@@ -192,8 +198,8 @@ CASES += [
     ("weights cut short", weights(len(HEADER).to_bytes(8, "little") + HEADER), "cut short"),
     (
         "weights of another network",
-        weights(len(HEADER).to_bytes(8, "little") + HEADER + bytes(36)),
-        "resnet50 with these options is another network",
+        weights(len(OTHER).to_bytes(8, "little") + OTHER + bytes(36)),
+        "converted weights of vgg16, not of resnet50",
     ),
     ("archive as weights", weights(b"PK\x03\x04" + bytes(100)), "damaged, or no file of weights"),
     ("HDF5 in name only", weights(b"\x89HDF\r\n\x1a\n" + bytes(100)), "HDF5"),
