@@ -32,13 +32,16 @@ def test_a_grid_is_every_combination_of_files_and_values(tmp_path):
     found = [(c.config.model.name, c.config.data.image_size, c.config.seed) for c in cells[::2]]
     assert found == [("resnet50", 64, 0), ("resnet50", 64, 1), ("inception_v3", 80, 0),
                      ("inception_v3", 80, 1)]  # fmt: skip
-    typed = grid.override(("configs/demo.py",), {"seed": "7"}, {"attack.epsilon": ["0.02"]})
+    typed = grid.override(
+        ("configs/demo.py",), {"seed": "7", "data.image_size": "96"}, {"attack.epsilon": ["0.02"]}
+    )
     (cell,) = make_cells(typed, tmp_path)
     assert cell.config.to_dict() == {
         **load_config(ROOT / DEMO).to_dict(), "seed": 7,
         **{k: cell.config.to_dict()[k] for k in ("data", "train", "attack")},
     }  # fmt: skip
-    assert (cell.config.attack.epsilon, cell.config.train.epochs) == (0.02, 3)
+    found = (cell.config.attack.epsilon, cell.config.train.epochs, cell.config.data.image_size)
+    assert found == (0.02, 3, 96)
 
 
 @pytest.mark.parametrize(
