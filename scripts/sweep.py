@@ -80,11 +80,7 @@ def _grid(fields: Mapping[str, str], axes: Mapping[str, Sequence[str]]) -> Grid:
 
 
 def _launcher(folder: Path, descriptor: int) -> Launcher:
-    cache = str((folder / "programs").absolute())
-    extra = {
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", cache),
-        "PYTHONUNBUFFERED": "1",
-    }
+    extra = {"PYTHONUNBUFFERED": "1"}  # the display reads the logs
     if _LAUNCHER.value == "local":
         return LocalLauncher(_PARALLEL.value, extra, os.environ, descriptor)
     options: dict[str, Any] = {}
