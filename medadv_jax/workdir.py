@@ -149,9 +149,9 @@ def take_over(workdir: Path, config: Config) -> list[str]:
         raise UserError(f"config.reuse={config.reuse}: holds no run; give the --workdir of one")
     saved = _read_config(other / "config.json")
     there, here = flatten(saved["config"]), flatten(config)
-    for stage, apart in _APART.items():
+    for stage, apart in APART.items():
         done, target = other / "checkpoints" / stage, workdir / "checkpoints" / stage
-        names = [n for n in {**there, **here} if not n.startswith(apart) or n in _NOT_APART[stage]]
+        names = [n for n in {**there, **here} if not n.startswith(apart) or n in NOT_APART[stage]]
         changed = [name for name in sorted(names) if there.get(name) != here.get(name)]
         why = why or ", ".join(changed)
         if changed or stage not in config.defenses.split(",") or not done.is_dir():
@@ -186,25 +186,25 @@ _LATER = {
     "deterministic": False,
     "eval.images": 0,
 }  # fields that older runs lack, and what those did
-_NO_RESULT = (
+NO_RESULT = (
     "compile_cache",
     "data.cache_dir",
     "train.checkpoint_minutes",
 )  # fields that change no result
-_ELSEWHERE = ("defenses", "reuse", *_NO_RESULT, "purifier.", "detector.", "eval.")
+_ELSEWHERE = ("defenses", "reuse", *NO_RESULT, "purifier.", "detector.", "eval.")
 # stage -> beginnings of the fields on which what it trains does not depend
-_APART = {
+APART = {
     "base": (
         *_ELSEWHERE, "attack.", "train.attacks", "train.assignment", "train.adversarial_weight",
         "train.num_steps",
     ),
     "adversarial": _ELSEWHERE,
 }  # fmt: skip
-_NOT_APART = {"base": (), "adversarial": ("eval.validation_attack",)}
+NOT_APART = {"base": (), "adversarial": ("eval.validation_attack",)}
 
 
 def _refuse_other_config(workdir: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    fields = {**there, **here}.keys() - {*_NO_RESULT}
+    fields = {**there, **here}.keys() - {*NO_RESULT}
     changed = [name for name in sorted(fields) if there.get(name) != here.get(name)]
     if changed:
         differences = ", ".join(

@@ -9,7 +9,7 @@ from medadv_jax.config import Config
 from medadv_jax.defenses import get_defense
 from medadv_jax.sweep.grids import Cell
 from medadv_jax.validation import flatten
-from medadv_jax.workdir import _APART, _NO_RESULT, _NOT_APART
+from medadv_jax.workdir import APART, NO_RESULT, NOT_APART
 
 
 def is_finished(cell: Cell) -> bool:
@@ -33,7 +33,7 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> set[str]:
-    names = {**there, **here}.keys() - {*_NO_RESULT, "reuse"}
+    names = {**there, **here}.keys() - {*NO_RESULT, "reuse"}
     return {name for name in names if there.get(name) != here.get(name)}
 
 
@@ -56,9 +56,9 @@ def shared_stages(cell: Cell, other: Cell) -> list[str]:
     wanted = [set(config["defenses"].split(",")) for config in (here, there)]
     return [
         stage
-        for stage, apart in _APART.items()
+        for stage, apart in APART.items()
         if all(stage in names for names in wanted)
-        and all(name.startswith(apart) and name not in _NOT_APART[stage] for name in differing)
+        and all(name.startswith(apart) and name not in NOT_APART[stage] for name in differing)
     ]
 
 
