@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -54,7 +55,13 @@ def _silence_libraries() -> None:
         if threading.current_thread() is threading.main_thread():
             shown(kind, error, trace)
 
-    sys.excepthook = hook
+    ignored = sys.unraisablehook
+
+    def unraisable(found: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            ignored(found)
+
+    sys.excepthook, sys.unraisablehook = hook, unraisable
 
 
 def guard(action: Callable[[], None]) -> int:
