@@ -20,10 +20,9 @@ PROGRAMS = {
     "python": "begin()\nwhile True: time.sleep(0.01)",
     # C code that lets other threads run, and does not come back for signals
     "compiled": """
-begin()
-while True:
-    try: hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
-    except KeyboardInterrupt: pass  # the signal came before the C code was reached
+def compiled(): hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
+try: begin(); compiled()
+except KeyboardInterrupt: compiled()  # the signal came before the C code was reached
 """,
     "deferred": """
 stopping.defer(); begin()
