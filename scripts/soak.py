@@ -48,8 +48,8 @@ _MAX_GROWTH = 0.05  # of memory, over the steps, that still counts as flat
 _STAGE = re.compile(r"(train|evaluate|check) (\w+):|(detectors|pictures):|self-checks of the (m)")
 
 
-class Small(nn.Module):
-    """A network that compiles in no time; takes what the networks of the table take."""
+class TinyNet(nn.Module):
+    """Compiles in no time; takes the arguments of every network of the table."""
 
     num_classes: int = 2
     width: float = 1.0
@@ -107,7 +107,7 @@ def child() -> None:
     import main as program
     from medadv_jax import command_line, models
 
-    models.MODELS.update(dict.fromkeys(models.MODELS, Small))
+    models.MODELS.update(dict.fromkeys(models.MODELS, TinyNet))
     sys.argv = [str(ROOT / "main.py"), *sys.argv[2:]]
     command_line.run(program.main)
 

@@ -1,36 +1,20 @@
-"""A network small enough for tests: convolution, BatchNorm, mean, head. And data to match."""
+"""A config, data and a network small enough for tests."""
 
 import csv
 import io
 from pathlib import Path
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs import default
 from medadv_jax.config import Config
 from medadv_jax.input_pipeline import Dataset
 from medadv_jax.splits import Example
+from scripts.soak import TinyNet
+
+__all__ = ["SIZE", "TinyNet", "read_results", "tiny_config", "tiny_dataset"]
 
 SIZE = 16  # pixels
-
-
-class TinyNet(nn.Module):
-    """Takes the arguments of every network of the table."""
-
-    num_classes: int = 2
-    width: float = 1.0
-    dtype: str = "float32"
-    forms: str = "auto"
-
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        hidden = nn.Conv(8, (3, 3), (2, 2))(images)
-        hidden = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(hidden))
-        hidden = nn.relu(nn.Conv(8, (3, 3), (2, 2))(hidden))
-        return nn.Dense(self.num_classes)(hidden.mean((1, 2))).astype(jnp.float32)
 
 
 def tiny_config() -> Config:

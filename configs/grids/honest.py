@@ -7,15 +7,13 @@ attack is adaptive, too. Cells of one fold share nothing with those of another. 
 has not been run to its end yet.
 """
 
-from medadv_jax.sweep.grids import Grid
-
-NETWORKS = ("vgg16", "vgg19", "resnet", "inception")
+from medadv_jax.sweep.grids import CONFIGS, Grid
 
 
 def get_grid() -> Grid:
     """Returns the grid: 40 cells."""
     return Grid(
-        configs=tuple(f"configs/{d}_{n}.py" for d in ("pneumonia", "breakhis") for n in NETWORKS),
+        configs=CONFIGS,
         fields={
             "data.split": "patient",
             "data.num_folds": 5,

@@ -11,15 +11,13 @@ and so on to `special` in a copy of this file, and give its path to --grid. Mean
 not been run to its end yet.
 """
 
-from medadv_jax.sweep.grids import Grid
-
-NETWORKS = ("vgg16", "vgg19", "resnet", "inception")
+from medadv_jax.sweep.grids import CONFIGS, Grid
 
 
 def get_grid() -> Grid:
     """Returns the grid: 8 cells."""
     return Grid(
-        configs=tuple(f"configs/{d}_{n}.py" for d in ("pneumonia", "breakhis") for n in NETWORKS),
+        configs=CONFIGS,
         fields={
             "data.split": "image",
             "eval.images": 100,

@@ -3,15 +3,13 @@
 python scripts/sweep.py --grid=smoke
 """
 
-from medadv_jax.sweep.grids import Grid
-
-_NETWORKS = ("vgg16", "vgg19", "resnet", "inception")
+from medadv_jax.sweep.grids import CONFIGS, Grid
 
 
 def get_grid() -> Grid:
     """Returns the grid: 8 cells, those of the two data sets of the paper, on generated images."""
     return Grid(
-        configs=tuple(f"configs/{d}_{n}.py" for d in ("pneumonia", "breakhis") for n in _NETWORKS),
+        configs=CONFIGS,
         fields={
             "data.name": "phantoms",
             "data.phantom_kind": "xray",

@@ -16,6 +16,11 @@ from medadv_jax.validation import validate
 
 ROOT = Path(__file__).parents[2]
 NAMED = ROOT / "configs" / "grids"
+CONFIGS = tuple(  # the two data sets and four networks of the paper
+    f"configs/{dataset}_{network}.py"
+    for dataset in ("pneumonia", "breakhis")
+    for network in ("vgg16", "vgg19", "resnet", "inception")
+)
 
 Fields = Mapping[str, Any]
 
