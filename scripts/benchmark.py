@@ -4,12 +4,15 @@
     python scripts/benchmark.py --suite=cpu --output=benchmark.json   # beside the peers
     python scripts/benchmark.py --suite=gpu --output=benchmark.json   # in under nine minutes
     python scripts/benchmark.py --growth                              # time against steps and batch
+    python scripts/benchmark.py --loader --starts                     # what surrounds the steps
 
 Implementations of a case run in turn, so that a noisy neighbour disturbs all of them. Needs jax,
-flax, optax and ml_collections; peers (`--peers`, and both suites) as far as they are installed:
-`make peers` does it. A peer's times count only if its network and attack agree with ours.
+flax, optax and ml_collections (`--loader` and `--starts`: all that a run needs); peers (`--peers`,
+and both suites) as far as they are installed: `make peers` does it. A peer's times count only if
+its network and attack agree with ours.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -64,6 +67,8 @@ _PEER_NAMES = flags.DEFINE_list(
     "peer_names", [*VARIANTS, *LIBRARIES], "Which: eager and compiled are the PyTorch loop's."
 )
 _GROWTH = flags.DEFINE_bool("growth", False, "Also fit time against steps and batch.")
+_LOADER = flags.DEFINE_bool("loader", False, "Also time the loader against clean steps.")
+_STARTS = flags.DEFINE_bool("starts", False, "Also time a run's first step, and the second time's.")
 _BUDGET = flags.DEFINE_float(
     "budget_seconds", 0.0, "What would not end by then is left out and named; 0: nothing is; "
     "the suite gpu has 500 if it is not given."
@@ -169,6 +174,23 @@ def _checks(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [compiler_check(*place) for place in places]
 
 
+def measure_around(case: Case) -> dict[str, Any]:
+    """Returns what else the flags ask for, at the place of a case; None: it was not asked for."""
+    found: dict[str, Any] = {"growth": None, "loader": None, "starts": None}
+    if _GROWTH.value:
+        found["growth"] = measure_growth(case, _RUNS.value)
+    if _LOADER.value:  # these two need more packages
+        from scripts.benchmarking.loading import measure_loader
+
+        clean = dataclasses.replace(case, task="clean_step", attack=None, num_steps=0)
+        found["loader"] = measure_loader(clean, _RUNS.value)
+    if _STARTS.value:
+        from scripts.benchmarking.starts import measure_starts
+
+        found["starts"] = measure_starts(dataclasses.replace(case, num_steps=_NUM_STEPS.value))
+    return found
+
+
 def _print_end(content: dict[str, Any]) -> None:
     if content["ratios"]:
         report.print_ratios(content["ratios"])
@@ -197,7 +219,7 @@ def main(argv: list[str]) -> None:
     print(f"jax {jax.__version__} on {device}; seconds: median (smallest–largest)")
     for number, group in enumerate(groups):
         benchmark.run(number, group)
-    growth = measure_growth(groups[0].cases[0], _RUNS.value) if _GROWTH.value else None
+    around = measure_around(groups[0].cases[0])
     records = benchmark.records()
     content = {
         **machine,
@@ -212,7 +234,7 @@ def main(argv: list[str]) -> None:
         ],
         "failures": benchmark.failures,
         "left_out": benchmark.left_out,
-        "growth": growth,
+        **around,
         "ratios": report.ratios(records),
         "records": records,
         "total_seconds": time.monotonic() - start,

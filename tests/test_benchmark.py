@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from medadv_jax import train_step
 from medadv_jax.attacks import run_attacks
 from medadv_jax.classifier import Classifier
 from medadv_jax.defenses import attack_from_config, get_defense
+from medadv_jax.input_pipeline import make_loader
 from medadv_jax.models import create_model
-from scripts.benchmarking import flops, report, timing
+from scripts.benchmarking import flops, loading, ours, report, starts, timing
 from scripts.benchmarking.cases import SUITES, Case, Job, all_cases
 from scripts.benchmarking.ours import case_config, make_images
+from tests.tiny import TinyNet
 
 SIZE, BATCH = 32, 4
 CASE = Case("attack", "pgd", "resnet50", SIZE, BATCH, "float32", num_steps=2)
@@ -148,6 +151,29 @@ def test_a_line_is_fitted_and_a_bend_shows() -> None:
     assert straight["residual"] == pytest.approx(0.0, abs=1e-9)
     bent = timing.fit_line([1, 2, 4, 8], [1, 2, 4, 16])
     assert bent["residual"] > 0.2
+
+
+def test_a_loader_that_is_slower_than_the_steps_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        for batch in make_loader(*arguments, **options):
+            time.sleep(0.2)
+            yield batch
+
+    monkeypatch.setattr(ours, "create_model", lambda *arguments, **options: TinyNet())
+    monkeypatch.setattr(loading, "LEAST_IMAGES", 24)
+    case = Case("clean_step", None, "resnet50", SIZE, 8, "float32", num_steps=0)
+    monkeypatch.setattr(loading, "make_loader", slowly)
+    found = loading.measure_loader(case, 1)
+    assert found["loader_images_per_second"] < 8 / 0.2
+    assert found["ratio"] < 1
+    assert found["waiting"] > 0.5
+
+
+def test_only_a_whole_line_says_that_a_stage_has_begun(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    assert starts._begun(metrics) == set()
+    metrics.write_text('{"defense": "base", "step": 1}\n{"defense": "adversarial", "ste')
+    assert starts._begun(metrics) == {"base"}
 
 
 def _record(implementation: str, variant: str | None, seconds: list[float], group: int = 0) -> dict:

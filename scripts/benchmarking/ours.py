@@ -97,7 +97,8 @@ class Ours:
         attack = attack_from_config(case_config(case), case.attack, case.num_steps)
         return lambda: self.adversarial(attack)
 
-    def _step(self, case: Case) -> Callable[[], Any]:
+    def stepper(self, case: Case) -> Callable[[Any], Any]:
+        """Returns batch -> what to wait for: one training step, from the state of the last."""
         config = case_config(case)
         optimizer = train_step.make_optimizer(config.train.learning_rate, "constant", 1)
         defense = get_defense("base" if case.task == "clean_step" else "adversarial")
@@ -106,16 +107,20 @@ class Ours:
         )
         state: list[Any] = []  # made at the first call, so that it is not there before its turn
 
-        def run() -> Any:
+        def run(batch: Any) -> Any:
             if not state:
                 state[:] = train_step.create_state(
                     self.classifier, optimizer, self.mesh, self.key, case.image_size, self.variables
                 )[:1]
-            new, metrics = step(state[0], self.batch, self.key)
+            new, metrics = step(state[0], batch, self.key)
             state[0] = new
             return new, metrics
 
         return run
+
+    def _step(self, case: Case) -> Callable[[], Any]:
+        step = self.stepper(case)
+        return lambda: step(self.batch)
 
     def _evaluation(self, case: Case) -> Callable[[], Any]:
         config = case_config(case)
