@@ -80,7 +80,8 @@ class Classifier:
         return dataclasses.replace(self, network=folded_network(self.network))
 
     def fold(self, variables: Variables) -> Variables:
-        """Returns the variables with BatchNorm folded into the kernels; see `models/folding.py`."""
+        """Returns the variables prepared for many passes, with BatchNorm folded into the kernels;
+        see `models/folding.py`."""
         return fold(self.network, variables)
 
     def purify(self, variables: Variables, pixels: jax.Array) -> jax.Array:
@@ -132,7 +133,8 @@ class Classifier:
         if normalization.bgr:
             pixels = pixels[..., ::-1]
         mean, std = (np.asarray(x, np.float32).reshape(1, 1, 1, 3) for x in normalization[:2])
-        own = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
+        names = ("params", "batch_stats", "spectra")  # the last of `fold`
+        own = {name: variables[name] for name in names if name in variables}
         return own, (pixels - mean) / std
 
 

@@ -137,7 +137,7 @@ class Predictor:
     def __init__(self, classifier: Classifier, loop: str):
         self.classifier, self._loop = classifier, loop
         # What attacks differentiate: the same function, with BatchNorm folded into the kernels.
-        self.attacked, self.fold = classifier.folded(), jax.jit(classifier.fold)
+        self.attacked, self.fold = classifier.folded(), classifier.fold
         self._attacks: dict[Any, Any] = {}
         # Programs of their own, the same for every column: whatever is fused into a forward pass
         # changes its rounding, and an image that no attack has changed must get its clean logits

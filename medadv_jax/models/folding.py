@@ -1,15 +1,22 @@
-"""BatchNorm in eval mode is affine, so it can be folded into the convolution before it.
+"""An attack runs one network many times: what depends on its weights alone is done once.
 
-An attack runs one network many times: folded once, none of its steps normalises anything. It is
-the same function to rounding. Whoever sits beside a convolution `…conv…` as `…bn…` is its norm.
+BatchNorm in eval mode is affine, so it is folded into the convolution before it; whoever sits
+beside a convolution `…conv…` as `…bn…` is its norm. The forms for CPUs want some kernels as their
+spectra (`forms.py`). It is the same function to rounding.
+
+Compiled are the single layers and not `fold`: a compiled function copies what it passes on, and the
+head of VGG16 alone is half a GB.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax import lax
+
+from medadv_jax.models import forms
 
 Tree = Mapping[str, Any]
 
@@ -27,13 +34,27 @@ def fold(network: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
         variables: its "params" and "batch_stats"; other collections are kept as they are.
 
     Returns:
-        The same with the kernels (KH, KW, C, F) scaled, a bias (F,) to each, and no norm.
+        The same with the kernels (KH, KW, C, F) scaled, a bias (F,) to each, and no norm; and with
+        the collection "spectra", where the network's forms have a use for it.
     """
-    if not hasattr(network, "folded"):
-        return variables
-    epsilon: float = network.bn_epsilon  # pyright: ignore[reportAttributeAccessIssue]
-    params = _fold(variables["params"], variables["batch_stats"], epsilon)
-    return {**variables, "params": params, "batch_stats": {}}
+    if hasattr(network, "folded"):
+        epsilon: float = network.bn_epsilon  # pyright: ignore[reportAttributeAccessIssue]
+        params = _fold(variables["params"], variables["batch_stats"], epsilon)
+        variables = {**variables, "params": params, "batch_stats": {}}
+    spectra = _spectra(variables["params"]) if getattr(network, "forms", "") == "cpu" else {}
+    return {**variables, "spectra": spectra} if spectra else variables
+
+
+def _spectra(params: Tree) -> dict[str, Any]:
+    """The tree of those kernels that have one."""
+    found = {name: _spectra(value) for name, value in params.items() if isinstance(value, Mapping)}
+    found = {name: value for name, value in found.items() if value}
+    kernel = params.get("kernel")
+    return {"kernel": forms.spectrum(kernel)} if _has_spectrum(kernel) else found
+
+
+def _has_spectrum(kernel: Any) -> bool:
+    return kernel is not None and forms.has_spectrum(kernel)
 
 
 def _fold(params: Tree, statistics: Tree, epsilon: float) -> dict[str, Any]:
@@ -41,7 +62,7 @@ def _fold(params: Tree, statistics: Tree, epsilon: float) -> dict[str, Any]:
     for name, value in params.items():
         norm = name.replace("conv", "bn")
         if "conv" in name and norm in statistics:
-            folded[name] = _fold_one(value, params[norm], statistics[norm], epsilon)
+            folded[name] = _fold_one(value, params[norm], statistics[norm], epsilon=epsilon)
         elif name not in statistics or "kernel" in value:
             folded[name] = value  # a layer without norm, such as the head
         elif "mean" not in statistics[name]:
@@ -49,6 +70,7 @@ def _fold(params: Tree, statistics: Tree, epsilon: float) -> dict[str, Any]:
     return folded
 
 
+@functools.partial(jax.jit, static_argnames="epsilon")
 def _fold_one(conv: Tree, norm: Tree, statistics: Tree, epsilon: float) -> dict[str, jax.Array]:
     factor = lax.rsqrt(statistics["var"] + epsilon) * norm.get("scale", 1.0)
     kernel: jax.Array = conv["kernel"]

@@ -25,6 +25,7 @@ FORMS = ("auto", "cpu", "plain")
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]  # (low, high) of the height, (low, high) of the width
+Spectrum = list[list[jax.Array]]  # 4×4 of (C, F)
 Padding = str | int | Sequence[int | Sequence[int]]
 
 
@@ -149,6 +150,10 @@ def _conv_winograd(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pa
     """A 3×3 convolution of stride 1 as F(2×2, 3×3) (Winograd 1980; Lavin & Gray 2016, section 4.1):
     every 2×2 pixels of the result take 16 multiplications a channel in place of 36."""
     del strides  # (1, 1), by the rule in `_directions`
+    return _products_of_tiles(images, spectrum(kernel), pads)
+
+
+def _products_of_tiles(images: jax.Array, weights: Spectrum, pads: Pads) -> jax.Array:
     batch, height, width, channels = images.shape
     out = _output_size((height, width), (3, 3), (1, 1), pads)
     tall, wide = math.ceil(out[0] / 2), math.ceil(out[1] / 2)  # tiles
@@ -156,20 +161,35 @@ def _conv_winograd(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pa
     padded = _pad(images, ((top, 2 * tall + 2 - height - top), (left, 2 * wide + 2 - width - left)))
     seen = _shifted(padded, (4, 4), (2, 2), (tall, wide))  # (B, tall, wide, C), 16 of them
     columns = [_tile([seen[4 * i + j] for i in range(4)]) for j in range(4)]
-    spectrum = [_tile([column[i] for column in columns]) for i in range(4)]
-    taps = [_taps([kernel[i, j] for i in range(3)]) for j in range(3)]
-    weights = [_taps([tap[i] for tap in taps]) for i in range(4)]
+    tiles = [_tile([column[i] for column in columns]) for i in range(4)]
 
     def products(i: int) -> list[jax.Array]:
-        flat = [tile.reshape(-1, channels) for tile in spectrum[i]]
+        flat = [tile.reshape(-1, channels) for tile in tiles[i]]
         return [tile @ weight for tile, weight in zip(flat, weights[i], strict=True)]
 
     rows = [_untile(products(i)) for i in range(4)]
     places = [_untile([row[b] for row in rows]) for b in range(2)]  # [b][a]: pixel (a, b) of a tile
-    shape = (batch, tall, wide, kernel.shape[-1])
+    shape = (batch, tall, wide, -1)
     pixels = [[places[b][a].reshape(shape) for b in range(2)] for a in range(2)]
     full = jnp.stack([jnp.stack(row, axis=3) for row in pixels], axis=2)
     return full.reshape(batch, 2 * tall, 2 * wide, -1)[:, : out[0], : out[1]]
+
+
+def has_spectrum(kernel: jax.Array) -> bool:
+    """Tells whether the kernel of a convolution is one whose `spectrum` some maps are served by."""
+    return kernel.ndim == 4 and kernel.shape[:2] == (3, 3) and kernel.shape[2] >= 64
+
+
+@jax.jit
+def spectrum(kernel: jax.Array) -> Spectrum:
+    """GgGᵀ of Lavin & Gray: (3, 3, C, F) → 4×4 of (C, F).
+
+    Left to itself, XLA computes the inner half for each of the outer again: with 512 channels on
+    8×8, both directions, 106 ms and not 62.
+    """
+    columns = [_taps([kernel[i, j] for i in range(3)]) for j in range(3)]
+    columns = lax.optimization_barrier(columns)
+    return [_taps([column[i] for column in columns]) for i in range(4)]
 
 
 def _tile(d: list[jax.Array]) -> list[jax.Array]:
@@ -187,12 +207,13 @@ def _untile(m: list[jax.Array]) -> list[jax.Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
-def _winograd_images_bar(cotangent: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
-    """The gradient to the images: the same with the kernel turned round."""
+def _winograd_images_bar(cotangent: jax.Array, weights: Spectrum, pads: Pads) -> jax.Array:
+    """The gradient to the images: the same with the kernel turned round, which in the spectrum is
+    its first and last rows and columns exchanged."""
     (top, bottom), (left, right) = pads
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    turned = [[weights[i][j].T for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
     rest = ((2 - top, 2 - bottom), (2 - left, 2 - right))
-    return _conv_winograd(cotangent, turned, (1, 1), rest)
+    return _products_of_tiles(cotangent, turned, rest)
 
 
 _CONVS = {
@@ -211,50 +232,59 @@ def _directions(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads)
     out = _output_size(images.shape[1:3], (kh, kw), strides, pads)
     if (kh, kw) == (1, 1) and pads == ((0, 0), (0, 0)):
         return "pointwise", "pointwise", "pointwise"
-    if math.prod(out) <= 9:  # 512 channels on 2×2: 2 GFLOP/s plain, 180 as patches
-        return "patches", "patches", "plain"
     # 64 images, 256 channels on 16×16: 93 GFLOP/s plain, 170 in chunks
     chunks = (max(strides) == 1 or channels <= 4) and _chunk(images, kernel) < len(images)
     to_kernel = "chunks" if chunks else "plain"
+    # Both directions, plain and so: 32 images, 512 on 8×8 109 and 62 ms; 64 on 64×64 280 and 200;
+    # 8 images, 256 on 56×56 331 and 249; 128 on 112×112 375 and 410
+    if has_spectrum(kernel) and max(strides) == 1 and 4 <= math.prod(out) <= 64**2:
+        return "winograd", "winograd", to_kernel
+    if math.prod(out) <= 9:  # 512 channels on 2×2: 2 GFLOP/s plain, 180 as patches
+        return "patches", "patches", "plain"
     if channels <= 4:  # 3 on 64×64: 13 GFLOP/s plain, 26 in chunks; stride 2: 26 and 60 in blocks
         return "plain", to_kernel if max(strides) == 1 else "blocks", to_kernel
-    # 512 on 8×8: 199 GFLOP/s plain, 252 so; 64 on 64×64: 76 and 94; 128 on 32×32: 185 and 172
-    tiles = channels >= 256 or (channels == 64 and math.prod(out) <= 64**2)
-    if (kh, kw) == (3, 3) and max(strides) == 1 and tiles and math.prod(out) >= 64:
-        return "winograd", "winograd", to_kernel
     patches = images.dtype.itemsize * len(images) * math.prod(out) * kh * kw * channels
     # 512 on 7×7: 130 GFLOP/s plain, 190 as patches, as long as those fit into the cache
     few = math.prod(out) <= 256 and patches <= 2**25
     return "plain", "patches" if few or max(strides) > 1 else "plain", to_kernel
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv_cpu(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
-    forward = _CONVS[_directions(images, kernel, strides, pads)[0]]
-    return forward(images, kernel, strides, pads)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _conv_cpu(
+    images: jax.Array, kernel: jax.Array, prepared: Spectrum | None, strides: Pair, pads: Pads
+) -> jax.Array:
+    return _conv_cpu_forward(images, kernel, prepared, strides, pads)[0]
 
 
-def _conv_cpu_forward(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads):
-    return _conv_cpu(images, kernel, strides, pads), (images, kernel)
+def _conv_cpu_forward(
+    images: jax.Array, kernel: jax.Array, prepared: Spectrum | None, strides: Pair, pads: Pads
+):
+    forward = _directions(images, kernel, strides, pads)[0]
+    if forward != "winograd":
+        return _CONVS[forward](images, kernel, strides, pads), (images, kernel, prepared, None)
+    weights = spectrum(kernel) if prepared is None else prepared  # both passes need them
+    return _products_of_tiles(images, weights, pads), (images, kernel, prepared, weights)
 
 
 def _conv_cpu_backward(strides: Pair, pads: Pads, saved, cotangent: jax.Array):
-    images, kernel = saved
+    images, kernel, prepared, weights = saved
+    # The kernel gets the gradient, and what was made of it beforehand none.
+    prepared_bar = jax.tree.map(jnp.zeros_like, prepared)
     _, to_images, to_kernel = _directions(images, kernel, strides, pads)
     if to_images == "winograd":
-        images_bar = _winograd_images_bar(cotangent, kernel, pads)
+        images_bar = _winograd_images_bar(cotangent, weights, pads)
     else:
         form = _CONVS[to_images]
         (images_bar,) = jax.linear_transpose(lambda x: form(x, kernel, strides, pads), images)(
             cotangent
         )
     if to_kernel == "pointwise":
-        return images_bar, _pointwise_kernel_bar(images, strides, cotangent)
+        return images_bar, _pointwise_kernel_bar(images, strides, cotangent), prepared_bar
     form = _CONVS[to_kernel]
     (kernel_bar,) = jax.linear_transpose(lambda k: form(images, k, strides, pads), kernel)(
         cotangent
     )
-    return images_bar, kernel_bar
+    return images_bar, kernel_bar, prepared_bar
 
 
 def _pointwise_kernel_bar(images: jax.Array, strides: Pair, cotangent: jax.Array) -> jax.Array:
@@ -269,7 +299,12 @@ _conv_cpu.defvjp(_conv_cpu_forward, _conv_cpu_backward)
 
 
 def conv(
-    images: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, forms: str
+    images: jax.Array,
+    kernel: jax.Array,
+    strides: Pair,
+    padding: Padding,
+    forms: str,
+    prepared: Spectrum | None = None,
 ) -> jax.Array:
     """2-D convolution (cross-correlation), as `lax.conv_general_dilated`.
 
@@ -279,13 +314,16 @@ def conv(
         strides: vertical and horizontal stride.
         padding: see `resolve_padding`.
         forms: "cpu" or "plain".
+        prepared: the kernel's `spectrum`, if it is at hand: it gets no gradient.
 
     Returns:
         (B, H', W', F).
     """
     window = (kernel.shape[0], kernel.shape[1])
     pads = resolve_padding(padding, (images.shape[1], images.shape[2]), window, strides)
-    return (_conv_cpu if forms == "cpu" else _conv_plain)(images, kernel, strides, pads)
+    if forms == "cpu":
+        return _conv_cpu(images, kernel, prepared, strides, pads)
+    return _conv_plain(images, kernel, strides, pads)
 
 
 # Pooling
@@ -302,42 +340,43 @@ def _max_pool_cpu(images: jax.Array, window: Pair, strides: Pair, pads: Pads) ->
 
 
 def _max_pool_forward(images: jax.Array, window: Pair, strides: Pair, pads: Pads):
-    pooled = _max_pool_cpu(images, window, strides, pads)
-    return pooled, (images, pooled)
+    pooled, *others = _max_shifted(images, window, strides, pads)
+    winner = jnp.zeros(pooled.shape, jnp.int32)
+    for tap, seen in enumerate(others, start=1):
+        winner = jnp.where(seen > pooled, tap, winner)
+        pooled = jnp.maximum(pooled, seen)
+    # Left to itself, XLA finds the winner anew wherever the backward pass asks for it.
+    pooled, winner = lax.optimization_barrier((pooled, winner))
+    return pooled, (images, winner)
 
 
 def _max_pool_backward(window: Pair, strides: Pair, pads: Pads, saved, cotangent: jax.Array):
-    """The first of equal maxima takes all, as in XLA's own gradient and in PyTorch's."""
-    images, pooled = saved
-    free = jnp.ones(pooled.shape, bool)
-    shares = []
-    for seen in _max_shifted(images, window, strides, pads):
-        wins = free & (seen == pooled)
-        free &= ~wins
-        shares.append(jnp.where(wins, cotangent, 0))
-    return (_scatter(shares, window, strides, pads, images.shape),)
+    """The first of equal maxima takes all, as in XLA's own gradient and in PyTorch's.
 
-
-def _scatter(
-    shares: list[jax.Array], window: Pair, strides: Pair, pads: Pads, shape: tuple[int, ...]
-) -> jax.Array:
-    """Adds what each tap saw back onto the images: the transpose of `_shifted` after `_pad`.
-
-    Pixels are gathered by their place in a block of stride × stride, where every tap is a dense
-    array, and interleaved at the end: 16 ms where padding each tap with holes takes 22 ms.
+    Pixels are gathered by their place in a block of stride × stride, where what a tap sent back is
+    a slice, and interleaved at the end. The rim is added beforehand, so that no slice needs a look
+    at its bounds: 3×3 on (8, 112, 112, 64) takes 4 ms and not 12, inside a network 40.
     """
-    (sh, sw), (_, oh, ow, channels) = strides, shares[0].shape
+    images, winner = saved
+    (sh, sw), (_, oh, ow, channels) = strides, cotangent.shape
     more = (math.ceil(window[0] / sh) - 1, math.ceil(window[1] / sw) - 1)
-    empty = jnp.zeros((shape[0], oh + more[0], ow + more[1], channels), shares[0].dtype)
+    rim = ((more[0], more[0]), (more[1], more[1]))
+    winner, cotangent = lax.optimization_barrier((_pad(winner, rim, -1), _pad(cotangent, rim)))
+    height, width = oh + more[0], ow + more[1]  # in blocks
+    empty = jnp.zeros((len(images), height, width, channels), cotangent.dtype)
     places = [[empty] * sw for _ in range(sh)]
-    for tap, share in enumerate(shares):
+    for tap in range(math.prod(window)):
         (i, j), (k, m) = (divmod(tap // window[1], sh), divmod(tap % window[1], sw))
-        places[j][m] += _pad(share, ((i, more[0] - i), (k, more[1] - k)))
+        rows = slice(more[0] - i, more[0] - i + height)
+        columns = slice(more[1] - k, more[1] - k + width)
+        places[j][m] += jnp.where(winner[:, rows, columns] == tap, cotangent[:, rows, columns], 0)
     full = jnp.stack([jnp.stack(row, axis=3) for row in places], axis=2)
-    tall, wide = empty.shape[1] * sh, empty.shape[2] * sw
     (top, _), (left, _) = pads
-    crop = ((-top, shape[1] + top - tall), (-left, shape[2] + left - wide))
-    return _pad(full.reshape(shape[0], tall, wide, channels), crop)
+    crop = (
+        (-top, images.shape[1] + top - height * sh),
+        (-left, images.shape[2] + left - width * sw),
+    )
+    return (_pad(full.reshape(-1, height * sh, width * sw, channels), crop),)
 
 
 _max_pool_cpu.defvjp(_max_pool_forward, _max_pool_backward)

@@ -43,7 +43,9 @@ class Conv(nn.Module):
         shape = (*self.kernel_size, images.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         images, kernel = images.astype(self.dtype), kernel.astype(self.dtype)
-        result = ops.conv(images, kernel, self.strides, self.padding, self.forms)
+        prepared = self.get_variable("spectra", "kernel")  # None, but in an attack: `folding.py`
+        prepared = jax.tree.map(lambda x: x.astype(self.dtype), prepared)
+        result = ops.conv(images, kernel, self.strides, self.padding, self.forms, prepared)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             result += _along_channels(bias, result).astype(self.dtype)

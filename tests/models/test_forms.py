@@ -45,9 +45,10 @@ CONVS = {
         (2, 11, 13, 3), (5, 4, 3, 4), (3, 2), [(0, 2), (3, 1)], ((0, 2), (3, 1)), STEM
     ),
     "middle": ((1, 17, 16, 5), (3, 3, 5, 3), (1, 1), "SAME", 1, "plain"),
-    "tiles": ((1, 8, 9, 256), (3, 3, 256, 2), (1, 1), "SAME", 1, "winograd winograd plain"),
+    "tiles": ((1, 8, 9, 64), (3, 3, 64, 2), (1, 1), "SAME", 1, "winograd winograd plain"),
+    "one_tile": ((2, 2, 2, 64), (3, 3, 64, 3), (1, 1), "SAME", 1, "winograd winograd plain"),
     "tiles_uneven": (
-        (2, 9, 11, 256), (3, 3, 256, 2), (1, 1), [(0, 1), (2, 0)], ((0, 1), (2, 0)),
+        (2, 9, 11, 64), (3, 3, 64, 2), (1, 1), [(0, 1), (2, 0)], ((0, 1), (2, 0)),
         "winograd winograd plain",
     ),
     "first": ((5, 72, 72, 3), (3, 3, 3, 56), (1, 1), "SAME", 1, "plain chunks chunks"),
@@ -78,7 +79,7 @@ def test_every_conv_form_is_tested():
     assert {name for case in CONVS.values() for name in case[-1].split()} == set(ops._CONVS)
 
 
-@pytest.mark.parametrize("case", ["pointwise", "tiny", "small", "stem_odd"])
+@pytest.mark.parametrize("case", ["pointwise", "tiny", "small", "stem_odd", "one_tile"])
 def test_conv_over_lanes_equals_a_loop(case):
     shape, window, strides, _, ours, _ = CONVS[case]
     lanes, kernel = normal(3, *shape), normal(*window, seed=1)
