@@ -1,10 +1,10 @@
-"""Convolution and pooling, computed in the form that the backend is quick at.
+"""Convolution, computed in the form that the backend is quick at; `pools.py` has pooling.
 
 Every operation has a `plain` form, one XLA operation, right for GPU and TPU, and a `cpu` form,
 equal in value and gradient, that walks around the cliffs of XLA's CPU backend. The numbers beside
-the rules are from 2 AVX-512 cores, jax 0.10.2, 2026-11-22, float32. `resolve_forms` is the one
-place where the backend chooses; a convolution picks its form for each direction (forward, gradient
-to the images, gradient to the kernel) in `_directions`, from static shapes alone.
+the rules are from 2 AVX-512 cores, jax 0.10.2, 2026-11-22 and 23, float32. `resolve_forms` is the
+one place where the backend chooses; a convolution picks its form for each direction (forward,
+gradient to the images, gradient to the kernel) in `_directions`, from static shapes alone.
 
 The `cpu` forms are custom VJPs: reverse-mode gradients, `jit`, `vmap` and sharding work, forward
 mode (`jax.jvp`, `jax.jacfwd`) does not.
@@ -14,7 +14,6 @@ import functools
 import math
 from collections.abc import Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -56,13 +55,14 @@ def resolve_padding(padding: Padding, size: Pair, window: Pair, strides: Pair) -
     return (top, bottom), (left, right)
 
 
-def _output_size(size: Sequence[int], window: Sequence[int], strides: Pair, pads: Pads) -> Pair:
+def output_size(size: Sequence[int], window: Sequence[int], strides: Pair, pads: Pads) -> Pair:
+    """Height and width of what a convolution or a pool returns."""
     height = (size[0] + sum(pads[0]) - window[0]) // strides[0] + 1
     width = (size[1] + sum(pads[1]) - window[1]) // strides[1] + 1
     return height, width
 
 
-def _shifted(padded: jax.Array, window: Pair, strides: Pair, out: Pair) -> list[jax.Array]:
+def shifted(padded: jax.Array, window: Pair, strides: Pair, out: Pair) -> list[jax.Array]:
     """The padded images as each tap of the window sees them, row by row: (B, *out, C) each."""
     last = (strides[0] * (out[0] - 1) + 1, strides[1] * (out[1] - 1) + 1)
     return [
@@ -72,7 +72,7 @@ def _shifted(padded: jax.Array, window: Pair, strides: Pair, out: Pair) -> list[
     ]
 
 
-def _pad(images: jax.Array, pads: Pads, value: float = 0.0) -> jax.Array:
+def pad(images: jax.Array, pads: Pads, value: float = 0.0) -> jax.Array:
     """Pads height and width; a negative pad crops."""
     zero = (0, 0, 0)
     config = (zero, (*pads[0], 0), (*pads[1], 0), zero)
@@ -97,8 +97,8 @@ def _conv_pointwise(images: jax.Array, kernel: jax.Array, strides: Pair, pads: P
 def _conv_patches(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
     """All taps side by side as channels, then one matrix product."""
     window = (kernel.shape[0], kernel.shape[1])
-    out = _output_size(images.shape[1:3], window, strides, pads)
-    patches = jnp.concatenate(_shifted(_pad(images, pads), window, strides, out), axis=-1)
+    out = output_size(images.shape[1:3], window, strides, pads)
+    patches = jnp.concatenate(shifted(pad(images, pads), window, strides, out), axis=-1)
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
@@ -110,7 +110,7 @@ def _conv_blocks(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads
     batch, height, width, channels = images.shape
     (sh, sw), features = strides, kernel.shape[-1]
     rows, columns = math.ceil(kernel.shape[0] / sh), math.ceil(kernel.shape[1] / sw)
-    out = _output_size((height, width), kernel.shape[:2], strides, pads)
+    out = output_size((height, width), kernel.shape[:2], strides, pads)
     tall, wide = out[0] - 1 + rows, out[1] - 1 + columns
 
     kernel = jnp.pad(
@@ -119,7 +119,7 @@ def _conv_blocks(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads
     )
     kernel = kernel.reshape(rows, sh, columns, sw, channels, features).transpose(0, 2, 1, 3, 4, 5)
     (top, _), (left, _) = pads
-    images = _pad(images, ((top, tall * sh - height - top), (left, wide * sw - width - left)))
+    images = pad(images, ((top, tall * sh - height - top), (left, wide * sw - width - left)))
     images = images.reshape(batch, tall, sh, wide, sw, channels).transpose(0, 1, 3, 2, 4, 5)
     return _conv_plain(
         images.reshape(batch, tall, wide, -1),
@@ -155,11 +155,11 @@ def _conv_winograd(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pa
 
 def _products_of_tiles(images: jax.Array, weights: Spectrum, pads: Pads) -> jax.Array:
     batch, height, width, channels = images.shape
-    out = _output_size((height, width), (3, 3), (1, 1), pads)
+    out = output_size((height, width), (3, 3), (1, 1), pads)
     tall, wide = math.ceil(out[0] / 2), math.ceil(out[1] / 2)  # tiles
     (top, _), (left, _) = pads
-    padded = _pad(images, ((top, 2 * tall + 2 - height - top), (left, 2 * wide + 2 - width - left)))
-    seen = _shifted(padded, (4, 4), (2, 2), (tall, wide))  # (B, tall, wide, C), 16 of them
+    padded = pad(images, ((top, 2 * tall + 2 - height - top), (left, 2 * wide + 2 - width - left)))
+    seen = shifted(padded, (4, 4), (2, 2), (tall, wide))  # (B, tall, wide, C), 16 of them
     columns = [_tile([seen[4 * i + j] for i in range(4)]) for j in range(4)]
     tiles = [_tile([column[i] for column in columns]) for i in range(4)]
 
@@ -229,7 +229,7 @@ _CONVS = {
 def _directions(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> tuple[str, ...]:
     """The form of the forward pass, of the gradient to the images, and of that to the kernel."""
     kh, kw, channels, _ = kernel.shape
-    out = _output_size(images.shape[1:3], (kh, kw), strides, pads)
+    out = output_size(images.shape[1:3], (kh, kw), strides, pads)
     if (kh, kw) == (1, 1) and pads == ((0, 0), (0, 0)):
         return "pointwise", "pointwise", "pointwise"
     # 64 images, 256 channels on 16×16: 93 GFLOP/s plain, 170 in chunks
@@ -324,107 +324,3 @@ def conv(
     if forms == "cpu":
         return _conv_cpu(images, kernel, prepared, strides, pads)
     return _conv_plain(images, kernel, strides, pads)
-
-
-# Pooling
-
-
-def _max_shifted(images: jax.Array, window: Pair, strides: Pair, pads: Pads) -> list[jax.Array]:
-    out = _output_size(images.shape[1:3], window, strides, pads)
-    return _shifted(_pad(images, pads, -jnp.inf), window, strides, out)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool_cpu(images: jax.Array, window: Pair, strides: Pair, pads: Pads) -> jax.Array:
-    return functools.reduce(jnp.maximum, _max_shifted(images, window, strides, pads))
-
-
-def _max_pool_forward(images: jax.Array, window: Pair, strides: Pair, pads: Pads):
-    pooled, *others = _max_shifted(images, window, strides, pads)
-    winner = jnp.zeros(pooled.shape, jnp.int32)
-    for tap, seen in enumerate(others, start=1):
-        winner = jnp.where(seen > pooled, tap, winner)
-        pooled = jnp.maximum(pooled, seen)
-    # Left to itself, XLA finds the winner anew wherever the backward pass asks for it.
-    pooled, winner = lax.optimization_barrier((pooled, winner))
-    return pooled, (images, winner)
-
-
-def _max_pool_backward(window: Pair, strides: Pair, pads: Pads, saved, cotangent: jax.Array):
-    """The first of equal maxima takes all, as in XLA's own gradient and in PyTorch's.
-
-    Pixels are gathered by their place in a block of stride × stride, where what a tap sent back is
-    a slice, and interleaved at the end. The rim is added beforehand, so that no slice needs a look
-    at its bounds: 3×3 on (8, 112, 112, 64) takes 4 ms and not 12, inside a network 40.
-    """
-    images, winner = saved
-    (sh, sw), (_, oh, ow, channels) = strides, cotangent.shape
-    more = (math.ceil(window[0] / sh) - 1, math.ceil(window[1] / sw) - 1)
-    rim = ((more[0], more[0]), (more[1], more[1]))
-    winner, cotangent = lax.optimization_barrier((_pad(winner, rim, -1), _pad(cotangent, rim)))
-    height, width = oh + more[0], ow + more[1]  # in blocks
-    empty = jnp.zeros((len(images), height, width, channels), cotangent.dtype)
-    places = [[empty] * sw for _ in range(sh)]
-    for tap in range(math.prod(window)):
-        (i, j), (k, m) = (divmod(tap // window[1], sh), divmod(tap % window[1], sw))
-        rows = slice(more[0] - i, more[0] - i + height)
-        columns = slice(more[1] - k, more[1] - k + width)
-        places[j][m] += jnp.where(winner[:, rows, columns] == tap, cotangent[:, rows, columns], 0)
-    full = jnp.stack([jnp.stack(row, axis=3) for row in places], axis=2)
-    (top, _), (left, _) = pads
-    crop = (
-        (-top, images.shape[1] + top - height * sh),
-        (-left, images.shape[2] + left - width * sw),
-    )
-    return (_pad(full.reshape(-1, height * sh, width * sw, channels), crop),)
-
-
-_max_pool_cpu.defvjp(_max_pool_forward, _max_pool_backward)
-
-
-def max_pool(
-    images: jax.Array, window: Pair, strides: Pair, padding: Padding, forms: str
-) -> jax.Array:
-    """Maximum over windows, (B, H, W, C) → (B, H', W', C); padding never wins.
-
-    In both forms the gradient goes to the first of equal maxima. `padding`: see `resolve_padding`.
-    """
-    pads = resolve_padding(padding, (images.shape[1], images.shape[2]), window, strides)
-    if forms == "cpu":
-        return _max_pool_cpu(images, window, strides, pads)
-    return nn.max_pool(images, window, strides, pads)  # pyright: ignore[reportArgumentType]
-
-
-def _sum(arrays: list[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.add, arrays)
-
-
-def avg_pool(
-    images: jax.Array,
-    window: Pair,
-    strides: Pair,
-    padding: Padding,
-    forms: str,
-    count_padding: bool = True,
-) -> jax.Array:
-    """Mean over windows, (B, H, W, C) → (B, H', W', C).
-
-    `count_padding`: whether padded zeros count in the mean (torchvision: yes; Keras: no).
-    `padding`: see `resolve_padding`.
-    """
-    size = (images.shape[1], images.shape[2])
-    pads = resolve_padding(padding, size, window, strides)
-    if forms != "cpu":
-        return nn.avg_pool(
-            images,
-            window,
-            strides,
-            pads,  # pyright: ignore[reportArgumentType]
-            count_include_pad=count_padding,
-        )
-    out = _output_size(size, window, strides, pads)
-    total = _sum(_shifted(_pad(images, pads), window, strides, out))
-    if count_padding:
-        return total / math.prod(window)
-    ones = _pad(jnp.ones((1, *size, 1), images.dtype), pads)
-    return total / _sum(_shifted(ones, window, strides, out))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 from medadv_jax.models import forms as ops
+from medadv_jax.models import pools
 from medadv_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -80,7 +81,7 @@ def _chain(images: jax.Array, *layers: nn.Module) -> jax.Array:
 
 
 def _maximum(images: jax.Array, forms: str) -> jax.Array:
-    return ops.max_pool(images, (3, 3), (2, 2), "VALID", forms)
+    return pools.max_pool(images, (3, 3), (2, 2), "VALID", forms)
 
 
 class Mixed(nn.Module):
@@ -227,7 +228,7 @@ class AuxLogits(nn.Module):
     @nn.compact
     def __call__(self, maps: jax.Array) -> jax.Array:
         """Classifies; see the class."""
-        hidden = ops.avg_pool(maps, (5, 5), (3, 3), "VALID", self.forms)
+        hidden = pools.avg_pool(maps, (5, 5), (3, 3), "VALID", self.forms)
         hidden = self.layer(128, 1, name="conv0")(hidden)
         hidden = self.layer(
             768, 5, padding="valid", kernel_init=truncated_normal(0.01), name="conv1"
@@ -294,7 +295,7 @@ class InceptionV3(nn.Module):
 
     def _mixed(self, layer: Layer) -> dict[str, Any]:
         average = functools.partial(
-            ops.avg_pool,
+            pools.avg_pool,
             window=(3, 3),
             strides=(1, 1),
             padding=1,
