@@ -193,11 +193,15 @@ def test_the_peers_faster_variant_counts_against_ours_of_the_same_alternation() 
         _record("pytorch", "compiled", [2.0, 3.0, 3.0]),
         _record("art", None, [20.0]),
         _record("medadv_jax", None, [100.0], group=1),  # a busier time, and no peer
+        _record("medadv_jax", None, [6.0]) | {"task": "adversarial_step"},
+        _record("pytorch", "eager", [3.0]) | {"task": "adversarial_step"},
     ]
-    found = {each["peer"]: each for each in report.ratios(records)}
+    ratios = report.ratios(records)
+    found = {each["peer"]: each for each in ratios if each["task"] == "attack"}
     assert found["pytorch"]["ratio"] == pytest.approx(1.5)
     assert found["pytorch"]["variant"] == "compiled"
     assert found["art"]["ratio"] == pytest.approx(10.0)
+    assert [each["ratio"] for each in ratios if each["task"] == "adversarial_step"] == [0.5]
     assert report.geometric_means([{"peer": "x", "ratio": r} for r in (1.0, 4.0)]) == {"x": 2.0}
 
 

@@ -106,13 +106,16 @@ def ratios(records: list[Record]) -> list[dict[str, Any]]:
     PyTorch counts by its faster variant. Ours and the peer's times are of the same alternation.
     """
     found: dict[tuple, dict[str, Any]] = {}
-    for group in {record["group"]: None for record in records}:
-        together = [record for record in records if record["group"] == group]
-        mine = [r for r in together if r["implementation"] == "medadv_jax"]
-        for record in together if mine else ():
-            if record["implementation"] == "medadv_jax":
-                continue
-            ratio = _median(record) / _median(mine[0])
+    for record in records:
+        if record["implementation"] == "medadv_jax":
+            continue
+        together = [
+            each for each in records
+            if each["group"] == record["group"] and _place(each) == _place(record)
+            and each["implementation"] == "medadv_jax"
+        ]  # fmt: skip
+        for mine in together:
+            ratio = _median(record) / _median(mine)
             key = (record["implementation"], *_place(record))
             if key not in found or ratio < found[key]["ratio"]:
                 place = dict(zip(_PLACE, _place(record), strict=True))
