@@ -98,8 +98,7 @@ def run_attacks(
         key,
     )
     score_fn = make_score_fn(plan, logits_fn, penalty_fn)
-    step = _traced_once(make_step(plan, score_fn), state)
-    state = run_segments(plan, step, state, images, labels, loop)
+    state = run_segments(plan, make_step(plan, score_fn), state, images, labels, loop)
     return strongest(attacks, *end(plan, score_fn, state, labels))
 
 
@@ -128,8 +127,7 @@ def run_assigned(
         plan, images.reshape(*shape, *images.shape[1:]), labels.reshape(shape), key
     )
     score_fn = make_score_fn(plan, logits_fn)
-    step = _traced_once(make_step(plan, score_fn), state)
-    state = run_segments(plan, step, state, points, targets, loop)
+    state = run_segments(plan, make_step(plan, score_fn), state, points, targets, loop)
     return end(plan, score_fn, state, targets)[0].reshape(images.shape)
 
 
@@ -206,12 +204,6 @@ def strongest(attacks: Sequence[Attack], adversarial: jax.Array, score: _Score) 
         results.append(_strongest_restart(adversarial, score, first, stop))
         first = stop
     return jnp.stack(results)
-
-
-def _traced_once(step: Callable[..., _State], state: _State) -> Callable[..., _State]:
-    """Within a program that is being traced, one trace serves all the copies of an unrolled step.
-    XLA sees the same program. Elsewhere a step would be compiled anew at every call."""
-    return jax.jit(step) if isinstance(state.point, jax.core.Tracer) else step
 
 
 def _repeat(step: Callable[[_State], _State], times: int, state: _State, loop: str) -> _State:
