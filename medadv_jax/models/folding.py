@@ -47,14 +47,11 @@ def fold(network: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
 
 def _spectra(params: Tree) -> dict[str, Any]:
     """The tree of those kernels that have one."""
-    found = {name: _spectra(value) for name, value in params.items() if isinstance(value, Mapping)}
-    found = {name: value for name, value in found.items() if value}
     kernel = params.get("kernel")
-    return {"kernel": forms.spectrum(kernel)} if _has_spectrum(kernel) else found
-
-
-def _has_spectrum(kernel: Any) -> bool:
-    return kernel is not None and forms.has_spectrum(kernel)
+    if kernel is not None:
+        return {"kernel": forms.spectrum(kernel)} if forms.has_spectrum(kernel) else {}
+    found = {name: _spectra(value) for name, value in params.items() if isinstance(value, Mapping)}
+    return {name: value for name, value in found.items() if value}
 
 
 def _fold(params: Tree, statistics: Tree, epsilon: float) -> dict[str, Any]:

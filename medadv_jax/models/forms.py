@@ -146,14 +146,9 @@ def _conv_chunks(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads
     return jnp.concatenate(parts)
 
 
-def _conv_winograd(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
+def _conv_winograd(images: jax.Array, weights: Spectrum, pads: Pads) -> jax.Array:
     """A 3×3 convolution of stride 1 as F(2×2, 3×3) (Winograd 1980; Lavin & Gray 2016, section 4.1):
     every 2×2 pixels of the result take 16 multiplications a channel in place of 36."""
-    del strides  # (1, 1), by the rule in `_directions`
-    return _products_of_tiles(images, spectrum(kernel), pads)
-
-
-def _products_of_tiles(images: jax.Array, weights: Spectrum, pads: Pads) -> jax.Array:
     batch, height, width, channels = images.shape
     out = output_size((height, width), (3, 3), (1, 1), pads)
     tall, wide = math.ceil(out[0] / 2), math.ceil(out[1] / 2)  # tiles
@@ -213,16 +208,15 @@ def _winograd_images_bar(cotangent: jax.Array, weights: Spectrum, pads: Pads) ->
     (top, bottom), (left, right) = pads
     turned = [[weights[i][j].T for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
     rest = ((2 - top, 2 - bottom), (2 - left, 2 - right))
-    return _products_of_tiles(cotangent, turned, rest)
+    return _conv_winograd(cotangent, turned, rest)
 
 
-_CONVS = {
+_CONVS = {  # and "winograd", which takes a kernel's spectrum
     "plain": _conv_plain,
     "pointwise": _conv_pointwise,
     "patches": _conv_patches,
     "blocks": _conv_blocks,
     "chunks": _conv_chunks,
-    "winograd": _conv_winograd,
 }
 
 
@@ -263,7 +257,7 @@ def _conv_cpu_forward(
     if forward != "winograd":
         return _CONVS[forward](images, kernel, strides, pads), (images, kernel, prepared, None)
     weights = spectrum(kernel) if prepared is None else prepared  # both passes need them
-    return _products_of_tiles(images, weights, pads), (images, kernel, prepared, weights)
+    return _conv_winograd(images, weights, pads), (images, kernel, prepared, weights)
 
 
 def _conv_cpu_backward(strides: Pair, pads: Pads, saved, cotangent: jax.Array):

@@ -26,8 +26,8 @@ def measure_loader(case: Case, runs: int) -> dict[str, Any]:
       runs: timed runs of each; medians count.
 
     Returns {"model", "image_size", "batch", "loader_images_per_second", "step_images_per_second",
-    "ratio": loader over step, "waiting": the share of the time that steps fed by the loader take
-    longer than steps on a batch that lies on the device; noise can make it negative}.
+    "ratio": loader over step, "waiting": the share of the time of steps fed by the loader that
+    steps on a batch on the device do not take; noise can make it negative}.
     """
     ours = Ours(case)
     step = ours.stepper(case)
@@ -55,7 +55,7 @@ def measure_loader(case: Case, runs: int) -> dict[str, Any]:
     }  # fmt: skip
     print(
         f"\nloader, {case.place}: {rates['loader']:.0f} images/s, {result['ratio']:.1f} times what"
-        f" a clean step takes; steps fed by it take {result['waiting']:.1%} more of the time"
+        f" a clean step takes; of the time of steps fed by it, {result['waiting']:.1%} is waiting"
     )
     return result
 

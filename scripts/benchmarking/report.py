@@ -105,24 +105,23 @@ def ratios(records: list[Record]) -> list[dict[str, Any]]:
 
     PyTorch counts by its faster variant. Ours and the peer's times are of the same alternation.
     """
+    ours = {
+        (record["group"], _place(record)): _median(record)
+        for record in records if record["implementation"] == "medadv_jax"
+    }  # fmt: skip
     found: dict[tuple, dict[str, Any]] = {}
     for record in records:
-        if record["implementation"] == "medadv_jax":
+        mine = ours.get((record["group"], _place(record)))
+        if mine is None or record["implementation"] == "medadv_jax":
             continue
-        together = [
-            each for each in records
-            if each["group"] == record["group"] and _place(each) == _place(record)
-            and each["implementation"] == "medadv_jax"
-        ]  # fmt: skip
-        for mine in together:
-            ratio = _median(record) / _median(mine)
-            key = (record["implementation"], *_place(record))
-            if key not in found or ratio < found[key]["ratio"]:
-                place = dict(zip(_PLACE, _place(record), strict=True))
-                found[key] = {
-                    "peer": record["implementation"], "variant": record["variant"],
-                    **place, "ratio": ratio,
-                }  # fmt: skip
+        ratio = _median(record) / mine
+        key = (record["implementation"], *_place(record))
+        if key not in found or ratio < found[key]["ratio"]:
+            place = dict(zip(_PLACE, _place(record), strict=True))
+            found[key] = {
+                "peer": record["implementation"], "variant": record["variant"],
+                **place, "ratio": ratio,
+            }  # fmt: skip
     return list(found.values())
 
 

@@ -1,7 +1,6 @@
 """How long a command takes to its first step, and how long when it is started again."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ def measure_starts(case: Case) -> dict[str, Any]:
 
     Returns {"command", "base", "adversarial"}; the two hold {"first_seconds", "second_seconds",
     "ratio"}: from the start of the process until the metrics are written of the first clean step,
-    and of the first adversarial one, after an epoch of four clean steps and its validation.
+    and of the first adversarial one, after an epoch of a few clean steps and its validation.
 
     Raises:
       RuntimeError: a run that ended before that.
@@ -65,9 +64,7 @@ def _start(fields: list[str], workdir: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     with tempfile.TemporaryFile() as said:
         start = time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ, stdout=said, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
         try:
             while len(found) < len(_STAGES):
                 ended, passed = process.poll() is not None, time.perf_counter() - start
