@@ -230,8 +230,9 @@ def _directions(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads)
     chunks = (max(strides) == 1 or channels <= 4) and _chunk(images, kernel) < len(images)
     to_kernel = "chunks" if chunks else "plain"
     # Both directions, plain and so: 32 images, 512 on 8×8 109 and 62 ms; 64 on 64×64 280 and 200;
-    # 8 images, 256 on 56×56 331 and 249; 128 on 112×112 375 and 410
-    if has_spectrum(kernel) and max(strides) == 1 and 4 <= math.prod(out) <= 64**2:
+    # 8 images, 256 on 56×56 331 and 249; 128 on 112×112 375 and 410. Below 16 pixels it would gain
+    # a fifth, too, but the programs of small networks take long enough to compile
+    if has_spectrum(kernel) and max(strides) == 1 and 16 <= math.prod(out) <= 64**2:
         return "winograd", "winograd", to_kernel
     if math.prod(out) <= 9:  # 512 channels on 2×2: 2 GFLOP/s plain, 180 as patches
         return "patches", "patches", "plain"

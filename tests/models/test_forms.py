@@ -47,7 +47,7 @@ CONVS = {
     ),
     "middle": ((1, 17, 16, 5), (3, 3, 5, 3), (1, 1), "SAME", 1, "plain"),
     "tiles": ((1, 8, 9, 64), (3, 3, 64, 2), (1, 1), "SAME", 1, "winograd winograd plain"),
-    "one_tile": ((2, 2, 2, 64), (3, 3, 64, 3), (1, 1), "SAME", 1, "winograd winograd plain"),
+    "few_tiles": ((2, 4, 4, 64), (3, 3, 64, 3), (1, 1), "SAME", 1, "winograd winograd plain"),
     "tiles_uneven": (
         (2, 9, 11, 64), (3, 3, 64, 2), (1, 1), [(0, 1), (2, 0)], ((0, 1), (2, 0)),
         "winograd winograd plain",
@@ -83,7 +83,7 @@ def test_every_conv_form_is_tested():
     }
 
 
-@pytest.mark.parametrize("case", ["pointwise", "tiny", "small", "stem_odd", "one_tile"])
+@pytest.mark.parametrize("case", ["pointwise", "tiny", "small", "stem_odd", "few_tiles"])
 def test_conv_over_lanes_equals_a_loop(case):
     shape, window, strides, _, ours, _ = CONVS[case]
     lanes, kernel = normal(3, *shape), normal(*window, seed=1)
@@ -156,3 +156,14 @@ def test_auto_follows_the_backend(monkeypatch, backend, form):
 def test_unknown_form_is_told():
     with pytest.raises(UserError, match=r"forms='fast'.*auto, cpu, plain"):
         ops.resolve_forms("fast")
+
+
+def test_a_prepared_spectrum_changes_nothing_and_gets_no_gradient():
+    images, kernel = normal(2, 6, 5, 64), normal(3, 3, 64, 4, seed=1)
+
+    def total(x, prepared):
+        return jnp.sum(jnp.sin(ops.conv(x, kernel, (1, 1), 1, "cpu", prepared)))
+
+    to_images, to_prepared = jax.grad(total, (0, 1))(images, ops.spectrum(kernel))
+    assert_allclose(to_images, jax.grad(total)(images, None), rtol=1e-4, atol=1e-4)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(to_prepared))
