@@ -102,33 +102,6 @@ def _conv_patches(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pad
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _conv_blocks(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
-    """A strided convolution as one of stride 1 over blocks of stride × stride pixels.
-
-    The kernel is padded with zeros to a whole number of blocks, the images to what it then sees.
-    """
-    batch, height, width, channels = images.shape
-    (sh, sw), features = strides, kernel.shape[-1]
-    rows, columns = math.ceil(kernel.shape[0] / sh), math.ceil(kernel.shape[1] / sw)
-    out = output_size((height, width), kernel.shape[:2], strides, pads)
-    tall, wide = out[0] - 1 + rows, out[1] - 1 + columns
-
-    kernel = jnp.pad(
-        kernel,
-        ((0, rows * sh - kernel.shape[0]), (0, columns * sw - kernel.shape[1]), (0, 0), (0, 0)),
-    )
-    kernel = kernel.reshape(rows, sh, columns, sw, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    (top, _), (left, _) = pads
-    images = pad(images, ((top, tall * sh - height - top), (left, wide * sw - width - left)))
-    images = images.reshape(batch, tall, sh, wide, sw, channels).transpose(0, 1, 3, 2, 4, 5)
-    return _conv_plain(
-        images.reshape(batch, tall, wide, -1),
-        kernel.reshape(rows, columns, -1, features),
-        (1, 1),
-        ((0, 0), (0, 0)),
-    )
-
-
 def _chunk(images: jax.Array, kernel: jax.Array) -> int:
     """Images whose maps fit into the cache beside the kernel: 2.5 MB, or 1 of 32 parts of all."""
     _, height, width, _ = images.shape
@@ -202,20 +175,54 @@ def _untile(m: list[jax.Array]) -> list[jax.Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
-def _winograd_images_bar(cotangent: jax.Array, weights: Spectrum, pads: Pads) -> jax.Array:
+def _winograd_images_bar(cotangent: jax.Array, weights: Spectrum, rest: Pads) -> jax.Array:
     """The gradient to the images: the same with the kernel turned round, which in the spectrum is
     its first and last rows and columns exchanged."""
-    (top, bottom), (left, right) = pads
     turned = [[weights[i][j].T for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
-    rest = ((2 - top, 2 - bottom), (2 - left, 2 - right))
     return _conv_winograd(cotangent, turned, rest)
 
 
-_CONVS = {  # and "winograd", which takes a kernel's spectrum
+def _turned(kernel: jax.Array) -> jax.Array:
+    """(KH, KW, C, F) → (KH, KW, F, C), the kernel of the gradient to the images at stride 1.
+
+    The barrier keeps XLA from folding the exchange into the convolution, for which its CPU backend
+    then, in a loop, has no quick routine: half of all time of an attack on ResNet50 at 64 px.
+    """
+    return lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+
+
+def _rest(kernel: jax.Array, pads: Pads) -> Pads:
+    """The padding of that gradient."""
+    (top, bottom), (left, right) = pads
+    high, wide = kernel.shape[0] - 1, kernel.shape[1] - 1
+    return (high - top, high - bottom), (wide - left, wide - right)
+
+
+def _blocks_images_bar(
+    cotangent: jax.Array, images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads
+) -> jax.Array:
+    """The gradient to the images of a strided convolution, as one of stride 1 that yields blocks
+    of stride × stride pixels; the kernel is padded with zeros to a whole number of them."""
+    (sh, sw), (kh, kw, channels, features) = strides, kernel.shape
+    rows, columns = math.ceil(kh / sh), math.ceil(kw / sw)
+    kernel = jnp.pad(kernel, ((0, rows * sh - kh), (0, columns * sw - kw), (0, 0), (0, 0)))
+    kernel = kernel.reshape(rows, sh, columns, sw, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    kernel = kernel.reshape(rows, columns, -1, features)
+    none = ((0, 0), (0, 0))
+    blocks = _conv_plain(cotangent, _turned(kernel), (1, 1), _rest(kernel, none))
+
+    batch, tall, wide, _ = blocks.shape
+    blocks = blocks.reshape(batch, tall, wide, sh, sw, channels).transpose(0, 1, 3, 2, 4, 5)
+    (_, height, width, _), (top, _), (left, _) = images.shape, *pads
+    bottom, right = height + top - tall * sh, width + left - wide * sw
+    whole = blocks.reshape(batch, tall * sh, wide * sw, channels)
+    return pad(whole, ((-top, bottom), (-left, right)))
+
+
+_CONVS = {  # and "winograd", which takes a kernel's spectrum, and "blocks", which goes backwards
     "plain": _conv_plain,
     "pointwise": _conv_pointwise,
     "patches": _conv_patches,
-    "blocks": _conv_blocks,
     "chunks": _conv_chunks,
 }
 
@@ -267,7 +274,12 @@ def _conv_cpu_backward(strides: Pair, pads: Pads, saved, cotangent: jax.Array):
     prepared_bar = jax.tree.map(jnp.zeros_like, prepared)
     _, to_images, to_kernel = _directions(images, kernel, strides, pads)
     if to_images == "winograd":
-        images_bar = _winograd_images_bar(cotangent, weights, pads)
+        images_bar = _winograd_images_bar(cotangent, weights, _rest(kernel, pads))
+    elif to_images == "blocks":
+        images_bar = _blocks_images_bar(cotangent, images, kernel, strides, pads)
+    elif to_images in ("plain", "chunks"):  # of stride 1, by the rules
+        form = _CONVS[to_images]
+        images_bar = form(cotangent, _turned(kernel), (1, 1), _rest(kernel, pads))
     else:
         form = _CONVS[to_images]
         (images_bar,) = jax.linear_transpose(lambda x: form(x, kernel, strides, pads), images)(

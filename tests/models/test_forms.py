@@ -1,5 +1,6 @@
 """Every form equals XLA's own operation, in value and in both gradients."""
 
+import re
 from typing import Any
 
 import jax
@@ -79,6 +80,7 @@ def test_conv_equals_lax_in_value_and_gradients(case, form):
 def test_every_conv_form_is_tested():
     assert {name for case in CONVS.values() for name in case[-1].split()} == {
         "winograd",
+        "blocks",
         *ops._CONVS,
     }
 
@@ -103,6 +105,20 @@ def test_pixel_gradient_computes_no_kernel_gradient():
     text = gradient.lower(images).compile().as_text()
     assert text is not None
     assert "convolution(" not in text  # neither the forward one nor the one to the kernel
+
+
+@pytest.mark.parametrize("case", ["stem_even", "first", "middle"])
+def test_pixel_gradient_in_a_loop_leaves_the_kernel_in_its_order(case):
+    """With input and output features exchanged XLA's CPU backend has no quick routine for it."""
+    shape, window, strides, _, ours, _ = CONVS[case]
+    kernel = normal(*window, seed=1)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(ops.conv(x, kernel, strides, ours, "cpu"))))
+    loop = jax.jit(lambda x: lax.fori_loop(0, 3, lambda _, x: x + gradient(x), x))
+    text = loop.lower(normal(*shape)).compile().as_text()
+    assert text is not None
+    orders = re.findall(r"dim_labels=b01f_(\w+)->", text)
+    assert len(orders) >= 2
+    assert set(orders) == {"01io"}
 
 
 # shape, window, strides, padding
