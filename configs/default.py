@@ -80,7 +80,7 @@ def get_config() -> Config:
     attack.norm = "linf"  # linf | l2; the norm of the ball
     attack.relative_step = 2.5  # step size × steps / epsilon, for attacks of many steps (Madry)
     attack.decay = 1.0  # momentum decay μ of MI-FGSM (Dong et al. 2018)
-    attack.loop = "auto"  # unrolled | fori_loop | auto: unrolled on CPU, fori_loop elsewhere
+    attack.loop = "fori_loop"  # or unrolled: a copy of the step for each, long to compile
 
     config.purifier = purifier = ml_collections.ConfigDict()  # of autoencoder and hybrid
     purifier.name = "dense"  # dense: the paper's | spatial: keeps the layout | unet: residual

@@ -315,7 +315,7 @@ def _move(
         plan = parts.plan_lanes([attack])
         state, image, label = jax.tree.map(lambda x: x[None, None], (state, image, label))
         step = parts.make_step(plan, score_fn)
-        moved = parts.run_segments(plan, step, state, image, label, "unrolled")
+        moved = parts.run_segments(plan, step, state, image, label, "fori_loop")
         return jax.tree.map(lambda x: x[0, 0], moved)
 
     return jax.vmap(move)(state, found, numbers, images, labels)

@@ -80,7 +80,7 @@ class Trial(NamedTuple):
     batches: Iterable[Mapping[str, Any]]
     put: Callable[[Any], Any]
     seed: int
-    loop: str = "auto"
+    loop: str = "fori_loop"
     advance: Callable[[int], None] = lambda images: None
 
     def placed(self) -> Iterator[tuple[Any, np.ndarray, list[Example]]]:

@@ -3,6 +3,7 @@
 An evaluation leaves records, from which every number is derived; see `results.py`.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from medadv_jax.attacks import Attack
+from medadv_jax.attacks import Attack, run_attacks
 from medadv_jax.attacks.losses import cross_entropy
-from medadv_jax.attacks.stepwise import VariablesFn, compile_attacks
 from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense, attack_from_config
 from medadv_jax.train_step import Batch, put_batch
+
+# (folded variables, pixels (N, H, W, C)) -> (N,), subtracted from an attack's loss
+PenaltyFn = Callable[[Variables, jax.Array], jax.Array]
 
 
 class Source(NamedTuple):
@@ -134,7 +137,7 @@ class Predictor:
     the attack loop.
     """
 
-    def __init__(self, classifier: Classifier, loop: str):
+    def __init__(self, classifier: Classifier, loop: str = "fori_loop"):
         self.classifier, self._loop = classifier, loop
         # What attacks differentiate: the same function, with BatchNorm folded into the kernels.
         self.attacked, self.fold = classifier.folded(), classifier.fold
@@ -151,7 +154,7 @@ class Predictor:
         source: Source,
         batch: Any,
         key: jax.Array,
-        penalty: VariablesFn | None = None,
+        penalty: PenaltyFn | None = None,
     ) -> jax.Array:
         """Returns adversarial pixels (A, B, H, W, 3).
 
@@ -160,19 +163,31 @@ class Predictor:
           source: whose gradients.
           batch: image (B, H, W, 3) uint8 and label (B,), on the devices.
           key: of the random starts.
-          penalty: (folded variables, pixels) -> (N,), subtracted from the loss; the same object
-            for the same function, or it is compiled again.
+          penalty: the same object for the same function, or it is compiled again; None: none.
         """
         program = (tuple(attacks), source.gradient, penalty)
         if program not in self._attacks:
-            gradient = source.gradient
-
-            def logits_fn(variables: Variables, pixels: jax.Array) -> jax.Array:
-                return self.attacked.logits(variables, pixels, gradient)
-
-            self._attacks[program] = compile_attacks(attacks, logits_fn, self._loop, penalty)
+            self._attacks[program] = jax.jit(
+                functools.partial(self._run, attacks, source.gradient, penalty)
+            )
         pixels = to_pixels(batch["image"])
         return self._attacks[program](self.fold(source.variables), pixels, batch["label"], key)
+
+    def _run(
+        self,
+        attacks: Sequence[Attack],
+        gradient: str,
+        penalty: PenaltyFn | None,
+        variables: Variables,
+        *arguments: Any,
+    ) -> jax.Array:
+        return run_attacks(
+            attacks,
+            self.attacked.logits_fn(variables, gradient),
+            *arguments,
+            loop=self._loop,
+            penalty_fn=None if penalty is None else functools.partial(penalty, variables),
+        )
 
     def logits(self, target: Target, pixels: jax.Array) -> jax.Array:
         """Returns the deployed classifier's logits, (B, H, W, 3) in [0, 1] -> (B, K) float32."""

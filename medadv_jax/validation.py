@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from data import DATASETS
 from medadv_jax.attacks import ATTACKS
 from medadv_jax.attacks.geometry import BALLS
+from medadv_jax.attacks.loop import LOOPS
 from medadv_jax.classifier import NORMALIZATIONS
 from medadv_jax.config import Config
 from medadv_jax.defenses import DEFENSES
@@ -95,7 +96,7 @@ RULES: dict[str, Rule] = {
     "attack.norm": _one_of(BALLS),
     "attack.relative_step": _number(0, above=True),
     "attack.decay": _number(0),
-    "attack.loop": _one_of(("auto", "fori_loop", "unrolled")),
+    "attack.loop": _one_of(LOOPS),
     "purifier.name": _one_of(PURIFIERS),
     "purifier.bottleneck": _number(1, 4096),
     "purifier.width": _number(0, 4, above=True),

@@ -45,7 +45,6 @@ def make_config() -> Config:
     config.train.batch_size = BATCH
     config.train.attacks = "fgsm,pgd,bim,mifgsm"
     config.train.num_steps = 3
-    config.attack.loop = "fori_loop"
     return config
 
 

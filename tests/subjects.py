@@ -85,7 +85,7 @@ def make_subject(
 ):
     variables = {"scale": np.full((), 100.0, np.float32)}
     mesh = make_mesh()
-    made = predictor(classifier, "fori_loop")
+    made = predictor(classifier)
     examples = [Example(f"e{i}", int(label), f"g{i}", 0, "", str(i)) for i, label in
                 enumerate(LABELS)]  # fmt: skip
     return Subject(

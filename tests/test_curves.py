@@ -110,9 +110,7 @@ def test_sweep_finds_what_the_loop_finds(norm):
         make_attack("bim", 0.9, step_size=0.9, num_steps=3, norm=norm),  # overshoots, keeps no best
     ]
     expected = jax.jit(
-        lambda x, y, k: run_attacks(
-            attacks, lambda p: curved(variables, p, "plain"), x, y, k, loop="fori_loop"
-        )
+        lambda x, y, k: run_attacks(attacks, lambda p: curved(variables, p, "plain"), x, y, k)
     )(images, labels, jax.random.key(7))
     # 4 rows for 11 images of four attacks: every row changes hands, the last ones stay empty.
     sweep = Sweep(curved, 4, norm)

@@ -43,7 +43,7 @@ class Spy(evaluate.Predictor):
 @pytest.fixture(scope="module")
 def predictor():
     purifier = create_purifier("spatial", width=0.25)
-    return Spy(Classifier(TinyNet(), purifier=purifier), "fori_loop")
+    return Spy(Classifier(TinyNet(), purifier=purifier))
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ def variables(classifier):
 
 @pytest.fixture(scope="module")
 def predictor(classifier):
-    return evaluate.Predictor(classifier, "fori_loop")
+    return evaluate.Predictor(classifier)
 
 
 def predictions(

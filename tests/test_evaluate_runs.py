@@ -37,7 +37,7 @@ def tilted(variables, pixels):
 
 def make_member(number, scale, bias, deployed="full"):
     formula: Any = Formula(tilted, lambda pixels: 0.5 + 0.5 * pixels)
-    predictor = Predictor(formula, "fori_loop")
+    predictor = Predictor(formula)
     variables = {"scale": np.float32(scale), "bias": np.float32(bias)}
     return Member(f"run{number}", "base", predictor, Target(deployed, variables))
 

@@ -76,7 +76,7 @@ def inputs_fn(objective, purified=False):
             attacks=ATTACKS,
             objective=objective,
             noise=NOISE,
-            loop="unrolled",
+            loop="fori_loop",
         )
 
     return jax.jit(run)
@@ -112,9 +112,7 @@ def test_the_others_see_clean_noisy_and_adversarial_images(objective):
 
 def test_the_adversarial_column_is_the_attack_on_the_bare_network():
     adversarial = make_inputs("denoising").images[:, 2]
-    expected = jax.jit(
-        lambda images: run_assigned(ATTACKS, bare_logits, images, LABELS, loop="unrolled")
-    )(pixels())
+    expected = jax.jit(lambda images: run_assigned(ATTACKS, bare_logits, images, LABELS))(pixels())
     assert_allclose(adversarial, expected, atol=1e-6)
     radii = np.abs(np.asarray(adversarial - pixels())).max((1, 2, 3))
     assert_allclose(radii, [0.01, EPSILON, 0.01, EPSILON], rtol=1e-4)

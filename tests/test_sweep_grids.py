@@ -137,7 +137,7 @@ def test_one_real_cell_from_the_command_line_to_the_report(tmp_path):
         "compile_cache": tmp_path / "programs", "model.name": "vgg16", "model.width": 0.05,
         "model.head": "gap", "model.forms": "plain", "train.epochs": 1, "train.batch_size": 32,
         "train.attacks": "pgd", "eval.attacks": "pgd", "eval.num_steps": 1, "eval.images": 6,
-        "eval.checks": False, "detector.run": False, "attack.loop": "fori_loop",
+        "eval.checks": False, "detector.run": False,
     }  # fmt: skip
     command = [
         sys.executable, str(ROOT / "scripts" / "sweep.py"), f"--configs={DEMO}", "--seeds=3",

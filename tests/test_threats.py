@@ -9,8 +9,8 @@ from tiny import SIZE, TinyNet, tiny_dataset
 
 from medadv_jax import evaluate
 from medadv_jax.attacks import make_attack
+from medadv_jax.attacks.loop import LOOPS, run_attacks
 from medadv_jax.attacks.losses import cross_entropy
-from medadv_jax.attacks.stepwise import compile_attacks
 from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.defenses import get_defense
 
@@ -73,7 +73,7 @@ def test_unknown_gradient_is_refused(batch):
 
 
 def attacked(classifier, variables, batch, kind, name="pgd"):
-    predictor = evaluate.Predictor(classifier, "fori_loop")
+    predictor = evaluate.Predictor(classifier)
     attack = make_attack(name, 0.05, num_steps=4)
     return predictor.attack([attack], evaluate.Source(kind, variables), batch, jax.random.key(0))[0]
 
@@ -116,7 +116,7 @@ def test_masked_gradients_look_strong_and_fall_to_bpda(batch):
     labels = jnp.argmax(classifier.logits(variables, to_pixels(images)), -1)
     assert set(np.asarray(labels)) == {0, 1}
     assert variables["batch_stats"] == {}  # though the network has none
-    predictor, right = evaluate.Predictor(classifier, "fori_loop"), {}
+    predictor, right = evaluate.Predictor(classifier), {}
     for kind in ("full", "bpda"):
         attack, source = make_attack("bim", 0.1, num_steps=5), evaluate.Source(kind, variables)
         batch = {"image": images, "label": labels}
@@ -128,7 +128,7 @@ def test_masked_gradients_look_strong_and_fall_to_bpda(batch):
 
 def test_predictor_answers_as_deployed(batch):
     classifier, variables = made(Halve())
-    predictor, pixels = evaluate.Predictor(classifier, "fori_loop"), to_pixels(batch["image"])
+    predictor, pixels = evaluate.Predictor(classifier), to_pixels(batch["image"])
     full, bare = (predictor.logits(evaluate.Target(d, variables), pixels) for d in ("full", "bare"))
     bare_of_half = predictor.logits(evaluate.Target("bare", variables), 0.5 * pixels)
     np.testing.assert_allclose(full, bare_of_half, rtol=1e-5, atol=1e-6)
@@ -146,7 +146,7 @@ def test_the_worse_of_two_sources_counts_for_each_example():
 
 def test_adaptive_accuracy_is_at_most_that_of_either_source(batch):
     classifier, variables = made(Halve())
-    predictor = evaluate.Predictor(classifier, "fori_loop")
+    predictor = evaluate.Predictor(classifier)
     attacks, key = [make_attack("pgd", 0.2, num_steps=3)], jax.random.key(0)
     target, columns = evaluate.Target("full", variables), {}
     sources = {kind: evaluate.Source(kind, variables) for kind in ("full", "bpda")}
@@ -180,23 +180,7 @@ def test_threat_models_of_each_defence():
     }  # fmt: skip
 
 
-def test_stepwise_programs_give_what_one_program_gives(batch):
-    classifier, variables = made(Halve())
-    attacks = [
-        make_attack("pgd", 0.05, num_steps=3, num_restarts=2, keep_best=True),
-        make_attack("fgsm", 0.05),
-        make_attack("mifgsm", 0.05, num_steps=4),
-    ]
-    pixels, key = to_pixels(batch["image"]), jax.random.key(0)
-    results = [
-        compile_attacks(attacks, classifier.logits, loop)(variables, pixels, batch["label"], key)
-        for loop in ("stepwise", "fori_loop")
-    ]
-    assert results[0].shape == (3, 16, SIZE, SIZE, 3)
-    assert np.mean(np.abs(results[0] - results[1]) > 1e-5) < 1e-3
-
-
-@pytest.mark.parametrize("loop", ["stepwise", "fori_loop"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_penalty_turns_the_step_where_it_outweighs_the_loss(loop):
     """Linear loss g·x, penalty λ·v·x: the sign of g - λ·v is the whole step.
 
@@ -208,22 +192,22 @@ def test_a_penalty_turns_the_step_where_it_outweighs_the_loss(loop):
     attacks = [make_attack("fgsm", 0.1, loss="margin", keep_best=keep) for keep in (False, True)]
     pixels, labels = jnp.full((2, 3, 3, 3), 0.5), jnp.zeros(2, jnp.int32)
 
-    def logits_fn(variables, x):
+    def logits_fn(x):
         score = 100 + jnp.einsum("bhwc,hwc->b", x, g)
         return jnp.stack([jnp.zeros_like(score), score], axis=-1)
 
-    def penalty(variables, x):
+    def penalty(x):
         return 2.0 * jnp.einsum("bhwc,hwc->b", x, v)
 
-    program = compile_attacks(attacks, logits_fn, loop, penalty)
+    found = run_attacks(attacks, logits_fn, pixels, labels, loop=loop, penalty_fn=penalty)
     expected = 0.5 + 0.1 * np.sign(np.asarray(g - 2.0 * v))
-    for found in program(None, pixels, labels, None):
-        np.testing.assert_allclose(found[0], expected, atol=1e-6)
+    for adversarial in found:
+        np.testing.assert_allclose(adversarial[0], expected, atol=1e-6)
 
 
 def test_a_penalty_has_programs_of_its_own(batch):
     classifier, variables = made(Halve())
-    predictor, attacks = evaluate.Predictor(classifier, "fori_loop"), [make_attack("fgsm", 0.1)]
+    predictor, attacks = evaluate.Predictor(classifier), [make_attack("fgsm", 0.1)]
 
     def attacked(penalty):
         source = evaluate.Source("bare", variables)

@@ -53,7 +53,7 @@ BAD_VALUES = [
     ("attack.epsilon", -0.1, "at least 0"),
     ("attack.epsilon", float("nan"), "at least 0"),
     ("attack.norm", "l1", "one of l2, linf"),
-    ("attack.loop", "while", "one of auto, fori_loop, unrolled"),
+    ("attack.loop", "while", "one of fori_loop, unrolled"),
     ("eval.attacks", "cw", "names out of bim, fgsm, mifgsm, pgd"),
     ("eval.restarts", 0, "at least 1"),
     ("eval.batch_size", 0, "at least 1"),

@@ -34,7 +34,6 @@ def tiny_config() -> Config:
     config.eval.batch_size = 8
     config.eval.checks = config.detector.run = False  # tested by themselves; see test_experiment
     config.eval.check_images = 8
-    config.attack.loop = "fori_loop"  # compiles sooner
     return config
 
 

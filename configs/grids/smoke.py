@@ -26,7 +26,6 @@ def get_grid() -> Grid:
             "eval.num_steps": 3,
             "eval.check_images": 8,
             "detector.run": False,
-            "attack.loop": "fori_loop",  # compiling takes most of the time of cells so small
             "model.forms": "plain",
         },
         special={

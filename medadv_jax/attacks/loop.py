@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # an Attack runs itself by this loop, so spec.py imports this
     from medadv_jax.attacks.spec import Attack, LogitsFn
 
 
+LOOPS = ("fori_loop", "unrolled")
+
+
 class _Lane(NamedTuple):
     """The numbers of an attack that may differ between lanes; each () float32, or (L,) stacked."""
 
@@ -70,7 +73,7 @@ def run_attacks(
     labels: jax.Array,
     key: jax.Array | None = None,
     *,
-    loop: str = "auto",
+    loop: str = "fori_loop",
     penalty_fn: LogitsFn | None = None,
 ) -> jax.Array:
     """Runs every attack on every image, as one batch.
@@ -81,8 +84,9 @@ def run_attacks(
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integer.
       key: needed by attacks with a random start.
-      loop: "unrolled" (one copy of the step in the program for each step: up to 7 times faster
-        on XLA's CPU backend), "fori_loop" (a small program: right on GPU and TPU), or "auto".
+      loop: "fori_loop", or "unrolled": a copy of the step in the program for each step. That takes
+        several times as long to compile, and runs no faster with the networks of `models/`; with
+        one of plain convolutions, whose gradients XLA's CPU backend is slow at in a loop, it does.
       penalty_fn: pixels (N, H, W, C) -> (N,), subtracted from each image's loss: what an attacker
         wants to keep low beside fooling the network, such as a detector's score.
 
@@ -109,7 +113,7 @@ def run_assigned(
     labels: jax.Array,
     key: jax.Array | None = None,
     *,
-    loop: str = "auto",
+    loop: str = "fori_loop",
 ) -> jax.Array:
     """Runs one attack on each image: image i meets attack i modulo L. Arguments: `run_attacks`.
 
@@ -131,7 +135,7 @@ def run_assigned(
     return end(plan, score_fn, state, targets)[0].reshape(images.shape)
 
 
-# The parts of a call, in their order. `stepwise.py` compiles them one by one.
+# The parts of a call, in their order. `attack_sweep.py` uses some of them alone.
 
 
 def plan_lanes(attacks: Sequence[Attack]) -> Plan:
@@ -207,13 +211,11 @@ def strongest(attacks: Sequence[Attack], adversarial: jax.Array, score: _Score) 
 
 
 def _repeat(step: Callable[[_State], _State], times: int, state: _State, loop: str) -> _State:
-    """Applies `step` `times` times, in the form that suits the backend."""
-    if loop == "auto":
-        loop = "unrolled" if jax.default_backend() == "cpu" else "fori_loop"
-    if loop == "fori_loop":
+    """Applies `step` `times` times."""
+    if loop not in LOOPS:
+        raise ValueError(f"loop={loop!r}: known are {', '.join(LOOPS)}")
+    if loop == "fori_loop" and times > 1:
         return jax.lax.fori_loop(0, times, lambda _, state: step(state), state)
-    if loop != "unrolled":
-        raise ValueError(f"loop={loop!r}: known are auto, fori_loop, unrolled")
     for _ in range(times):
         state = step(state)
     return state

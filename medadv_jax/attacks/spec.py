@@ -65,7 +65,7 @@ class Attack:
         labels: jax.Array,
         key: jax.Array | None = None,
         *,
-        loop: str = "auto",
+        loop: str = "fori_loop",
     ) -> jax.Array:
         """Returns adversarial images.
 
@@ -77,7 +77,7 @@ class Attack:
           key: a key from `jax.random.key`; needed by attacks with a random start. The draw for
             an image depends on the key and on the image's own pixels alone, so that neither
             batch, order nor padding changes a result.
-          loop: "unrolled", "fori_loop" or "auto" (see `loop.py`).
+          loop: "fori_loop" or "unrolled" (see `run_attacks`).
 
         Returns:
           (B, H, W, C) float32 in [0, 1], within `epsilon` of `images`; carries no gradient.

@@ -52,7 +52,7 @@ class Ours:
         """`case`: any of the place; `variables`: weights; None: fresh ones."""
         self.case = case
         self.classifier = Classifier(create_model(case.model, CLASSES, dtype=case.precision))
-        self._predictor = evaluate.Predictor(self.classifier, "auto")
+        self._predictor = evaluate.Predictor(self.classifier)
         self.mesh = _mesh(case.devices)
         self.key = jax.device_put(jax.random.key(KEY), self._replicated)
         if variables is None:

@@ -9,6 +9,7 @@ import pytest
 
 from medadv_jax.attacks import ATTACKS, make_attack, run_assigned, run_attacks
 from medadv_jax.attacks.geometry import BALLS, l1_normalize
+from medadv_jax.attacks.loop import LOOPS
 
 SHAPE = (6, 5, 4, 3)  # images
 EPSILON = 0.03
@@ -25,7 +26,7 @@ def labels():
 
 
 def run(attack, logits_fn, images, labels, key=None, loop="fori_loop"):
-    """Runs an attack compiled, and as a small program: seconds of tracing and compiling less."""
+    """Runs an attack compiled."""
     return jax.jit(lambda x, y: attack(logits_fn, x, y, key, loop=loop))(images, labels)
 
 
@@ -52,7 +53,7 @@ def loss(logits_fn, images, labels):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits_fn(images)), labels[:, None], 1)[:, 0]
 
 
-@pytest.mark.parametrize("loop", ["unrolled", "fori_loop"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_linf_optimum_of_a_linear_model(loop, images, labels):
     attacks = all_attacks(epsilon=EPSILON, num_steps=5)
     results = run(attacks, linear, images, labels, jax.random.key(0), loop=loop)
@@ -187,7 +188,7 @@ def test_tiny_and_huge_gradients_keep_their_direction():
         np.testing.assert_allclose(l1_normalize(gradient * scale), gradient / 3.5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("loop", ["unrolled", "fori_loop"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_lanes_equal_attacks_run_alone(loop, images, labels):
     attacks = [
         make_attack("fgsm", epsilon=0.1),
@@ -284,7 +285,7 @@ def test_result_carries_no_gradient(images, labels):
     attack = make_attack("bim", epsilon=EPSILON, num_steps=2)
 
     def total(images):  # moves with its images, one to one, unless the gradient is stopped
-        return attack(curved, images, labels, loop="unrolled").sum()
+        return attack(curved, images, labels).sum()
 
     np.testing.assert_array_equal(jax.jit(jax.grad(total))(images), 0)
 
@@ -321,5 +322,5 @@ def test_bad_calls_are_named(images, labels):
         pgd(curved, images, labels)
     with pytest.raises(ValueError, match="share norm"):
         run_attacks([pgd, l2], curved, images, labels, jax.random.key(0))
-    with pytest.raises(ValueError, match="known are auto, fori_loop, unrolled"):
+    with pytest.raises(ValueError, match="known are fori_loop, unrolled"):
         pgd(curved, images, labels, jax.random.key(0), loop="while")
