@@ -29,7 +29,6 @@ from medadv_jax.defenses import Defense, get_defense
 from medadv_jax.detection import Detection
 from medadv_jax.input_pipeline import Batch, Dataset, count_listed, load_dataset, make_loader
 from medadv_jax.progress import StageProgress, default_console
-from medadv_jax.report import write_report
 from medadv_jax.splits import Splits, make_splits
 from medadv_jax.subject import Subject, choose_examples, make_sweep, read_images
 from medadv_jax.validation import check_batch, validate
@@ -250,6 +249,8 @@ class Run:
             self._say(f"warning: {warning}")
         for line in self._verdict():
             self._say(line)
+        from medadv_jax.report import write_report  # here: matplotlib, before no step of training
+
         page = write_report([self.workdir], self.workdir / "report")
         self._say(f"{page}: the report, with figures")
         for name, what in (

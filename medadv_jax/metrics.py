@@ -5,7 +5,6 @@ from collections.abc import Hashable, Iterable
 from typing import TypeVar
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from medadv_jax.statistics import (
     Interval,
@@ -74,6 +73,8 @@ def summarize(
     reasons: dict[str, str] = {}
     tn, fp, fn, tp = (0, 0, 0, 0)
     if n:
+        from sklearn.metrics import confusion_matrix  # here: a second, before no step of training
+
         tn, fp, fn, tp = (int(x) for x in confusion_matrix(label, predicted, labels=[0, 1]).ravel())
 
     def ratio(column: str, part: int, whole: int, reason: str) -> float | None:
@@ -108,6 +109,8 @@ def _auc(label: np.ndarray, score: np.ndarray, reasons: dict[str, str]) -> float
     if not np.isfinite(score).all():
         reasons["auc"] = "a score is not finite"
         return None
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(label, score))
 
 

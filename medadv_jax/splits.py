@@ -16,7 +16,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from medadv_jax.apportionment import apportion, assign_groups, shuffled
 from medadv_jax.config import Config
@@ -231,6 +230,8 @@ def _official(task: _Task) -> list[list[int]]:
 
 def _folds(task: _Task) -> list[list[int]]:
     """Tests fold `fold` of `num_folds`; over all folds each example is tested once."""
+    from sklearn.model_selection import StratifiedGroupKFold  # here: a second, for folds alone
+
     usable = _without_copies(task, range(len(task.examples)))
     _require_groups(task, usable, max(3, task.config.num_folds))
     (subset,) = _balance(task, [usable], (1.0,))

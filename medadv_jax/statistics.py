@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy  # whose `stats` is loaded when it is first asked: half a second
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights (draws, n) -> values (draws,)
 Interval = tuple[float, float]
@@ -17,7 +17,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
 
     Raises ValueError for n = 0 or successes outside 0 … n.
     """
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -84,8 +84,8 @@ def cluster_bootstrap(
 
 def _expanded_tail(count: int, confidence: float) -> float:
     """Returns the share of draws to leave out on each side."""
-    t = stats.t.ppf((1 + confidence) / 2, count - 1)
-    return float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * t))
+    t = scipy.stats.t.ppf((1 + confidence) / 2, count - 1)
+    return float(scipy.stats.norm.cdf(-np.sqrt(count / (count - 1)) * t))
 
 
 def ratio_statistic(part: np.ndarray, whole: np.ndarray, groups: np.ndarray) -> Statistic:
@@ -150,7 +150,7 @@ def mcnemar_exact(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, f
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     if only_a + only_b == 0:
         return 0, 0, 1.0
-    return only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue)
+    return only_a, only_b, float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

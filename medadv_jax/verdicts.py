@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy import stats
+import scipy  # whose `stats` is loaded when it is first asked: half a second
 
 from medadv_jax.errors import UserError
 from medadv_jax.writers import write_json
@@ -61,7 +61,7 @@ def judge(count: int, n: int, limit: float) -> str:
     """
     if count <= limit * n:
         return "pass"
-    low = stats.binomtest(count, n).proportion_ci(0.95, method="exact").low
+    low = scipy.stats.binomtest(count, n).proportion_ci(0.95, method="exact").low
     return "fail" if low > limit else "warn"
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.errors import UserError
@@ -136,6 +135,8 @@ def detection_summary(
     Raises:
       ValueError: for no scores, or scores that are not finite.
     """
+    from sklearn.metrics import roc_auc_score  # here: a second, before no step of training
+
     clean, attacked = _checked(clean), _checked(attacked)
     truth = np.repeat([0, 1], [len(clean), len(attacked)])
     return {

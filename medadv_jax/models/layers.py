@@ -95,11 +95,7 @@ class BatchNorm(nn.Module):
                 count = inputs.size // inputs.shape[-1]
                 factor = count / max(count - 1, 1) if self.unbiased else 1.0
                 running_var.value = self._moved(running_var.value, factor * var)
-        # One multiplication and one addition a value: the rest is a vector over channels.
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        offset = bias - mean * factor
-        result = inputs * _along_channels(factor, inputs) + _along_channels(offset, inputs)
-        return result.astype(self.dtype)
+        return _normalize(inputs, mean, var, scale, bias, self.epsilon).astype(self.dtype)
 
     def _moved(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         moved = self.momentum * running + (1 - self.momentum) * batch
@@ -123,6 +119,25 @@ def check_size(images: jax.Array, smallest: int, network: str) -> None:
         )
 
 
+# Both are programs of their own while a network is traced: once for each shape, not for each layer.
+
+
+@jax.jit
+def _normalize(
+    inputs: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    """One multiplication and one addition a value: the rest is a vector over channels."""
+    factor = scale * lax.rsqrt(var + epsilon)
+    offset = bias - mean * factor
+    return inputs * _along_channels(factor, inputs) + _along_channels(offset, inputs)
+
+
+@jax.jit
 def _batch_statistics(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of each channel, in one pass over the inputs."""
     axes = tuple(range(inputs.ndim - 1))

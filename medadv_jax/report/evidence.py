@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # whose `stats` is loaded when it is first asked: half a second
 
 from medadv_jax.report.folds import pool
 from medadv_jax.report.groups import Group
@@ -211,6 +211,6 @@ def _combine(label: str, parts: Sequence[tuple[float, Callable[[], Interval | No
         interval = parts[0][1]()
         why = "" if interval else "one patient only: no interval"
         return Measured(label, float(values[0]), interval, why)
-    width = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    width = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     mean = float(values.mean())
     return Measured(label, mean, (mean - float(width), mean + float(width)))
