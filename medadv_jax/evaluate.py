@@ -183,7 +183,7 @@ class Predictor:
     ) -> jax.Array:
         return run_attacks(
             attacks,
-            self.attacked.logits_fn(variables, gradient),
+            functools.partial(self.attacked.logits, variables, gradient=gradient),
             *arguments,
             loop=self._loop,
             penalty_fn=None if penalty is None else functools.partial(penalty, variables),
