@@ -26,5 +26,6 @@ def get_config() -> Config:
     config.purifier.objective = "guided"
     config.purifier.epochs = 4
     config.purifier.joint_epochs = 2
+    config.eval.num_steps = 15  # against the hybrid 10 were too few: self-check 5
     config.eval.check_images = 32
     return config
