@@ -96,8 +96,8 @@ def make_local_mesh() -> Mesh:
 
 
 def _along_data(devices: list[Any]) -> Mesh:
-    axis = {"axis_shapes": (len(devices),), "axis_names": ("data",)}
-    return jax.make_mesh(**axis, axis_types=(AxisType.Auto,), devices=devices)
+    # By position: the names of the first two differ between versions of jax.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
