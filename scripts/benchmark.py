@@ -174,21 +174,39 @@ def _checks(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [compiler_check(*place) for place in places]
 
 
-def measure_around(case: Case) -> dict[str, Any]:
-    """Returns what else the flags ask for, at the place of a case; None: it was not asked for."""
-    found: dict[str, Any] = {"growth": None, "loader": None, "starts": None}
-    if _GROWTH.value:
-        found["growth"] = measure_growth(case, _RUNS.value)
-    if _LOADER.value:  # these two need more packages
-        from scripts.benchmarking.loading import measure_loader
-
-        clean = dataclasses.replace(case, task="clean_step", attack=None, num_steps=0)
-        found["loader"] = measure_loader(clean, _RUNS.value)
-    if _STARTS.value:
-        from scripts.benchmarking.starts import measure_starts
-
-        found["starts"] = measure_starts(dataclasses.replace(case, num_steps=_NUM_STEPS.value))
+def measure_around(case: Case, failures: list[str]) -> dict[str, Any]:
+    """Returns what else the flags ask for, at the place of a case; None: it was not asked for, or
+    it failed, and then `failures` says why."""
+    asked = {
+        "growth": (_GROWTH.value, lambda: measure_growth(case, _RUNS.value)),
+        "loader": (_LOADER.value, lambda: _loader(case)),
+        "starts": (_STARTS.value, lambda: _starts(case)),
+    }
+    found: dict[str, Any] = dict.fromkeys(asked)
+    for name, (wanted, measure_it) in asked.items():
+        if not wanted:
+            continue
+        try:
+            found[name] = measure_it()
+        except Exception as error:  # what was measured before is not lost with it
+            failures.append(f"{name}: {type(error).__name__}: {error}")
     return found
+
+
+# These two need the installed package, and more packages.
+
+
+def _loader(case: Case) -> dict[str, Any]:
+    from scripts.benchmarking.loading import measure_loader
+
+    clean = dataclasses.replace(case, task="clean_step", attack=None, num_steps=0)
+    return measure_loader(clean, _RUNS.value)
+
+
+def _starts(case: Case) -> dict[str, Any]:
+    from scripts.benchmarking.starts import measure_starts
+
+    return measure_starts(dataclasses.replace(case, num_steps=_NUM_STEPS.value))
 
 
 def _print_end(content: dict[str, Any]) -> None:
@@ -219,7 +237,7 @@ def main(argv: list[str]) -> None:
     print(f"jax {jax.__version__} on {device}; seconds: median (smallest–largest)")
     for number, group in enumerate(groups):
         benchmark.run(number, group)
-    around = measure_around(groups[0].cases[0])
+    around = measure_around(groups[0].cases[0], benchmark.failures)
     records = benchmark.records()
     content = {
         **machine,
