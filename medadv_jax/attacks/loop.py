@@ -85,8 +85,8 @@ def run_attacks(
       labels: (B,) integer.
       key: needed by attacks with a random start.
       loop: "fori_loop", or "unrolled": a copy of the step in the program for each step. That takes
-        several times as long to compile, and runs no faster with the networks of `models/`; with
-        one of plain convolutions, whose gradients XLA's CPU backend is slow at in a loop, it does.
+        longer to compile, and runs no faster with the networks of `models/`; with one of plain
+        convolutions, whose gradients XLA's CPU backend may be slow at in a loop, it can (jax 0.12).
       penalty_fn: pixels (N, H, W, C) -> (N,), subtracted from each image's loss: what an attacker
         wants to keep low beside fooling the network, such as a detector's score.
 
