@@ -50,11 +50,12 @@ figure.table > figcaption .files { font-weight: 400; }
 .note { font-size: 13px; margin: 5px 0 0; max-width: 105ch; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13.5px; min-width: 50%; }
-th, td { padding: 3px 9px; text-align: left; vertical-align: baseline; }
+th, td { padding: 3px 6px; text-align: left; vertical-align: baseline; }
 td { border-top: 1px solid #eaeef2; }
 tr.rule td { border-top: 1.5px solid #8c959f; }
 thead th { border-bottom: 1.5px solid #8c959f; vertical-align: bottom; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
+.sentence { min-width: 13em; }
 .pair { display: flex; flex-wrap: wrap; gap: 0 24px; }
 .left-out { color: var(--soft); font-size: 13.5px; }
 @media (max-width: 800px) { .cards { grid-template-columns: 1fr; } }
@@ -65,6 +66,7 @@ thead th { border-bottom: 1.5px solid #8c959f; vertical-align: bottom; }
   table { font-size: 7.6pt; width: 100%; min-width: 0; }
   th, td { padding: 1.5px 4px; }
   .interval { font-size: 6.8pt; }
+  .sentence { min-width: 0; }
   td .interval { display: block; }
   .note, figcaption, .left-out { font-size: 8.5pt; }
   nav, .files { display: none; }

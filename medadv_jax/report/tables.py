@@ -28,6 +28,7 @@ class Spread(NamedTuple):
 
 _VERDICTS = ("pass", "warn", "fail")
 _LONG = 16  # rows; a longer table may be cut by the end of a printed page
+_SENTENCE = 60  # characters; longer text is given a width, lest it make its row tall
 
 Cell = str | int | float | Estimate | Spread | None
 
@@ -200,4 +201,6 @@ def _html_cell(cell: Cell) -> str:
     if isinstance(cell, Spread) and cell.sd is not None:
         return f"{number_text(cell.mean)} <span class=interval>± {number_text(cell.sd)}</span>"
     text = escape(cell_text(cell))
+    if len(text) > _SENTENCE:
+        return f"<div class=sentence>{text}</div>"
     return f"<span class={text}>{text}</span>" if text in _VERDICTS else text
