@@ -35,9 +35,10 @@ def explain_field(field: str, value: str | None, fields: dict[str, Any]) -> str:
       fields: "section.field" -> value of the config file, which gives the types.
     """
     if field not in fields:
-        near = difflib.get_close_matches(field, fields, n=1)
-        section = field.rpartition(".")[0]
-        known = [name for name in fields if name.rpartition(".")[0] == section] or list(fields)
+        section, _, name = field.rpartition(".")
+        elsewhere = [other for other in fields if other.rpartition(".")[2] == name]
+        near = elsewhere or difflib.get_close_matches(field, fields, n=1)
+        known = [other for other in fields if other.rpartition(".")[0] == section] or list(fields)
         hint = f"did you mean config.{near[0]}? " if near else ""
         return f"config.{field}={value}: unknown field; {hint}known are {', '.join(known)}"
     try:

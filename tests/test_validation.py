@@ -128,6 +128,10 @@ def test_batch_larger_than_the_training_set_is_refused():
             "--config.train.epoch=3",
             "config.train.epoch=3: unknown field; did you mean config.train.epochs?",
         ),
+        (
+            "--config.train.epsilon=0.01",  # in another section
+            "config.train.epsilon=0.01: unknown field; did you mean config.attack.epsilon?",
+        ),
         ("--config.nothing=3", "config.nothing=3: unknown field; known are"),
         ("--config.train.epochs=abc", "config.train.epochs=abc: must be an integer"),
         ("--config.train.epochs=2.5", "config.train.epochs=2.5: must be an integer"),
