@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from synthetic_run import edit, make_run, make_together
 
@@ -44,6 +45,24 @@ def test_several_runs_stand_in_the_layout_of_the_paper(tmp_path):
         "figures_08_to_13_resnet500", "figures_08_to_13_vgg160",
     }  # fmt: skip
     assert "inception_v3" in page  # a network of the paper that was not run
+
+
+def test_who_leads_by_naming_one_class_is_said_to(tmp_path):
+    def change(table):
+        ours = np.array([d == "adversarial" for d in table["defense"].to_pylist()])
+        column = table.schema.get_field_index("predicted")
+        predicted = np.where(ours, 1, table["predicted"].to_numpy()).tolist()
+        field = table.schema.field(column)
+        return table.set_column(column, field, pa.array(predicted, field.type))
+
+    path = make_run(tmp_path / "run", defenses=["base", "adversarial"], images=80, optional=False)
+    edit(path, change)
+    page = write_report([path, make_run(tmp_path / "b", defenses=["base"], optional=False)],
+                        tmp_path / "out").read_text(encoding="utf-8")  # fmt: skip
+    assert page.count("adversarial (no better than one class always)") == 3  # two cards, the table
+    assert "base (no better" not in page
+    alone = write_report([path], tmp_path / "alone").read_text(encoding="utf-8")
+    assert "no better than to name one class" in alone
 
 
 def test_groups_differ_by_more_than_seed_and_fold(tmp_path):

@@ -106,6 +106,15 @@ def best_defense(run: RunRecords) -> str | None:
     return max(accuracy, key=accuracy.__getitem__) if accuracy else None
 
 
+def says_little(run: RunRecords, defense: str) -> bool:
+    """Is a classifier no better on clean images than to name the larger class always?
+
+    Such a one withstands every attack, because there is nothing to attack.
+    """
+    larger = np.bincount(run.label, minlength=2).max() / len(run.label)
+    return float(np.mean(run.clean(defense).predicted == run.label)) <= larger
+
+
 def verdict(run: RunRecords, comparisons: list[Comparison]) -> tuple[str, ...]:
     """Returns sentences: which defence is best, by how much, and whether by chance."""
     accuracy = attacked_accuracy(run)
@@ -118,6 +127,8 @@ def verdict(run: RunRecords, comparisons: list[Comparison]) -> tuple[str, ...]:
     second = max(others, key=accuracy.__getitem__)
     pair = find(comparisons, ATTACKED, best, second)
     first = f"{best} is best." if pair.significant else "None can be called best."
+    if says_little(run, best):
+        first += " On clean images it is no better than to name one class always."
     difference = cell_text(Estimate(abs(pair.difference.value or 0.0), _sided(pair, best)))
     kind = "significant" if pair.significant else "not significant"
     second_sentence = (
