@@ -117,6 +117,20 @@ def _auc(label: np.ndarray, score: np.ndarray, reasons: dict[str, str]) -> float
 # The worst case: whoever attacks has as many tries as he likes.
 
 
+def larger_class(label: np.ndarray) -> int:
+    """Returns how many of the labels (n,) are of the larger class; ValueError without any."""
+    return int(np.unique(label, return_counts=True)[1].max())
+
+
+def says_little(label: np.ndarray, predicted: np.ndarray) -> bool:
+    """Are these answers (n,) no better than to name the larger class always?
+
+    A classifier of which that is true on clean images withstands every attack: there is nothing
+    to attack.
+    """
+    return int((predicted == label).sum()) <= larger_class(label)
+
+
 def right_throughout(keys: Iterable[K], right: Iterable[bool]) -> dict[K, bool]:
     """Returns key -> is it right in every row? Keys stand in the order of their first rows.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from medadv_jax.metrics import right_throughout
+from medadv_jax.metrics import larger_class, right_throughout, says_little
 from medadv_jax.statistics import holm, mcnemar_exact, proportion_interval
 from medadv_jax.verdicts import Check, check, judge, worst
 
@@ -51,7 +51,7 @@ def larger_radius_breaks_more(
     counts = [int(right.sum()) for _, right in along]
     n, last = len(labels), counts[-1]
     rise = max(0, *(b - a for a, b in itertools.pairwise(counts)))
-    chance = max(Counter(labels.tolist()).values()) / n
+    chance = larger_class(labels) / n
     verdict = worst((judge(rise, n, _RISE), judge(last, n, chance)))
     text = ", ".join(f"{epsilon:.3g}: {right.mean():.3f}" for epsilon, right in along)
     return check(
@@ -129,7 +129,9 @@ def is_complete(
     if not faults:
         text = _summary(columns, epsilon) + _paired(defense, predictions, epsilon)
         own = "pass"
-        if _says_little(columns):  # the most robust classifier of all is one that never looks
+        clean = columns["threat_model"] == "none"
+        # The most robust classifier of all is one that never looks.
+        if says_little(columns["label"][clean], columns["predicted"][clean]):
             text, own = f"{text}; clean no better than to say one class always", "warn"
     verdict = worst((own, planted[0]))
     return check(12, defense, verdict, float(len(faults)), f"{text}; {planted[1]}")
@@ -153,14 +155,6 @@ def _missing(columns: Columns, epsilon: float) -> list[str]:
     if short or (robust and robust.keys() != clean.keys()):
         faults.append(f"other images than clean: {', '.join(short) or 'adaptive'}")
     return faults
-
-
-def _says_little(columns: Columns) -> bool:
-    """Is clean accuracy at most the share of the larger class?"""
-    clean = columns["threat_model"] == "none"
-    labels = columns["label"][clean]
-    right = int((columns["predicted"][clean] == labels).sum())
-    return right <= max(Counter(labels.tolist()).values())
 
 
 def _summary(columns: Columns, epsilon: float) -> str:

@@ -61,6 +61,9 @@ def test_who_leads_by_naming_one_class_is_said_to(tmp_path):
                         tmp_path / "out").read_text(encoding="utf-8")  # fmt: skip
     assert page.count("adversarial (no better than one class always)") == 3  # two cards, the table
     assert "base (no better" not in page
+    seeds = [path, make_run(tmp_path / "c", seed=1, defenses=["base", "adversarial"])]
+    page = write_report(seeds, tmp_path / "seeds").read_text(encoding="utf-8")
+    assert "adversarial (in 1 of 2 runs no better than one class always)" in page
     alone = write_report([path], tmp_path / "alone").read_text(encoding="utf-8")
     assert "no better than to name one class" in alone
 

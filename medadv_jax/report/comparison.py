@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 
+from medadv_jax.metrics import says_little
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.tables import Cell, Estimate, Table, blocks, cell_text, number_text, p_text
 from medadv_jax.statistics import cluster_bootstrap, holm, mcnemar_exact, ratio_statistic
@@ -106,15 +107,6 @@ def best_defense(run: RunRecords) -> str | None:
     return max(accuracy, key=accuracy.__getitem__) if accuracy else None
 
 
-def says_little(run: RunRecords, defense: str) -> bool:
-    """Is a classifier no better on clean images than to name the larger class always?
-
-    Such a one withstands every attack, because there is nothing to attack.
-    """
-    larger = np.bincount(run.label, minlength=2).max() / len(run.label)
-    return float(np.mean(run.clean(defense).predicted == run.label)) <= larger
-
-
 def verdict(run: RunRecords, comparisons: list[Comparison]) -> tuple[str, ...]:
     """Returns sentences: which defence is best, by how much, and whether by chance."""
     accuracy = attacked_accuracy(run)
@@ -127,8 +119,8 @@ def verdict(run: RunRecords, comparisons: list[Comparison]) -> tuple[str, ...]:
     second = max(others, key=accuracy.__getitem__)
     pair = find(comparisons, ATTACKED, best, second)
     first = f"{best} is best." if pair.significant else "None can be called best."
-    if says_little(run, best):
-        first += " On clean images it is no better than to name one class always."
+    if says_little(run.label, run.clean(best).predicted):
+        first += f" On clean images {best} is no better than to name one class always."
     difference = cell_text(Estimate(abs(pair.difference.value or 0.0), _sided(pair, best)))
     kind = "significant" if pair.significant else "not significant"
     second_sentence = (

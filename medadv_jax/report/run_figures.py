@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from medadv_jax.metrics import reliability
+from medadv_jax.metrics import larger_class, reliability
 from medadv_jax.report.drawing import (
     THREAT_LOOKS,
     WIDTH,
@@ -85,8 +85,7 @@ def by_attack(run: RunRecords) -> Drawn:
 
 
 def _chance(axes: Axes, run: RunRecords) -> None:
-    share = float(np.bincount(run.label, minlength=2).max() / len(run.label))
-    axes.axhline(share, color="#555555", lw=1, ls=":", zorder=1)
+    axes.axhline(larger_class(run.label) / len(run.label), color="#555555", lw=1, ls=":", zorder=1)
 
 
 def _conditions(run: RunRecords) -> list[tuple[str, dict[str, Outcome]]]:

@@ -4,14 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medadv_jax.metrics import says_little
 from medadv_jax.report.claims import claims_section
-from medadv_jax.report.comparison import (
-    Comparison,
-    attacked_accuracy,
-    best_defense,
-    compare,
-    says_little,
-)
+from medadv_jax.report.comparison import Comparison, attacked_accuracy, best_defense, compare
 from medadv_jax.report.drawing import Drawn
 from medadv_jax.report.folds import folds_sections
 from medadv_jax.report.groups import Group, Series, make_groups
@@ -94,7 +89,7 @@ def overview_table(runs: Sequence[RunRecords], comparisons: list[list[Comparison
         apart = "yes" if is_best_significant(run, pairs) else "no"
         rows.append(
             (run.name, run.model, run.dataset, len(run.label), len(np.unique(run.group)),
-             _leader(run, best), clean, attacked, apart, trust(run).text[0])
+             _leader(best, [run]) if best else "–", clean, attacked, apart, trust(run).text[0])
         )  # fmt: skip
     columns = (
         "run", "network", "data", "images", "patients", "leading defence", "its clean accuracy",
@@ -108,9 +103,11 @@ def overview_table(runs: Sequence[RunRecords], comparisons: list[list[Comparison
     return Table("overview", "The answers, run by run", columns, rows, (note,))
 
 
-def _leader(run: RunRecords, best: str | None) -> str:
-    little = best is not None and says_little(run, best)
-    return f"{best} (no better than one class always)" if little else best or "–"
+def _leader(best: str, runs: Sequence[RunRecords]) -> str:
+    """Returns the name of a defence of these runs, and whether it leads by not looking."""
+    little = sum(says_little(run.label, run.clean(best).predicted) for run in runs)
+    where = f"in {little} of {len(runs)} runs " if len(runs) > 1 else ""
+    return f"{best} ({where}no better than one class always)" if little else best
 
 
 def cards(
@@ -125,8 +122,8 @@ def cards(
             continue
         series = Series(best, "adaptive")
         place = f" on {group.runs[0].dataset}" if several else ""
-        names = {_leader(run, best) for run in group.runs if best in run.defenses}
-        name = f"{group.label}{place}: {max(names, key=len)}"
+        leader = _leader(best, [run for run in group.runs if best in run.defenses])
+        name = f"{group.label}{place}: {leader}"
         for lines, evaluation in ((clean, "clean"), (attacked, "worst")):
             spread = group.spread(series, evaluation, "accuracy")
             lines.append((name, cell_text(spread), _runs_text(len(group.runs))))
