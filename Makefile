@@ -28,10 +28,10 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 soak: $(STAMP)
-	$(BIN)/python scripts/soak.py --folder=runs/soak
+	$(BIN)/python tools/soak.py --folder=runs/soak
 
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz.py
+	$(BIN)/python tools/fuzz.py
 
 # Known holes in the pinned versions. Needs the network.
 audit:
@@ -52,24 +52,24 @@ lint: $(STAMP)
 
 # Our networks beside torchvision's and Keras', which are installed for this alone. Python 3.11.
 parity: $(PARITY)/.installed
-	$(PARITY)/bin/python -m scripts.parity
-	$(PARITY)/bin/python -m scripts.preprocessing
+	$(PARITY)/bin/python -m tools.parity
+	$(PARITY)/bin/python -m tools.preprocessing
 
-$(PARITY)/.installed: requirements.lock scripts/parity_requirements.txt
+$(PARITY)/.installed: requirements.lock tools/parity_requirements.txt
 	$(PYTHON) -m venv --clear $(PARITY)
 	$(PARITY)/bin/python $(PIP) --require-hashes -r requirements.lock
-	$(PARITY)/bin/python $(PIP) -r scripts/parity_requirements.txt
+	$(PARITY)/bin/python $(PIP) -r tools/parity_requirements.txt
 	$(PARITY)/bin/python $(PIP) --no-deps torchvision==0.28.0
 	touch $@
 
-# What `scripts/benchmark.py --peers` compares with, in an environment of its own. Python 3.11.
+# What `benchmarks/run.py --peers` compares with, in an environment of its own. Python 3.11.
 peers: $(PEERS)/.installed
 
-$(PEERS)/.installed: requirements.lock scripts/peers_requirements.txt
+$(PEERS)/.installed: requirements.lock benchmarks/peers_requirements.txt
 	$(PYTHON) -m venv --clear $(PEERS)
 	$(PEERS)/bin/python $(PIP) --require-hashes -r requirements.lock
 	$(PEERS)/bin/python $(PIP) torch==2.13.0
-	$(PEERS)/bin/python $(PIP) --no-deps -r scripts/peers_requirements.txt
+	$(PEERS)/bin/python $(PIP) --no-deps -r benchmarks/peers_requirements.txt
 	touch $@
 
 # Pins every version, for every supported Python, with hashes. Needs only pip.

@@ -2,7 +2,7 @@
 
 python main.py --config=configs/pneumonia_resnet.py --workdir=runs/x --config.train.epochs=5
 
-This file is short on purpose: what a run does stands in medadv_jax/experiment.py.
+This file is short on purpose: what a run does stands in medadv_jax/experiment/.
 """
 
 from pathlib import Path
@@ -10,8 +10,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from medadv_jax import command_line, experiment, processes
+from medadv_jax import cli, distributed
 from medadv_jax.errors import UserError
+from medadv_jax.experiment.run import run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Path of a config file; fields are overridden by --config.name=value."
@@ -33,10 +34,10 @@ def main() -> None:
     if _CONFIG.value is None:
         raise UserError("--config is missing: give a config file, such as configs/demo.py")
     if _DISTRIBUTED.value or _COORDINATOR.value:
-        processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    experiment.run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
+    run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medadv_jax.models.folding import fold, folded_network
+from medadv_jax.models.ops.batchnorm_folding import fold, folded_network
 
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …, "purifier": …}; see `Classifier`
 GRADIENTS = ("full", "bpda", "bare")  # what an attacker differentiates; see `Classifier.logits`

@@ -9,7 +9,7 @@ from absl import flags
 
 from medadv_jax.config import Config
 from medadv_jax.errors import UserError
-from medadv_jax.validation import flatten
+from medadv_jax.experiment.validate import flatten
 
 
 def load_config(path: Path | str) -> Config:

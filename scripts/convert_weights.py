@@ -11,12 +11,12 @@ from pathlib import Path
 
 from absl import flags
 
-from medadv_jax import command_line
+from medadv_jax import cli
 from medadv_jax.errors import UserError
 from medadv_jax.models import MODELS
-from medadv_jax.weights.conversion import match, store
-from medadv_jax.weights.files import read_weights
-from medadv_jax.weights.verify import verify
+from medadv_jax.models.pretrained.load import match, store
+from medadv_jax.models.pretrained.read import read_weights
+from medadv_jax.models.pretrained.verify import verify
 
 _ARCH = flags.DEFINE_string("arch", "", f"The network: {', '.join(sorted(MODELS))}.")
 _SOURCE = flags.DEFINE_enum(
@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

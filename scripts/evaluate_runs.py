@@ -24,15 +24,17 @@ import numpy as np
 import pyarrow as pa
 from absl import app, flags
 
-from medadv_jax import command_line, committee, results
-from medadv_jax.committee import Member, Trial
+from medadv_jax import cli
+from medadv_jax.data.loader import Batch, load_dataset, make_loader
 from medadv_jax.errors import UserError
-from medadv_jax.evaluate import evaluation_attacks
-from medadv_jax.input_pipeline import Batch, load_dataset, make_loader
+from medadv_jax.evaluation import ensemble
+from medadv_jax.evaluation.ensemble import Member, Trial
+from medadv_jax.evaluation.model_under_test import choose_examples
+from medadv_jax.evaluation.predictions import derive_results, write_results, write_table
+from medadv_jax.evaluation.predictor import evaluation_attacks
+from medadv_jax.files import write_json, write_text
 from medadv_jax.progress import StageProgress, default_console
-from medadv_jax.subject import choose_examples
-from medadv_jax.train_step import put_batch
-from medadv_jax.writers import write_json, write_text
+from medadv_jax.training.step import put_batch
 
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for the records; needed.")
 _IMAGES = flags.DEFINE_integer(
@@ -53,7 +55,7 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
     """
     if not runs:
         raise UserError("no run: give run directories, as in evaluate_runs.py runs/x runs/y")
-    config, test, made = committee.load_runs(runs)
+    config, test, made = ensemble.load_runs(runs)
     dataset, console = load_dataset(config.data), default_console()
     position = {example.id: i for i, example in enumerate(dataset.examples)}
     lost = [name for name in test if name not in position]
@@ -62,7 +64,7 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
     indices = np.array([position[name] for name in test])
     if count:
         indices = indices[choose_examples(dataset.labels[indices], count, config.seed)]
-    members, attacks = committee.load_members(runs, made), evaluation_attacks(config)
+    members, attacks = ensemble.load_members(runs, made), evaluation_attacks(config)
 
     def batches() -> Iterator[Batch]:
         return make_loader(dataset, indices, made[0].eval_batch(), shuffle_seed=None)
@@ -77,23 +79,23 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
             )
             return rows(whom, trial)
 
-    table = stage("transfer", committee.transfer_rows, members)
+    table = stage("transfer", ensemble.transfer_rows, members)
     output.mkdir(parents=True, exist_ok=True)
-    results.write_table(output / "transfer.parquet", table)
+    write_table(output / "transfer.parquet", table)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(committee.transfer_matrix(table))
+    csv.writer(text, lineterminator="\n").writerows(ensemble.transfer_matrix(table))
     write_text(output / "transfer.csv", text.getvalue())
     votes = []
     for defense in dict.fromkeys(member.defense for member in members):
         whom = [member for member in members if member.defense == defense]
         if len(whom) == len(runs) > 1:
-            votes.append(stage(f"vote {defense}", committee.committee_rows, whom))
+            votes.append(stage(f"vote {defense}", ensemble.committee_rows, whom))
     if votes:
         table = pa.concat_tables(votes)
-        results.write_table(output / "predictions.parquet", table)
-        rows = results.derive_results(table)
+        write_table(output / "predictions.parquet", table)
+        rows = derive_results(table)
         model = f"committee of {len(runs)}"
-        results.write_results(output / "results.csv", dataset.name, model, rows)
+        write_results(output / "results.csv", dataset.name, model, rows)
     content = {"runs": [str(run) for run in runs], "images": len(indices)}
     write_json(output / "runs.json", {**content, "device": jax.devices()[0].device_kind})
     console.print(f"{output}", highlight=False, markup=False)
@@ -107,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("--output is missing: name the folder for the records")
         evaluate_runs([Path(path) for path in argv[1:]], Path(_OUTPUT.value), _IMAGES.value)
 
-    sys.exit(command_line.guard(evaluate))
+    sys.exit(cli.guard(evaluate))
 
 
 if __name__ == "__main__":

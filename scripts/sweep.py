@@ -21,17 +21,17 @@ import jax
 from absl import flags
 from rich.console import Console
 
-from medadv_jax import command_line, stopping
+from medadv_jax import cli, interrupts
 from medadv_jax.errors import UserError
+from medadv_jax.experiment.sweep import lock
+from medadv_jax.experiment.sweep.cells import is_finished
+from medadv_jax.experiment.sweep.display import Display, duration, plan_sentence, plan_table
+from medadv_jax.experiment.sweep.grids import Cell, Grid, load_grid, make_cells
+from medadv_jax.experiment.sweep.journal import Journal
+from medadv_jax.experiment.sweep.launchers import ClusterLauncher, Launcher, LocalLauncher
+from medadv_jax.experiment.sweep.scheduler import BEFORE, FAILED, Scheduler, Status
 from medadv_jax.progress import default_console
 from medadv_jax.report import write_report
-from medadv_jax.sweep import lock
-from medadv_jax.sweep.cells import is_finished
-from medadv_jax.sweep.display import Display, duration, plan_sentence, plan_table
-from medadv_jax.sweep.grids import Cell, Grid, load_grid, make_cells
-from medadv_jax.sweep.journal import Journal
-from medadv_jax.sweep.launchers import ClusterLauncher, Launcher, LocalLauncher
-from medadv_jax.sweep.scheduler import BEFORE, FAILED, Scheduler, Status
 
 MAIN = Path(__file__).parents[1] / "main.py"
 
@@ -93,14 +93,14 @@ def _launcher(folder: Path, descriptor: int) -> Launcher:
 def _run(console: Console, cells: list[Cell], folder: Path, launcher: Launcher) -> list[Status]:
     journal = Journal(folder, cells)
     journal.write()
-    stopping.defer()  # for as long as the cells take to save their state
+    interrupts.defer()  # for as long as the cells take to save their state
     with Display(console, journal, launcher.slots) as display:
         scheduler = Scheduler(
-            cells, launcher, journal, folder / "logs", MAIN, display.changed, stopping.check
+            cells, launcher, journal, folder / "logs", MAIN, display.changed, interrupts.check
         )
         display.statuses = scheduler.statuses
         statuses = scheduler.run()
-    stopping.heed()
+    interrupts.heed()
     return statuses
 
 
@@ -162,4 +162,4 @@ def parse_fields(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, li
 
 if __name__ == "__main__":
     sys.argv, _given = take_fields(sys.argv)
-    command_line.run(lambda: main(*parse_fields(_given)))
+    cli.run(lambda: main(*parse_fields(_given)))

@@ -22,10 +22,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session")
 def healthy():
-    """See `subjects.healthy_case`; imported here, as most tests do without it."""
-    import subjects
+    """See `formula_case.healthy_case`; imported here, as most tests do without it."""
+    from tests.helpers import formula_case
 
-    return subjects.healthy_case()
+    return formula_case.healthy_case()
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bad_input_child
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from medadv_jax import workdir
+from medadv_jax.experiment import run_dir
+from tests.helpers import bad_input_child
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -339,11 +339,10 @@ CASES += [
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Runs main.py in a fork of a process that has imported everything."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = paths
+    os.environ["PYTHONPATH"] = str(ROOT)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bad_input_start"])
+    context.set_forkserver_preload(["tests.helpers.bad_input_start"])
     folder = tmp_path_factory.mktemp("output")
 
     def run(arguments, before=None):
@@ -487,6 +486,6 @@ def test_a_read_only_disk(start, place, finished):
 
 
 def test_a_second_process_in_a_workdir(start, place, finished):
-    with workdir.locked(place.run):
+    with run_dir.locked(place.run):
         code, _, errors = start(arguments_of([], place, finished))
     in_one_line(code, errors, f"process {os.getpid()} on ")

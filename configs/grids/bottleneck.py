@@ -6,7 +6,7 @@ With the paper's purifier and objective. The networks of a data set are trained 
 by the other cells.
 """
 
-from medadv_jax.sweep.grids import Grid
+from medadv_jax.experiment.sweep.grids import Grid
 
 
 def get_grid() -> Grid:

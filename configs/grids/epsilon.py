@@ -7,7 +7,7 @@ the self-checks, and the report compares the cells there at 0.03. The undefended
 set is trained once, and taken over by the other cells.
 """
 
-from medadv_jax.sweep.grids import Grid
+from medadv_jax.experiment.sweep.grids import Grid
 
 
 def get_grid() -> Grid:

@@ -7,7 +7,7 @@ attack is adaptive, too. Cells of one fold share nothing with those of another. 
 has not been run to its end yet.
 """
 
-from medadv_jax.sweep.grids import CONFIGS, Grid
+from medadv_jax.experiment.sweep.grids import CONFIGS, Grid
 
 
 def get_grid() -> Grid:

@@ -11,7 +11,7 @@ and so on to `special` in a copy of this file, and give its path to --grid. Mean
 not been run to its end yet.
 """
 
-from medadv_jax.sweep.grids import CONFIGS, Grid
+from medadv_jax.experiment.sweep.grids import CONFIGS, Grid
 
 
 def get_grid() -> Grid:

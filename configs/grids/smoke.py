@@ -3,7 +3,7 @@
 python scripts/sweep.py --grid=smoke
 """
 
-from medadv_jax.sweep.grids import CONFIGS, Grid
+from medadv_jax.experiment.sweep.grids import CONFIGS, Grid
 
 
 def get_grid() -> Grid:

@@ -8,7 +8,7 @@ the three long steps that the others train against, and falls to ten short ones 
 0.07); seven steps of PGD help (0.46 and 0.21).
 """
 
-from medadv_jax.sweep.grids import Grid
+from medadv_jax.experiment.sweep.grids import Grid
 
 
 def get_grid() -> Grid:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from medadv_jax.attacks.loop import run_attacks
+from medadv_jax.attacks.lanes import run_attacks
 
 LogitsFn = Callable[[jax.Array], jax.Array]  # pixels (N, H, W, C) in [0, 1] -> logits (N, K)
 

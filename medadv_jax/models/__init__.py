@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from medadv_jax.errors import UserError
-from medadv_jax.models.forms import resolve_forms
 from medadv_jax.models.inception_v3 import inception_v3
+from medadv_jax.models.ops.convolution import resolve_forms
 from medadv_jax.models.resnet import resnet50
 from medadv_jax.models.vgg import vgg16, vgg19
 

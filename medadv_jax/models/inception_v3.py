@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from medadv_jax.models import forms as ops
-from medadv_jax.models import pools
 from medadv_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -28,6 +26,8 @@ from medadv_jax.models.layers import (
     check_size,
     scale_channels,
 )
+from medadv_jax.models.ops import convolution as ops
+from medadv_jax.models.ops import pooling
 
 Layer = Callable[..., nn.Module]
 
@@ -81,7 +81,7 @@ def _chain(images: jax.Array, *layers: nn.Module) -> jax.Array:
 
 
 def _maximum(images: jax.Array, forms: str) -> jax.Array:
-    return pools.max_pool(images, (3, 3), (2, 2), "VALID", forms)
+    return pooling.max_pool(images, (3, 3), (2, 2), "VALID", forms)
 
 
 class Mixed(nn.Module):
@@ -228,7 +228,7 @@ class AuxLogits(nn.Module):
     @nn.compact
     def __call__(self, maps: jax.Array) -> jax.Array:
         """Classifies; see the class."""
-        hidden = pools.avg_pool(maps, (5, 5), (3, 3), "VALID", self.forms)
+        hidden = pooling.avg_pool(maps, (5, 5), (3, 3), "VALID", self.forms)
         hidden = self.layer(128, 1, name="conv0")(hidden)
         hidden = self.layer(
             768, 5, padding="valid", kernel_init=truncated_normal(0.01), name="conv1"
@@ -295,7 +295,7 @@ class InceptionV3(nn.Module):
 
     def _mixed(self, layer: Layer) -> dict[str, Any]:
         average = functools.partial(
-            pools.avg_pool,
+            pooling.avg_pool,
             window=(3, 3),
             strides=(1, 1),
             padding=1,

@@ -14,7 +14,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from medadv_jax.errors import UserError
-from medadv_jax.models import forms as ops
+from medadv_jax.models.ops import convolution as ops
 
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
 

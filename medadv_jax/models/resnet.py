@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from medadv_jax.models import pools
 from medadv_jax.models.layers import BatchNorm, Conv, Dense, check_images, scale_channels
+from medadv_jax.models.ops import pooling
 
 Layer = Callable[..., nn.Module]
 
@@ -99,7 +99,7 @@ class ResNet(nn.Module):
             images
         )
         hidden = nn.relu(norm(name="bn1")(hidden))
-        hidden = pools.max_pool(hidden, (3, 3), (2, 2), 1, self.forms)
+        hidden = pooling.max_pool(hidden, (3, 3), (2, 2), 1, self.forms)
         for stage, blocks in enumerate(self.num_blocks):
             for block in range(blocks):
                 hidden = Bottleneck(

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from medadv_jax.models import forms as ops
-from medadv_jax.models import pools
 from medadv_jax.models.layers import Conv, Dense, check_images, check_size, scale_channels
+from medadv_jax.models.ops import convolution as ops
+from medadv_jax.models.ops import pooling
 
 MAP = 7  # height and width of the map that the classifier takes
 SMALLEST = 32  # pixels: five halvings
@@ -65,7 +65,7 @@ class VGG(nn.Module):
                     name=f"conv{stage + 1}_{layer + 1}",
                 )
                 hidden = nn.relu(conv(hidden))
-            hidden = pools.max_pool(hidden, (2, 2), (2, 2), "VALID", self.forms)
+            hidden = pooling.max_pool(hidden, (2, 2), (2, 2), "VALID", self.forms)
         if self.head == "fc":
             hidden = self._classifier(hidden, train)
         else:

@@ -5,10 +5,10 @@ import itertools
 
 import numpy as np
 
-from medadv_jax.metrics import says_little
+from medadv_jax.evaluation.metrics import says_little
+from medadv_jax.evaluation.statistics import cluster_bootstrap, holm, mcnemar_exact, ratio_statistic
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.tables import Cell, Estimate, Table, blocks, cell_text, number_text, p_text
-from medadv_jax.statistics import cluster_bootstrap, holm, mcnemar_exact, ratio_statistic
 
 LEVEL = 0.05
 ATTACKED, CLEAN = "worst attack, adaptive", "clean"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medadv_jax.report.aggregate import Group
 from medadv_jax.report.comparison import compare, pairwise_table
-from medadv_jax.report.groups import Group
 from medadv_jax.report.page import Section
 from medadv_jax.report.records import Outcome, RunRecords
 from medadv_jax.report.run_tables import headline_table, results_table

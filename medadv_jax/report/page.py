@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from html import escape
 
-from medadv_jax.report.drawing import Drawn, LeftOut
+from medadv_jax.report.style import Drawn, LeftOut
 from medadv_jax.report.tables import Table, as_html
 
 GOOD, UNSURE, BAD, PLAIN = "good", "unsure", "bad", "plain"  # kinds of a card

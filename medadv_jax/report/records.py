@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medadv_jax.errors import UserError
-from medadv_jax.metrics import Metrics, metric_intervals, summarize, worst_answers
-from medadv_jax.statistics import Interval, cluster_weights, proportion_interval
+from medadv_jax.evaluation.metrics import Metrics, metric_intervals, summarize, worst_answers
+from medadv_jax.evaluation.statistics import Interval, cluster_weights, proportion_interval
 
 Key = tuple[str, str, str, float]  # defence, threat model, evaluation, epsilon
 

@@ -6,8 +6,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from medadv_jax.metrics import larger_class, reliability
-from medadv_jax.report.drawing import (
+from medadv_jax.evaluation.metrics import larger_class, reliability
+from medadv_jax.report.records import THREATS, Outcome, RunRecords
+from medadv_jax.report.run_tables import accuracy
+from medadv_jax.report.style import (
     THREAT_LOOKS,
     WIDTH,
     Drawn,
@@ -18,8 +20,6 @@ from medadv_jax.report.drawing import (
     draw,
     legend_below,
 )
-from medadv_jax.report.records import THREATS, Outcome, RunRecords
-from medadv_jax.report.run_tables import accuracy
 from medadv_jax.report.tables import Estimate
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from medadv_jax.report import run_figures, run_tables
+from medadv_jax.report.aggregate import make_groups
 from medadv_jax.report.comparison import (
     ATTACKED,
     Comparison,
@@ -13,13 +14,12 @@ from medadv_jax.report.comparison import (
     pairwise_table,
     verdict,
 )
-from medadv_jax.report.drawing import Drawn
-from medadv_jax.report.groups import make_groups
+from medadv_jax.report.example_panels import panels
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Section, render
-from medadv_jax.report.panels import panels
-from medadv_jax.report.paper_figures import figures_of_one
-from medadv_jax.report.paper_tables import paper_section
+from medadv_jax.report.paper.figures import figures_of_one
+from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
+from medadv_jax.report.style import Drawn
 from medadv_jax.report.tables import Cell, Estimate, Table, cell_text
 
 TRUSTED = "trusted"

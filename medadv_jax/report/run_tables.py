@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from medadv_jax.metrics import patient_accuracy, reliability
+from medadv_jax.evaluation.metrics import patient_accuracy, reliability
+from medadv_jax.evaluation.statistics import proportion_interval
 from medadv_jax.report.comparison import ATTACKED, CLEAN, right_answers
 from medadv_jax.report.records import PURIFIED, THREATS, Outcome, RunRecords
 from medadv_jax.report.tables import NOTHING, Cell, Estimate, Table, blocks
-from medadv_jax.statistics import proportion_interval
 
 METRICS = ("precision", "recall", "specificity", "f1", "auc", "attack_success_rate")
 LABELS = {

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medadv_jax.metrics import says_little
-from medadv_jax.report.claims import claims_section
+from medadv_jax.evaluation.metrics import says_little
+from medadv_jax.report.aggregate import Group, Series, make_groups
 from medadv_jax.report.comparison import Comparison, attacked_accuracy, best_defense, compare
-from medadv_jax.report.drawing import Drawn
+from medadv_jax.report.example_panels import compact
 from medadv_jax.report.folds import folds_sections
-from medadv_jax.report.groups import Group, Series, make_groups
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Section, render
-from medadv_jax.report.panels import compact
-from medadv_jax.report.paper_figures import paper_figures
-from medadv_jax.report.paper_tables import paper_section
+from medadv_jax.report.paper.claims import claims_section
+from medadv_jax.report.paper.figures import paper_figures
+from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.run_page import is_best_significant, trust
 from medadv_jax.report.run_tables import accuracy
+from medadv_jax.report.style import Drawn
 from medadv_jax.report.tables import Cell, Table, cell_text
-from medadv_jax.report.together import Together, together_section, transfer_table
+from medadv_jax.report.transfer import Together, together_section, transfer_table
 
 MOST_LINES = 6  # of a card
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from medadv_jax.statistics import Interval
+from medadv_jax.evaluation.statistics import Interval
 
 NOTHING = "–"
 

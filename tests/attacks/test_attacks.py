@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from medadv_jax.attacks import ATTACKS, make_attack, run_assigned, run_attacks
-from medadv_jax.attacks.geometry import BALLS, l1_normalize
-from medadv_jax.attacks.loop import LOOPS
+from medadv_jax.attacks.lanes import LOOPS
+from medadv_jax.attacks.norms import BALLS, l1_normalize
 
 SHAPE = (6, 5, 4, 3)  # images
 EPSILON = 0.03

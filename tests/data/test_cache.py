@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.source
+import medadv_jax.data.source
 from configs.default import get_config
-from data.cache import INDEX_FILE
-from data.images import read_square
+from medadv_jax.data.cache import INDEX_FILE
+from medadv_jax.data.images import read_square
+from medadv_jax.data.loader import count_listed, load_dataset
 from medadv_jax.errors import UserError
-from medadv_jax.input_pipeline import count_listed, load_dataset
 
 
 def _picture(path: Path, level: int) -> None:
@@ -53,7 +53,7 @@ def _forbid_decoding(monkeypatch) -> None:
     def refuse(*args):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(data.source, "read_square", refuse)
+    monkeypatch.setattr(medadv_jax.data.source, "read_square", refuse)
 
 
 def test_examples_images_and_hashes_belong_together(settings):
@@ -141,7 +141,7 @@ def test_a_build_that_dies_leaves_no_cache(settings, monkeypatch):
             raise KeyboardInterrupt
         return read_square(content, size, fit)
 
-    monkeypatch.setattr(data.source, "read_square", die)
+    monkeypatch.setattr(medadv_jax.data.source, "read_square", die)
     with pytest.raises(KeyboardInterrupt):
         load_dataset(settings)
     assert not _finished(settings)
@@ -155,7 +155,7 @@ def test_what_a_killed_process_leaves_is_not_taken_for_a_cache(settings, monkeyp
     whole.rename(whole.with_name("incomplete.ABCDEF_1.0.0"))
     calls = []
     monkeypatch.setattr(
-        data.source, "read_square", lambda *args: calls.append(1) or read_square(*args)
+        medadv_jax.data.source, "read_square", lambda *args: calls.append(1) or read_square(*args)
     )
     assert len(load_dataset(settings).examples) == 12
     assert len(calls) == 12
@@ -171,12 +171,12 @@ def test_another_process_that_is_faster_does_no_harm(settings, monkeypatch):
     inner = []
 
     def build_meanwhile(*args):
-        monkeypatch.setattr(data.source, "read_square", read_square)
+        monkeypatch.setattr(medadv_jax.data.source, "read_square", read_square)
         inner.append(load_dataset(settings))
         return read_square(*args)
 
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one decoder waits while another build runs
-    monkeypatch.setattr(data.source, "read_square", build_meanwhile)
+    monkeypatch.setattr(medadv_jax.data.source, "read_square", build_meanwhile)
     outer = load_dataset(settings)
     assert inner[0].examples == outer.examples
     assert len(_finished(settings)) == 1
@@ -298,7 +298,7 @@ def test_nothing_imports_tensorflow(settings):
     code = f"""
 import json, sys
 from configs.default import get_config
-from medadv_jax.input_pipeline import load_dataset, make_loader
+from medadv_jax.data.loader import load_dataset, make_loader
 config = get_config().data
 config.update(json.loads({settings.to_json()!r}))
 dataset = load_dataset(config)

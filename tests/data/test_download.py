@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 
-from data.download import fetch
+from medadv_jax.data.download import fetch
 from medadv_jax.errors import UserError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from data.images import BadImageError, read_square
+from medadv_jax.data.images import BadImageError, read_square
 
 RED, GREY = (200, 40, 10), 120
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from data.breakhis import BreakHis
-from data.chest_xray import ChestXray
-from data.source import Parsed, UnlabelledError, list_files, unique_ids
+from medadv_jax.data.breakhis import BreakHis
+from medadv_jax.data.chest_xray import ChestXray
+from medadv_jax.data.source import Parsed, UnlabelledError, list_files, unique_ids
 
 
 @pytest.mark.parametrize(

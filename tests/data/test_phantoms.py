@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.fft
 
-from data.phantoms import KINDS, generate
-from data.phantoms.fields import texture
+from medadv_jax.data.phantoms import KINDS, generate
+from medadv_jax.data.phantoms.fields import texture
 
 both_kinds = pytest.mark.parametrize("kind", sorted(KINDS))
 

@@ -84,7 +84,7 @@ def variables():
 
 
 def test_forms_agree(variables):
-    """Gradients of each form: test_forms.py; of the whole network: tests/weights/test_golden.py."""
+    """Each form: ops/test_convolution.py; the whole network: pretrained/test_golden.py."""
     images = normal(2, 81, 75, 3)
 
     def run(forms):

@@ -1,0 +1,195 @@
+"""How much a case computes, and how much the device can: shares of peak.
+
+Counted are the multiplications and additions (2 a pair) of convolutions and matrix products, from
+shapes alone. Products with padding are left out, as the compiler leaves them out: at 64 px they are
+more than half of ResNet50's last stage, and counting them would flatter. Recomputation and
+elementwise work do not count.
+"""
+
+import functools
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+from benchmarks.cases import ALL, ATTACKS, Case
+from medadv_jax.models import create_model
+
+# The compiler also counts elementwise work: normalisation, activations, pooling, loss.
+TOLERANCE = 0.05
+CLASSES = 2
+
+
+class Counts(NamedTuple):
+    """FLOPs of a network on one image."""
+
+    forward: int
+    first: int  # of the first layer's, forward: training needs no gradient to the pixels
+
+    @property
+    def input_gradient(self) -> int:
+        """Forward, and backward to the pixels alone."""
+        return 2 * self.forward
+
+    @property
+    def train(self) -> int:
+        """Forward, backward to all parameters."""
+        return 3 * self.forward - self.first
+
+
+@functools.cache
+def network_flops(model: str, image_size: int) -> Counts:
+    """Returns the counts of a network at full width with two classes."""
+    per_layer = layer_flops(*_forward(model, image_size))
+    return Counts(sum(per_layer), per_layer[0])
+
+
+def layer_flops(function: Any, *arguments: Any) -> list[int]:
+    """Returns the FLOPs of each convolution and matrix product of `function`, in their order."""
+    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _of_jaxpr(jaxpr: Any) -> list[int]:
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            found.append(_of_conv(equation))
+        elif equation.primitive.name == "dot_general":
+            ((contracted, _), _) = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            size = math.prod(equation.outvars[0].aval.shape)
+            found.append(2 * size * math.prod(left[axis] for axis in contracted))
+        for inner in jaxprs_in_params(equation.params):
+            found += _of_jaxpr(inner)
+    return found
+
+
+def _of_conv(equation: Any) -> int:
+    """A forward convolution: no dilation of images, one group."""
+    params = equation.params
+    assert params["feature_group_count"] == 1
+    assert set(params["lhs_dilation"]) == {1}
+    numbers = params["dimension_numbers"]
+    images, kernel = (operand.aval.shape for operand in equation.invars)
+    result = equation.outvars[0].aval.shape
+    products = result[numbers.out_spec[0]] * result[numbers.out_spec[1]]
+    products *= kernel[numbers.rhs_spec[1]]
+    for axis, stride in enumerate(params["window_strides"]):
+        products *= _pairs(
+            images[numbers.lhs_spec[2 + axis]],
+            kernel[numbers.rhs_spec[2 + axis]],
+            result[numbers.out_spec[2 + axis]],
+            stride,
+            params["padding"][axis][0],
+            params["rhs_dilation"][axis],
+        )
+    return 2 * products
+
+
+def _pairs(size: int, window: int, out: int, stride: int, low: int, dilation: int) -> int:
+    """Number of (output, tap) along one axis whose input is a pixel, not padding."""
+    starts = range(-low, -low + stride * out, stride)
+    return sum(0 <= start + dilation * tap < size for start in starts for tap in range(window))
+
+
+def _forward(model: str, image_size: int, batch: int = 1) -> tuple[Any, Any, Any]:
+    """The network's forward pass in its plain form, and its arguments' shapes."""
+    network = create_model(model, CLASSES, forms="plain")
+    images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    return lambda v, x: network.apply(v, x, train=False), variables, images
+
+
+def case_flops(case: Case) -> int:
+    """Returns what one run of a case computes, over all devices."""
+    counts = network_flops(case.model, case.image_size)
+    attack = _attack_gradients(case.attack, case.num_steps)
+    if case.task == "clean_step":
+        each = counts.train
+    elif case.task == "attack":
+        each = attack * counts.input_gradient
+    elif case.task == "adversarial_step":
+        # "all": each image meets one of the four. The batch is trained on beside its examples.
+        share = attack / len(ATTACKS) if case.attack == ALL else attack
+        each = share * counts.input_gradient + 2 * counts.train
+    else:  # clean logits; each attack scores its last point, and is answered
+        each = counts.forward * (1 + 2 * len(ATTACKS)) + attack * counts.input_gradient
+    return round(case.batch * each)
+
+
+def _attack_gradients(attack: str | None, num_steps: int) -> int:
+    """Gradients that one image needs; FGSM takes one step."""
+    names = ATTACKS if attack == ALL else (attack,) if attack else ()
+    return sum(1 if name == "fgsm" else num_steps for name in names)
+
+
+def compiler_check(model: str, image_size: int) -> dict[str, Any]:
+    """Returns our counts beside the compiler's, before it optimises, for two images.
+
+    The compiler counts elementwise work too, so it may be above by `TOLERANCE`, and never below
+    by more than rounding of either.
+    """
+    function, variables, images = _forward(model, image_size, batch=2)
+    counts = network_flops(model, image_size)
+
+    def total(v: Any, x: Any) -> jax.Array:
+        return jnp.sum(function(v, x))
+
+    pairs = {
+        "forward": (function, counts.forward),
+        "input_gradient": (jax.grad(total, argnums=1), counts.input_gradient),
+        "train": (jax.grad(lambda v, x: total(v, x)), counts.train),
+    }
+    result: dict[str, Any] = {"model": model, "image_size": image_size, "tolerance": TOLERANCE}
+    within = True
+    for name, (differentiated, ours) in pairs.items():
+        analysis = jax.jit(differentiated).lower(variables, images).cost_analysis()
+        theirs = float((analysis or {}).get("flops", math.nan)) / 2
+        result[name] = {"counted": ours, "compiler": theirs, "ratio": theirs / ours}
+        within &= -0.01 <= theirs / ours - 1 <= TOLERANCE
+    return result | {"within": within}
+
+
+class Peak:
+    """The most that was seen of the device so far, by precision."""
+
+    def __init__(self):
+        self.flops: dict[str, float] = {}
+
+    def measure(self, precision: str, runs: int = 3) -> None:
+        """Times a matrix product in `precision`; the best run counts."""
+        size = 2048 if jax.default_backend() == "cpu" else 8192
+        key = jax.random.key(0)
+        left = jax.random.normal(key, (size, size), jnp.dtype(precision))
+        multiply = jax.jit(jnp.matmul)
+        seconds = best_seconds(lambda: multiply(left, left), runs)
+        self.flops[precision] = max(self.flops.get(precision, 0.0), 2 * size**3 / seconds)
+
+    def share(self, case: Case, seconds: float) -> float | None:
+        """Returns the share of peak of a run; virtual CPU devices share one machine's peak."""
+        if case.precision not in self.flops:
+            return None
+        devices = 1 if jax.default_backend() == "cpu" else case.devices
+        return case_flops(case) / seconds / (devices * self.flops[case.precision])
+
+
+def copy_bytes_per_second() -> float:
+    """Returns bytes read and written a second by a copy: what bounds work that computes little."""
+    count = 2**26 if jax.default_backend() == "cpu" else 2**29
+    array = jnp.zeros(count, jnp.float32)
+    copy = jax.jit(lambda x: x + 1.0)  # XLA would not copy at all
+    return 2 * array.nbytes / best_seconds(lambda: copy(array), 5)
+
+
+def best_seconds(run: Any, runs: int) -> float:
+    """Returns the shortest of a few blocking runs, after one that compiles."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times)

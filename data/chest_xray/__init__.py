@@ -1,5 +1,0 @@
-"""Chest X-rays of children, normal and with pneumonia; see builder.py."""
-
-from data.chest_xray.builder import ChestXray
-
-__all__ = ["ChestXray"]

@@ -1,0 +1,37 @@
+"""Decodes a data set into the cache and prints what came of it.
+
+    python data/prepare.py --config=configs/pneumonia_resnet.py --config.data.dir=FOLDER
+
+A run does the same by itself when the cache is missing.
+"""
+
+import json
+import time
+
+from ml_collections import config_flags
+
+from medadv_jax import cli
+from medadv_jax.data.loader import load_dataset
+from medadv_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+
+
+def main() -> None:
+    """Builds the cache; a UserError where the user must help."""
+    if _CONFIG.value is None:
+        raise UserError("--config is missing: give a config file")
+    start = time.perf_counter()
+    dataset = load_dataset(_CONFIG.value.data)
+    seconds = time.perf_counter() - start
+    print(json.dumps(dataset.report, indent=2, ensure_ascii=False))
+    positives = int(dataset.labels.sum())
+    negative, positive = dataset.class_names
+    print(
+        f"{dataset.name}: {len(dataset.examples) - positives} {negative}, {positives} {positive}, "
+        f"{len({example.group for example in dataset.examples})} groups, {seconds:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

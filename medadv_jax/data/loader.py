@@ -1,0 +1,187 @@
+"""From a data set's name to batches of uint8 images on the host; knows no model.
+
+dataset = load_dataset(config.data)
+for batch in make_loader(dataset, indices, 32, shuffle_seed=config.seed, epoch=0):
+    batch["image"]  # (32, S, S, 3) uint8
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import grain
+import numpy as np
+
+from medadv_jax.config import Config
+from medadv_jax.data import DATASETS
+from medadv_jax.data.cache import CachedBuilder, DataSettings, prepare
+from medadv_jax.data.images import FITS
+from medadv_jax.data.splits import Example
+from medadv_jax.errors import UserError
+
+_READ_THREADS = 2  # each reads whole batches; reading is far faster than any training step
+_BATCHES_AHEAD = 4  # read before they are asked for
+
+
+class Batch(TypedDict):
+    """A batch of fixed shape; rows with mask 0 repeat rows with mask 1."""
+
+    image: np.ndarray  # (B, S, S, 3) uint8
+    label: np.ndarray  # (B,) int32, 1 = positive
+    index: np.ndarray  # (B,) int32, position in Dataset.examples
+    mask: np.ndarray  # (B,) float32, 1 = counts
+
+
+class ImageSource:
+    """Random access to the cached images: `source[i]` is (S, S, 3) uint8 of example i."""
+
+    def __init__(self, records: Any, folder: Path):
+        self._records, self._folder = records, folder
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        try:
+            return self._records[index]["image"]
+        except Exception as error:  # the file is cut short, or its checksum is wrong
+            raise _broken(self._folder, error) from error
+
+
+def _broken(folder: Path, error: object) -> UserError:
+    reason = " ".join(str(error).split())[:120]
+    return UserError(
+        f"config.data.cache_dir: {folder} is damaged ({reason}); delete it, and the images are"
+        " decoded anew"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set at the target size; `source[i]` belongs to `examples[i]`."""
+
+    name: str
+    class_names: tuple[str, str]  # negative, positive
+    examples: tuple[Example, ...]
+    report: dict[str, Any]  # of the build; see data.cache.empty_report
+    source: Sequence[np.ndarray] | ImageSource
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int32."""
+        return np.array([example.label for example in self.examples], np.int32)
+
+
+def load_dataset(data_config: Config) -> Dataset:
+    """Opens a data set, decoding it into the cache the first time.
+
+    Args:
+      data_config: `config.data`.
+
+    Raises:
+      UserError: an unknown name, a folder that is missing or holds something else, too many
+        damaged files, or images that can be neither found nor fetched.
+    """
+    settings = DataSettings.from_config(data_config)
+    builder_class = _builder_class(settings)
+    records, index = prepare(builder_class, builder_class.plan(settings), settings.cache_folder)
+    columns = index["examples"]
+    if len(records) != len(columns["id"]):
+        reason = f"{len(records)} images, {len(columns['id'])} names"
+        raise _broken(settings.cache_folder, reason)
+    rows = zip(*columns.values(), strict=True)
+    return Dataset(
+        name=settings.name,
+        class_names=builder_class.CLASS_NAMES,
+        examples=tuple(Example(**dict(zip(columns, row, strict=True))) for row in rows),
+        report=index["report"],
+        source=ImageSource(records, settings.cache_folder),
+    )
+
+
+def count_listed(data_config: Config) -> int:
+    """Number of images before damaged ones are left out; reads and decodes none of them.
+
+    Raises:
+      UserError: as `load_dataset`, but for damaged files.
+    """
+    settings = DataSettings.from_config(data_config)
+    return _builder_class(settings).plan(settings).count
+
+
+def _builder_class(settings: DataSettings) -> type[CachedBuilder]:
+    choices = (("name", settings.name, DATASETS), ("fit", settings.fit, FITS))
+    for field, value, known in choices:
+        if value not in known:
+            allowed = ", ".join(known)
+            raise UserError(f"data.{field}: {value!r} is unknown; allowed: {allowed}")
+    return DATASETS[settings.name]
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Number of batches of one pass; the last one may be filled up."""
+    return -(-num_examples // batch_size)
+
+
+def make_loader(
+    dataset: Dataset,
+    indices: Sequence[int] | np.ndarray,
+    batch_size: int,
+    *,
+    shuffle_seed: int | None,
+    epoch: int = 0,
+    part: tuple[int, int] = (0, 1),
+    num_threads: int = _READ_THREADS,
+) -> Iterator[Batch]:
+    """One pass over the given examples in batches of one shape, read ahead in threads.
+
+    The last batch is filled up by repeating its own examples in turn, with mask 0: statistics over
+    the batch then see images, not zeros.
+
+    Args:
+      dataset: where to read.
+      indices: positions in `dataset.examples`.
+      batch_size: rows of every batch, also when there are fewer examples.
+      shuffle_seed: the order is a function of (shuffle_seed, epoch) alone; None: as given.
+      epoch: number of the pass.
+      part: (i, n): the i-th of n processes, from 0; it reads the i-th n-th of the rows of each
+        batch, and no others. n divides `batch_size`.
+      num_threads: threads that read; 0 reads in the caller's thread, when asked.
+
+    Yields:
+      `steps_per_epoch(len(indices), batch_size)` batches of numpy arrays; see `Batch`.
+    """
+    positions = np.asarray(indices, np.int64)
+    if not len(positions):
+        return iter(())
+    order = grain.MapDataset.source(positions.tolist())
+    if shuffle_seed is not None:
+        order = order.shuffle(seed=_mix(shuffle_seed, epoch))
+    batches = order.batch(batch_size, drop_remainder=False)
+    read = functools.partial(_read_batch, dataset, batch_size, part)
+    options = grain.ReadOptions(
+        num_threads=num_threads, prefetch_buffer_size=_BATCHES_AHEAD if num_threads else 0
+    )
+    return iter(batches.map(read).to_iter_dataset(options))
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """One 32-bit seed for each pair, so that seed 0 epoch 1 is not seed 1 epoch 0."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def _read_batch(
+    dataset: Dataset, batch_size: int, part: tuple[int, int], positions: np.ndarray
+) -> Batch:
+    mine = np.split(np.arange(batch_size), part[1])[part[0]]
+    rows = positions[mine % len(positions)]  # repeats in turn
+    images = [dataset.source[int(row)] for row in rows[: len(positions)]]
+    order = np.arange(len(rows)) % len(images)
+    return {
+        "image": np.stack(images)[order] if len(images) < len(rows) else np.stack(images),
+        "label": dataset.labels[rows],
+        "index": rows.astype(np.int32),
+        "mask": (mine < len(positions)).astype(np.float32),
+    }

@@ -1,0 +1,1 @@
+"""Predictions under attack, and every number that is derived from them."""

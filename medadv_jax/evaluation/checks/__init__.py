@@ -1,0 +1,1 @@
+"""Self-checks: whether the measurement itself can be trusted."""

@@ -1,0 +1,70 @@
+"""Can these numbers be trusted? Twelve checks, each with its number and a line of explanation.
+
+    checks = run_self_checks(subject, config, curves, predictions)       # of each defence
+    checks.append(check_splits(splits, examples, predictions, training, hashes))     # of the run
+    write_self_checks(path, checks)
+
+Checks 4, 5, 12 and half of 7 read records (`record_checks.py`); 11 reads the splits
+(`split_checks.py`); the others ask the classifier (`model_checks.py`). They are what robustness
+claims that fell later had missed (Athalye et al. 2018; Carlini et al. 2019, "On evaluating
+adversarial robustness"; Zimmermann et al. 2022, "Increasing confidence in adversarial robustness
+evaluations").
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from medadv_jax.config import Config
+from medadv_jax.evaluation.checks import attack_checks, prediction_checks
+from medadv_jax.evaluation.checks.result import Check, read_self_checks, write_self_checks
+from medadv_jax.evaluation.checks.split_checks import check_splits, difference_hashes
+from medadv_jax.evaluation.model_under_test import Subject
+from medadv_jax.evaluation.predictor import evaluation_attacks
+from medadv_jax.evaluation.robustness_curves import curve_attack
+
+__all__ = [
+    "Check",
+    "check_splits",
+    "difference_hashes",
+    "read_self_checks",
+    "run_self_checks",
+    "write_self_checks",
+]
+
+
+def run_self_checks(
+    subject: Subject, config: Config, curves: pa.Table, predictions: pa.Table
+) -> list[Check]:
+    """Returns the checks 1 to 10 and 12 of one defence.
+
+    Args:
+      subject: the defended classifier, and the images to check it on.
+      config: of the run.
+      curves: rows of `curves.parquet`; those of this defence are on the subject's images.
+      predictions: rows of `predictions.parquet`, of this defence and those evaluated before.
+    """
+    defense, pgd = subject.defense, curve_attack(config)
+    epsilon, steps = float(pgd.epsilon), pgd.num_steps
+    mine = prediction_checks.columns_of(curves, defense)
+    rights = prediction_checks.curve_rights(mine)
+    still = mine["score"][(mine["epsilon"] == 0) & (mine["num_steps"] == steps)]
+    records = prediction_checks.columns_of(predictions, defense)
+    white = prediction_checks.worst_rights(records, ("adaptive",), epsilon)
+    left = np.array([white.get(example.id, False) for example in subject.examples], bool)
+    findings = attack_checks.find(subject, pgd, rights[epsilon, steps])
+    evaluated = attack_checks.evaluate_again(subject, evaluation_attacks(config))
+    fallen = attack_checks.without_gradients(subject, pgd, left)
+    planted = attack_checks.finds_planted(findings)
+    return [
+        attack_checks.attacks_deployed(subject, epsilon),
+        attack_checks.stays_within(subject, evaluated, still),
+        attack_checks.stronger_breaks_more(subject, findings),
+        prediction_checks.larger_radius_breaks_more(defense, rights, subject.labels, steps),
+        prediction_checks.enough_steps(defense, rights, epsilon, steps, findings.restarts),
+        attack_checks.has_gradients(subject),
+        prediction_checks.no_other_breaks_more(defense, records, epsilon, fallen, len(subject)),
+        attack_checks.is_the_same_again(subject, pgd),
+        attack_checks.are_logits(subject, findings),
+        attack_checks.changes_nothing_else(subject, evaluated),
+        prediction_checks.is_complete(defense, predictions, epsilon, planted),
+    ]

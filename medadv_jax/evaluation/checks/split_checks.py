@@ -1,0 +1,124 @@
+"""Self-check 11: nothing leaks between the splits, and all classifiers answer the same examples.
+
+It does not trust the cut: groups, copies and look-alikes are looked for again, from the examples,
+the images and what was written down.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from medadv_jax.data.splits import SPLITS, Example
+from medadv_jax.evaluation.checks.result import Check, check
+
+_SIDE = 16  # of a difference hash, in bits
+# Bits of 256 in which two files of one picture may differ. Of different pictures of one kind
+# about half of the bits of fine structure differ.
+_ALIKE = 8
+
+
+def difference_hashes(images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Returns whether each grey patch is brighter than its left neighbour: what a picture looks
+    like, whatever its file, size or brightness.
+
+    Args:
+      images: n images (H, W, 3) uint8.
+
+    Returns:
+      (n, 256) bool.
+    """
+    hashes = []
+    for image in images:
+        small = Image.fromarray(image).convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX)
+        grey = np.asarray(small, int)
+        hashes.append((grey[:, 1:] > grey[:, :-1]).ravel())
+    return np.array(hashes).reshape(len(hashes), _SIDE**2)
+
+
+def check_splits(
+    splits: Mapping[str, Any],
+    examples: Sequence[Example],
+    predictions: pa.Table,
+    training: Sequence[Mapping[str, Any]],
+    hashes: Mapping[str, np.ndarray] | None = None,
+) -> Check:
+    """11. Splits share no group and no copy, checkpoints are chosen on validation, and all
+    classifiers answer the same test examples.
+
+    Args:
+      splits: the content of `splits.json`.
+      examples: all of the data set.
+      predictions: rows of `predictions.parquet`.
+      training: lines of `metrics.jsonl`.
+      hashes: example id -> a row of `difference_hashes`, of those in any split; None: not looked.
+    """
+    by_id = {example.id: example for example in examples}
+    members = {name: [by_id[id_] for id_ in splits[name]] for name in SPLITS}
+    counts, faults = {}, []
+    for what, of in (
+        ("ids", lambda e: e.id), ("md5 sums", lambda e: e.md5), ("groups", lambda e: e.group)
+    ):  # fmt: skip
+        sets = [{of(example) for example in part} for part in members.values()]
+        counts[what] = sum(len(one & other) for one, other in itertools.combinations(sets, 2))
+    alike = "not looked for"
+    if hashes is not None:
+        parts = [np.array([hashes[e.id] for e in part], bool) for part in members.values()]
+        pairs = sum(_alike(one, other) for one, other in itertools.combinations(parts, 2))
+        counts["look-alikes"], alike = pairs, f"{pairs}"
+    faults += [f"{count} {what} in two splits" for what, count in counts.items() if count]
+    faults += _selection(training, len(members["validation"]))
+    faults += _other_examples(predictions, {example.id for example in members["test"]})
+    n = sum(len(part) for part in members.values())
+    leaks = float(sum(counts.values()))
+    return check(
+        11, "all", "fail" if faults else "pass", leaks,
+        "; ".join(faults)
+        or f"no id, md5 sum or group of {n} images is in two splits (look-alikes: {alike});"
+        f" checkpoints chosen on {len(members['validation'])} validation images; every classifier"
+        f" answers the same {len(members['test'])} test images",
+    )  # fmt: skip
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> int:
+    """Returns how many pairs of two sets of hashes differ in few bits."""
+    if not len(one) or not len(other):
+        return 0
+    signs = [2.0 * hashes.astype(np.float32) - 1 for hashes in (one, other)]
+    differing = (signs[0].shape[1] - signs[0] @ signs[1].T) / 2
+    return int((differing <= _ALIKE).sum())
+
+
+def _selection(training: Sequence[Mapping[str, Any]], validation: int) -> list[str]:
+    """Are there accuracies that are shares of as many images as the validation split has?"""
+    if not validation:
+        return ["no validation images"]
+    epochs = [line for line in training if "images/s" in line or "validation_accuracy" in line]
+    without = {line["defense"] for line in epochs if "validation_accuracy" not in line}
+    faults = [f"{defense} has epochs without validation" for defense in sorted(without)]
+    others = set()
+    for line in epochs:
+        right = line.get("validation_accuracy", 0.0) * validation
+        if abs(right - round(right)) > 1e-3:
+            others.add(line["defense"])
+    return faults + [
+        f"{defense} was chosen on others than the {validation} validation images"
+        for defense in sorted(others)
+    ]
+
+
+def _other_examples(predictions: pa.Table, test: set[str]) -> list[str]:
+    """Names the evaluations whose examples are not those of the test split, each once."""
+    seen: dict[str, list[str]] = {}
+    names = ("defense", "threat_model", "evaluation", "epsilon", "example")
+    rows = zip(*(predictions[name].to_pylist() for name in names), strict=True)
+    for *key, example in rows:
+        seen.setdefault(" ".join(map(str, key)), []).append(example)
+    return [
+        f"{key} answers other examples than the test split"
+        for key, found in seen.items()
+        if sorted(found) != sorted(test)
+    ]

@@ -1,0 +1,72 @@
+"""A few test images under attack, kept as arrays for the report: `pictures.npz`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from medadv_jax.attacks import Attack
+from medadv_jax.classifier import to_pixels
+from medadv_jax.data.splits import Example
+from medadv_jax.evaluation.predictor import Predictor, Source, Target
+from medadv_jax.files import whole
+
+PER_CLASS = 3
+
+
+def choose(examples: Sequence[Example], test: Sequence[int]) -> list[int]:
+    """Returns the first `PER_CLASS` test images of each class: chosen before any result."""
+    chosen = []
+    for label in (0, 1):
+        chosen += [i for i in test if examples[i].label == label][:PER_CLASS]
+    return chosen
+
+
+def take(
+    predictor: Predictor,
+    attacks: Sequence[Attack],
+    shown: str,
+    targets: Mapping[str, Target],
+    batch: Any,
+    key: jax.Array,
+) -> dict[str, np.ndarray]:
+    """Attacks each classifier through all that is deployed, and keeps what everybody sees.
+
+    Args:
+      predictor: the programs.
+      attacks: those of the evaluation, whose program is compiled already.
+      shown: the name of the attack that is kept.
+      targets: name of a defence -> its classifier.
+      batch: image (B, H, W, 3) uint8, label and mask (B,), on the devices.
+      key: of the random starts.
+
+    Returns:
+      `images` (N, H, W, 3) float32 in [0, 1], `label` (N,), `attack` (), `epsilon` (); for each
+      defence `<defense>/adversarial` (N, H, W, 3) float32, `<defense>/score_clean` and
+      `<defense>/score_adversarial` (N,), the probability of class 1, and with a purifier
+      `<defense>/purified`, what it makes of the adversarial image.
+    """
+    number = [attack.name for attack in attacks].index(shown)
+    real = np.asarray(batch["mask"]) > 0
+    pixels = to_pixels(batch["image"])
+    arrays = {"images": np.asarray(pixels)[real], "label": np.asarray(batch["label"])[real]}
+    arrays |= {"attack": np.array(shown), "epsilon": np.array(float(attacks[number].epsilon))}
+    for name, target in targets.items():
+        source = Source(target.deployed, target.variables)
+        adversarial = predictor.attack(attacks, source, batch, key)[number]
+        arrays[f"{name}/adversarial"] = np.asarray(adversarial)[real]
+        for kind, images in (("clean", pixels), ("adversarial", adversarial)):
+            probabilities = jax.nn.softmax(predictor.logits(target, images), axis=-1)
+            arrays[f"{name}/score_{kind}"] = np.asarray(probabilities)[real, 1]
+        if target.deployed == "full":
+            purified = jax.jit(predictor.classifier.purify)(target.variables, adversarial)
+            arrays[f"{name}/purified"] = np.asarray(purified)[real]
+    return arrays
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes beside and renames."""
+    with whole(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

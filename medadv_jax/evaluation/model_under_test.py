@@ -1,0 +1,180 @@
+"""A defended classifier with some test images: what curves and self-checks attack.
+
+A subject is small (64 images by default) and attacked in many ways, through the compiled programs
+of one `Predictor` and one `Sweep`, which all defences of a run share.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from medadv_jax.attacks.continuous_batching import Job, Sweep
+from medadv_jax.classifier import to_pixels
+from medadv_jax.data.loader import Dataset
+from medadv_jax.data.splits import Example
+from medadv_jax.evaluation.predictor import Predictor, Source, Target
+
+
+class Attacked(NamedTuple):
+    """What J jobs found; images that a job left out are as they were.
+
+    Attributes:
+      pixels: (J, n, H, W, 3) float32 in [0, 1].
+      logits: (J, n, K) float32, the deployed classifier's.
+    """
+
+    pixels: np.ndarray
+    logits: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One deployed classifier under one attacker who knows all of it.
+
+    Attributes:
+      defense: its name.
+      predictor: runs it as in the evaluation.
+      sweep: attacks it; of the same classifier.
+      target: what answers.
+      sources: whose gradients the adaptive attacker has; the worst for the defender counts.
+      images: (n, H, W, 3) float32 in [0, 1].
+      labels: (n,) int32.
+      examples: n of them.
+      seed: of random starts.
+    """
+
+    defense: str
+    predictor: Predictor
+    sweep: Sweep
+    target: Target
+    sources: tuple[Source, ...]
+    images: np.ndarray
+    labels: np.ndarray
+    examples: tuple[Example, ...]
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns the deployed classifier's logits, any (m, H, W, 3) -> (m, K).
+
+        In batches of one shape, the last one filled up: one program, that of the evaluation.
+        """
+        answers, size = [], self.sweep.slots
+        for first in range(0, len(pixels), size):
+            part = pixels[first : first + size]
+            whole = part[np.arange(size) % len(part)]
+            found = self.predictor.logits(self.target, self.sweep.put(whole))
+            answers.append(np.asarray(found)[: len(part)])
+        return np.concatenate(answers)
+
+    def batch(self, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the first batch (N, H, W, 3) and its labels (N,); of `images` (n, H, W, 3), if
+        others than the subject's are given. Images repeat where there are too few."""
+        rows = np.arange(self.sweep.slots) % len(self)
+        return (self.images if images is None else images)[rows], self.labels[rows]
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields images (N, H, W, 3) and labels (N,), the last ones repeating the first."""
+        for first in range(0, len(self), self.sweep.slots):
+            rows = np.arange(first, first + self.sweep.slots) % len(self)
+            yield self.images[rows], self.labels[rows]
+
+    def noise(self, epsilon: float, draw: int) -> np.ndarray:
+        """Returns uniform draws (n, H, W, 3) from the balls around the images."""
+        key = jax.random.fold_in(jax.random.key(self.seed), 2)
+        found = [
+            self.sweep.starts(images, labels, epsilon, draw, key)
+            for images, labels in self.batches()
+        ]
+        return np.concatenate(found)[: len(self)]
+
+    def attack(self, jobs: Sequence[Job], salt: int = 0) -> Attacked:
+        """Runs jobs with the gradients of every source; of its answers the worst one counts.
+
+        A source attacks only what those before it could not break. `salt` gives other random
+        starts than those of the evaluation.
+        """
+        key = jax.random.key(self.seed)
+        key = jax.random.fold_in(key, salt) if salt else key
+        clean = self.logits(self.images)
+        pixels = np.repeat(self.images[None], len(jobs), axis=0)
+        logits = np.repeat(clean[None], len(jobs), axis=0)
+        everyone = np.ones(len(self), bool)
+        tried = [everyone if job.active is None else job.active for job in jobs]
+        for number, source in enumerate(self.sources):
+            now = [job._replace(active=active) for job, active in zip(jobs, tried, strict=True)]
+            found = self.sweep.run(
+                source.variables, self.images, self.labels, now, key, source.gradient
+            )
+            for j, job in enumerate(jobs):
+                answers = self.logits(found[j])
+                lead = margins(answers, self.labels) < margins(logits[j], self.labels)
+                take = tried[j] & (lead | (number == 0))
+                pixels[j][take], logits[j][take] = found[j][take], answers[take]
+                tried[j] = tried[j] & is_right(logits[j], self.labels, job.shift)
+        return Attacked(pixels, logits)
+
+
+def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the own logit minus the best other: (n, K), (n,) -> (n,); positive where right."""
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits)
+    return own - others.max(axis=1)
+
+
+def is_right(logits: np.ndarray, labels: np.ndarray, shift: np.ndarray | None = None) -> np.ndarray:
+    """Returns (n,) bool: is the own class the first of the largest, `shift` taken from it?"""
+    if shift is not None:
+        own = np.arange(logits.shape[1]) == labels[:, None]
+        logits = np.where(own, logits - shift[:, None], logits)
+    return logits.argmax(axis=1) == labels
+
+
+def scores(logits: np.ndarray) -> np.ndarray:
+    """Returns the probability of class 1, (n, K) -> (n,) float32."""
+    return np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1)[:, 1])
+
+
+def make_sweep(predictor: Predictor, norm: str, batch_size: int, mesh: Mesh) -> Sweep:
+    """Returns the programs that attack the classifiers of `predictor`, for all defences.
+
+    Args:
+      predictor: of the evaluation.
+      norm: of balls and steps.
+      batch_size: that of the evaluation, so that the deployed classifier is compiled once.
+      mesh: the devices; `batch_size` is a multiple of their number.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
+    def put(tree: Any) -> Any:
+        return jax.device_put(tree, sharding)
+
+    return Sweep(predictor.attacked.logits, batch_size, norm, put, predictor.fold)
+
+
+def choose_examples(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns at most `count` positions, drawn at random, half of each class, sorted.
+
+    Args:
+      labels: (m,) 0 or 1; where a class has too few, the other fills up.
+      count: at least 1.
+      seed: of the draw.
+    """
+    rng = np.random.default_rng((seed, 5))
+    classes = [rng.permutation(np.flatnonzero(labels == label)) for label in (0, 1)]
+    most = min(count, len(labels))
+    first = min(len(classes[0]), max(most // 2, most - len(classes[1])))
+    return np.sort(np.concatenate([classes[0][:first], classes[1][: most - first]]))
+
+
+def read_images(dataset: Dataset, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns the images of a data set as the evaluation's pixels, (n, H, W, 3) float32."""
+    images = np.stack([dataset.source[int(index)] for index in indices])
+    return np.asarray(to_pixels(jnp.asarray(images)))

@@ -1,0 +1,1 @@
+"""Convolutions, pools and folded BatchNorm, in the form that suits the backend."""

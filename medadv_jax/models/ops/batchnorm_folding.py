@@ -1,0 +1,78 @@
+"""An attack runs one network many times: what depends on its weights alone is done once.
+
+BatchNorm in eval mode is affine, so it is folded into the convolution before it; whoever sits
+beside a convolution `…conv…` as `…bn…` is its norm. The forms for CPUs want some kernels as their
+spectra (`forms.py`). It is the same function to rounding.
+
+Compiled are the single layers and not `fold`: a compiled function copies what it passes on, and the
+head of VGG16 alone is half a GB.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax import lax
+
+from medadv_jax.models.ops import convolution
+
+Tree = Mapping[str, Any]
+
+
+def folded_network(network: nn.Module) -> nn.Module:
+    """Returns the network that takes the variables of `fold`; itself if it has no BatchNorm."""
+    return network.clone(folded=True) if hasattr(network, "folded") else network
+
+
+def fold(network: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns the variables of `folded_network(network)`.
+
+    Args:
+        network: from `create_model`.
+        variables: its "params" and "batch_stats"; other collections are kept as they are.
+
+    Returns:
+        The same with the kernels (KH, KW, C, F) scaled, a bias (F,) to each, and no norm; and with
+        the collection "spectra", where the network's forms have a use for it.
+    """
+    if hasattr(network, "folded"):
+        epsilon: float = network.bn_epsilon  # pyright: ignore[reportAttributeAccessIssue]
+        params = _fold(variables["params"], variables["batch_stats"], epsilon)
+        variables = {**variables, "params": params, "batch_stats": {}}
+    spectra = _spectra(variables["params"]) if getattr(network, "forms", "") == "cpu" else {}
+    return {**variables, "spectra": spectra} if spectra else variables
+
+
+def _spectra(params: Tree) -> dict[str, Any]:
+    """The tree of those kernels that have one."""
+    kernel = params.get("kernel")
+    if kernel is not None:
+        return {"kernel": convolution.spectrum(kernel)} if convolution.has_spectrum(kernel) else {}
+    found = {name: _spectra(value) for name, value in params.items() if isinstance(value, Mapping)}
+    return {name: value for name, value in found.items() if value}
+
+
+def _fold(params: Tree, statistics: Tree, epsilon: float) -> dict[str, Any]:
+    folded: dict[str, Any] = {}
+    for name, value in params.items():
+        norm = name.replace("conv", "bn")
+        if "conv" in name and norm in statistics:
+            folded[name] = _fold_one(value, params[norm], statistics[norm], epsilon=epsilon)
+        elif name not in statistics or "kernel" in value:
+            folded[name] = value  # a layer without norm, such as the head
+        elif "mean" not in statistics[name]:
+            folded[name] = _fold(value, statistics[name], epsilon)
+    return folded
+
+
+@functools.partial(jax.jit, static_argnames="epsilon")
+def _fold_one(conv: Tree, norm: Tree, statistics: Tree, epsilon: float) -> dict[str, jax.Array]:
+    factor = lax.rsqrt(statistics["var"] + epsilon) * norm.get("scale", 1.0)
+    kernel: jax.Array = conv["kernel"]
+    shift = conv.get("bias", 0.0) - statistics["mean"]
+    return {
+        "kernel": kernel * factor.reshape(1, 1, 1, -1),
+        "bias": shift * factor + norm["bias"],
+    }

@@ -1,0 +1,120 @@
+"""Pooling, in the two forms of `forms.py`."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from medadv_jax.models.ops.convolution import (
+    Padding,
+    Pads,
+    Pair,
+    output_size,
+    pad,
+    resolve_padding,
+    shifted,
+)
+
+
+def _max_shifted(images: jax.Array, window: Pair, strides: Pair, pads: Pads) -> list[jax.Array]:
+    out = output_size(images.shape[1:3], window, strides, pads)
+    return shifted(pad(images, pads, -jnp.inf), window, strides, out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool_cpu(images: jax.Array, window: Pair, strides: Pair, pads: Pads) -> jax.Array:
+    return functools.reduce(jnp.maximum, _max_shifted(images, window, strides, pads))
+
+
+def _max_pool_forward(images: jax.Array, window: Pair, strides: Pair, pads: Pads):
+    pooled, *others = _max_shifted(images, window, strides, pads)
+    winner = jnp.zeros(pooled.shape, jnp.int32)
+    for tap, seen in enumerate(others, start=1):
+        winner = jnp.where(seen > pooled, tap, winner)
+        pooled = jnp.maximum(pooled, seen)
+    # Left to itself, XLA finds the winner anew wherever the backward pass asks for it.
+    pooled, winner = lax.optimization_barrier((pooled, winner))
+    return pooled, (images, winner)
+
+
+def _max_pool_backward(window: Pair, strides: Pair, pads: Pads, saved, cotangent: jax.Array):
+    """The first of equal maxima takes all, as in XLA's own gradient and in PyTorch's.
+
+    Pixels are gathered by their place in a block of stride × stride, where what a tap sent back is
+    a slice, and interleaved at the end. The rim is added beforehand, so that no slice needs a look
+    at its bounds: 3×3 on (8, 112, 112, 64) takes 4 ms and not 12, inside a network 40.
+    """
+    images, winner = saved
+    (sh, sw), (_, oh, ow, channels) = strides, cotangent.shape
+    more = (math.ceil(window[0] / sh) - 1, math.ceil(window[1] / sw) - 1)
+    rim = ((more[0], more[0]), (more[1], more[1]))
+    winner, cotangent = lax.optimization_barrier((pad(winner, rim, -1), pad(cotangent, rim)))
+    height, width = oh + more[0], ow + more[1]  # in blocks
+    empty = jnp.zeros((len(images), height, width, channels), cotangent.dtype)
+    places = [[empty] * sw for _ in range(sh)]
+    for tap in range(math.prod(window)):
+        (i, j), (k, m) = (divmod(tap // window[1], sh), divmod(tap % window[1], sw))
+        rows = slice(more[0] - i, more[0] - i + height)
+        columns = slice(more[1] - k, more[1] - k + width)
+        places[j][m] += jnp.where(winner[:, rows, columns] == tap, cotangent[:, rows, columns], 0)
+    full = jnp.stack([jnp.stack(row, axis=3) for row in places], axis=2)
+    (top, _), (left, _) = pads
+    crop = (
+        (-top, images.shape[1] + top - height * sh),
+        (-left, images.shape[2] + left - width * sw),
+    )
+    return (pad(full.reshape(-1, height * sh, width * sw, channels), crop),)
+
+
+_max_pool_cpu.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def max_pool(
+    images: jax.Array, window: Pair, strides: Pair, padding: Padding, forms: str
+) -> jax.Array:
+    """Maximum over windows, (B, H, W, C) → (B, H', W', C); padding never wins.
+
+    In both forms the gradient goes to the first of equal maxima. `padding`: see `resolve_padding`.
+    """
+    pads = resolve_padding(padding, (images.shape[1], images.shape[2]), window, strides)
+    if forms == "cpu":
+        return _max_pool_cpu(images, window, strides, pads)
+    return nn.max_pool(images, window, strides, pads)  # pyright: ignore[reportArgumentType]
+
+
+def _sum(arrays: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, arrays)
+
+
+def avg_pool(
+    images: jax.Array,
+    window: Pair,
+    strides: Pair,
+    padding: Padding,
+    forms: str,
+    count_padding: bool = True,
+) -> jax.Array:
+    """Mean over windows, (B, H, W, C) → (B, H', W', C).
+
+    `count_padding`: whether padded zeros count in the mean (torchvision: yes; Keras: no).
+    `padding`: see `resolve_padding`.
+    """
+    size = (images.shape[1], images.shape[2])
+    pads = resolve_padding(padding, size, window, strides)
+    if forms != "cpu":
+        return nn.avg_pool(
+            images,
+            window,
+            strides,
+            pads,  # pyright: ignore[reportArgumentType]
+            count_include_pad=count_padding,
+        )
+    out = output_size(size, window, strides, pads)
+    total = _sum(shifted(pad(images, pads), window, strides, out))
+    if count_padding:
+        return total / math.prod(window)
+    ones = pad(jnp.ones((1, *size, 1), images.dtype), pads)
+    return total / _sum(shifted(ones, window, strides, out))

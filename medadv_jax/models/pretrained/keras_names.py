@@ -1,0 +1,114 @@
+"""The weights of keras.applications: canonical names `layer/variable`, and the options.
+
+A reader delivers names in this form from every layout of Keras files. The layers of Inception are
+numbered in the order of their creation, from none: `conv2d`, `conv2d_1`, … In a process that made
+other layers before, Keras numbers on; a reader must count from the smallest.
+"""
+
+import functools
+
+from medadv_jax.models.pretrained.layers import (
+    Layer,
+    Leaves,
+    Path,
+    Source,
+    Transform,
+    layers_of,
+    same,
+    sources_of,
+)
+
+# Options of `create_model` that make our network Keras': said in full, since defaults may change,
+# and stored files must not.
+_KERAS_NORM = {"bn_momentum": 0.99, "bn_unbiased": False}
+OPTIONS: dict[str, dict[str, bool | int | float | str]] = {
+    "vgg16": {"head": "fc", "dropout": 0.0},
+    "vgg19": {"head": "fc", "dropout": 0.0},
+    "resnet50": {"variant": "v1", "conv_bias": True, "bn_epsilon": 1.001e-5, **_KERAS_NORM},
+    "inception_v3": {
+        "aux": False,
+        "count_padding": False,
+        "bn_scale": False,
+        "bn_epsilon": 1e-3,
+        "dropout": 0.0,
+        **_KERAS_NORM,
+    },
+}
+
+# "caffe": pixels times 255, channels in the order blue, green, red, minus the channels' mean.
+NORMALIZATION: dict[str, str] = {
+    "vgg16": "caffe",
+    "vgg19": "caffe",
+    "resnet50": "caffe",
+    "inception_v3": "symmetric",
+}
+
+# Patterns (re.fullmatch) of names in a file that may be left alone: none.
+IGNORED: tuple[str, ...] = ()
+
+
+def sources(arch: str, top: bool = True) -> dict[Path, Source]:
+    """Returns, for each of our arrays, the name and transform of Keras'.
+
+    Args:
+        arch: a key of `OPTIONS`.
+        top: with the dense layers of the classifier ("notop" files have none).
+    """
+    layers = layers_of(arch, top)
+    if arch == "inception_v3":
+        numbered = functools.partial(_numbered, numbers=_numbers(layers))
+        return sources_of(layers, numbered, _leaves(conv_bias=False, bn_scale=False))
+    prefix = _resnet if arch == "resnet50" else _vgg
+    return sources_of(layers, prefix, _leaves(conv_bias=True, bn_scale=True))
+
+
+def _leaves(conv_bias: bool, bn_scale: bool) -> Leaves:
+    kernel: dict[tuple[str, str], tuple[str, Transform]] = {("params", "kernel"): ("/kernel", same)}
+    bias: dict[tuple[str, str], tuple[str, Transform]] = {("params", "bias"): ("/bias", same)}
+    scale: dict[tuple[str, str], tuple[str, Transform]] = {("params", "scale"): ("/gamma", same)}
+    return {
+        "conv": kernel | (bias if conv_bias else {}),
+        "dense": kernel | bias,
+        "norm": {
+            ("params", "bias"): ("/beta", same),
+            ("batch_stats", "mean"): ("/moving_mean", same),
+            ("batch_stats", "var"): ("/moving_variance", same),
+        }
+        | (scale if bn_scale else {}),
+    }
+
+
+def _vgg(layer: Layer) -> str:
+    name = layer.path[0]
+    if layer.kind == "dense":
+        return {"fc": "predictions"}.get(name, name)
+    stage, place = name.removeprefix("conv").split("_")
+    return f"block{stage}_conv{place}"
+
+
+def _resnet(layer: Layer) -> str:
+    if layer.kind == "dense":
+        return "predictions"
+    kind = "conv" if layer.kind == "conv" else "bn"
+    if len(layer.path) == 1:
+        return f"conv1_{kind}"
+    block, name = layer.path
+    stage, place = block.removeprefix("layer").split("_")
+    part = "0" if name.startswith("downsample") else name[-1]
+    return f"conv{int(stage) + 1}_block{int(place) + 1}_{part}_{kind}"
+
+
+def _numbers(layers: list[Layer]) -> dict[Path, int]:
+    """Layer → its number among those of its kind."""
+    kinds = {
+        kind: [layer.path for layer in layers if layer.kind == kind] for kind in ("conv", "norm")
+    }
+    return {path: i for paths in kinds.values() for i, path in enumerate(paths)}
+
+
+def _numbered(layer: Layer, numbers: dict[Path, int]) -> str:
+    if layer.kind == "dense":
+        return "predictions"
+    name = "conv2d" if layer.kind == "conv" else "batch_normalization"
+    number = numbers[layer.path]
+    return f"{name}_{number}" if number else name

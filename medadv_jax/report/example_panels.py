@@ -1,0 +1,116 @@
+"""Attacked images beside the clean ones, with what each classifier says of them."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from medadv_jax.report.records import DEFENSES, RunRecords
+from medadv_jax.report.style import Drawn, LeftOut, draw
+
+MOST_EXAMPLES = 4
+RIGHT, WRONG = "#00583b", "#a33c00"
+
+
+def panels(run: RunRecords) -> list[Drawn]:
+    """Returns a panel for each defence: clean, perturbation, attacked, purified."""
+    arrays = run.pictures
+    if arrays is None or not len(arrays["images"]):
+        return [LeftOut("Perturbation panels", "the run has no pictures.npz")]
+    names = {key.split("/")[0] for key in arrays if key.endswith("/adversarial")}
+    ordered = [d for d in DEFENSES if d in names] + sorted(names.difference(DEFENSES))
+    return [_panel(run, arrays, defense) for defense in ordered]
+
+
+def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Drawn:
+    chosen = _choose(arrays["label"])
+    epsilon, attack = float(arrays["epsilon"]), str(arrays["attack"])
+    purified = arrays.get(f"{defense}/purified")
+
+    def paint(figure: Figure) -> None:
+        columns = 3 + (purified is not None)
+        grid = figure.subplots(len(chosen), columns, squeeze=False)
+        for row, i in zip(grid, chosen, strict=True):
+            clean, attacked = arrays["images"][i], arrays[f"{defense}/adversarial"][i]
+            before, after = (
+                _says(run, arrays["label"][i], float(arrays[f"{defense}/score_{kind}"][i]))
+                for kind in ("clean", "adversarial")
+            )
+            truth = run.class_names[int(arrays["label"][i])]
+            _show(row[0], clean, f"clean, is {truth}", before)
+            shift = 0.5 + (attacked - clean) / (2 * epsilon)
+            _show(row[1], shift, "perturbation", (f"× {1 / (2 * epsilon):.3g}", "black"))
+            _show(row[2], attacked, "attacked", after)
+            if purified is not None:
+                _show(row[3], purified[i], "attacked, purified", ("what the network sees", "black"))
+
+    caption = (
+        f"{defense} under adaptive {attack}, ε = {epsilon:g}: images of the test split. The"
+        f" perturbation is drawn {1 / (2 * epsilon):.3g} times as strong, around"
+        f" grey: black is −ε, white +ε. Numbers: the probability of the class that is named."
+    )
+    columns = 3 + (purified is not None)
+    return draw(f"panel_{defense}", caption, (1.95 * columns, 2.3 * len(chosen)), paint)
+
+
+def compact(run: RunRecords, label: str) -> Drawn:
+    """Figures 8 to 13: one image of each class, clean and as each defence is attacked.
+
+    Args:
+      run: with pictures.npz.
+      label: of the network.
+    """
+    arrays = run.pictures
+    name = f"Attacked images of {label}"
+    if arrays is None or not len(arrays["images"]):
+        return LeftOut(name, f"{run.name} has no pictures.npz")
+    chosen = _choose(arrays["label"], 2)
+    defenses = [d for d in run.defenses if f"{d}/adversarial" in arrays]
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(len(chosen), 1 + len(defenses), squeeze=False)
+        for row, i in zip(grid, chosen, strict=True):
+            truth = int(arrays["label"][i])
+            _show(row[0], arrays["images"][i], "clean", (f"is {run.class_names[truth]}", "black"))
+            for axes, defense in zip(row[1:], defenses, strict=True):
+                score = float(arrays[f"{defense}/score_adversarial"][i])
+                says = _says(run, truth, score)
+                _show(axes, arrays[f"{defense}/adversarial"][i], f"{defense}, attacked", says)
+
+    caption = (
+        f"Figures 8 to 13, {label} on {run.dataset} (run {run.name}): adaptive {arrays['attack']},"
+        f" ε = {float(arrays['epsilon']):g}. Numbers: the probability of the class that is named."
+    )
+    size = (1.9 * (1 + len(defenses)), 2.3 * len(chosen))
+    return draw(f"figures_08_to_13_{_file_name(run.name)}", caption, size, paint)
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in text)
+
+
+def _choose(label: np.ndarray, most: int = MOST_EXAMPLES) -> list[int]:
+    """Returns the first examples, of both classes where there are both."""
+    half = most // 2
+    first = [int(i) for c in (0, 1) for i in np.flatnonzero(label == c)[:half]]
+    rest = [i for i in range(len(label)) if i not in first]
+    return sorted((first + rest)[:most])
+
+
+def _says(run: RunRecords, label: int, score: float) -> tuple[str, str]:
+    """Returns what a classifier says, and the colour of right or wrong."""
+    predicted = int(score > 0.5)
+    right = predicted == label
+    confidence = score if predicted else 1 - score
+    mark = "right" if right else "wrong"
+    return f"{run.class_names[predicted]} {confidence:.3f}: {mark}", RIGHT if right else WRONG
+
+
+def _show(axes: Axes, image: np.ndarray, title: str, below: tuple[str, str]) -> None:
+    axes.imshow(np.clip(image, 0, 1), interpolation="nearest")
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(below[0], color=below[1], fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

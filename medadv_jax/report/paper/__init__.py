@@ -1,0 +1,1 @@
+"""What concerns the paper alone: its printed tables, figures and claims beside ours."""

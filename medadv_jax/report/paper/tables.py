@@ -1,0 +1,153 @@
+"""The paper's Tables IV and V: ours beside theirs, with a mark where theirs cannot be."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from medadv_jax.report.aggregate import Group, Series, all_series
+from medadv_jax.report.page import Section
+from medadv_jax.report.paper.consistency import (
+    IMPOSSIBLE,
+    MARKS,
+    MOST_IMAGES,
+    POSSIBLE,
+    RULE,
+    UNBALANCED,
+    judge,
+)
+from medadv_jax.report.paper.printed import METRICS, ROWS, TABLE_OF, PaperRow
+from medadv_jax.report.run_tables import LABELS
+from medadv_jax.report.tables import Cell, Table
+
+PAPER_EVALUATIONS = ("clean", "fgsm", "pgd", "mifgsm", "bim")
+NETWORKS = ("inception_v3", "resnet50", "vgg16", "vgg19")  # the order of the paper's tables
+
+
+def paper_section(dataset: str, groups: Sequence[Group], only_ours: bool) -> list[Section]:
+    """Returns the section with the paper's table of a data set, none if it has none."""
+    number = TABLE_OF.get(dataset)
+    if number is None:
+        return []
+    tables = [paper_table(number, groups, only_ours), verdict_table(number, groups, only_ours)]
+    return [Section(f"Table {number} of the paper: {dataset}", [RULE, *tables])]
+
+
+def paper_table(number: str, groups: Sequence[Group], only_ours: bool = False) -> Table:
+    """Returns the layout of Table IV or V: every row of the paper, and ours beside it.
+
+    Args:
+      number: "IV" or "V".
+      groups: of that table's data set.
+      only_ours: leaves out the paper's networks that no group has.
+    """
+    printed = {(r.model, r.defense, r.evaluation): r for r in ROWS[number]}
+    models = [g.model for g in groups] if only_ours else [*NETWORKS, *(g.model for g in groups)]
+    rows: list[tuple[Cell, ...]] = []
+    for model in dict.fromkeys(models):
+        mine = [g for g in groups if g.model == model]
+        for group in mine or [None]:
+            rows += _network_rows(model, group, printed)
+    columns: list[str] = ["network", "defence", "attack", "attacker"]
+    for metric in METRICS:
+        columns += [LABELS[metric], "paper"]
+    repeats = any(len(g.runs) > 1 for g in groups)
+    ours = "mean ± SD over seeds or folds; an" if repeats else "an"
+    notes = (
+        f"Ours: {ours} empty place (–) was not run. The paper attacks its autoencoder without"
+        " knowing it (oblivious) and has no adaptive attack on it, nor numbers for the hybrid.",
+        counts_sentence(number),
+    )
+    title = f"The layout of the paper's Table {number}: ours, and the paper's beside it"
+    # The last column marks the paper's rows.
+    return Table(f"table_{number.lower()}", title, (*columns, "paper's row"), rows, notes,
+                 _model_rules(rows))  # fmt: skip
+
+
+def _model_rules(rows: list[tuple[Cell, ...]]) -> frozenset[int]:
+    return frozenset(i for i in range(1, len(rows)) if rows[i][:2] != rows[i - 1][:2])
+
+
+def _network_rows(
+    model: str, group: Group | None, printed: dict[tuple[str, str, str], PaperRow]
+) -> list[tuple[Cell, ...]]:
+    """Returns the rows of one network: those of the paper, and what else we have."""
+    series = all_series(group.runs) if group else []
+    have = {s.defense for s in series}
+    of_paper = [Series(d, t) for d, t in _PAPER_SERIES if d not in have and _in(printed, model, d)]
+    evaluations = [*PAPER_EVALUATIONS, *(a for a in (group.attacks if group else ()))]
+    rows: list[tuple[Cell, ...]] = []
+    for s in sorted([*series, *of_paper], key=_order):
+        for evaluation in dict.fromkeys(evaluations):
+            theirs = printed.get((model, s.defense, evaluation)) if _theirs(s) else None
+            ours = [group.spread(s, evaluation, m) if group else None for m in METRICS]
+            clean = evaluation == "clean"
+            if (clean and s.threat == "adaptive" and s.label != s.defense) or not (
+                theirs or any(ours)
+            ):
+                continue  # clean images have no attacker: one row is enough
+            cells: list[Cell] = []
+            for metric, own in zip(METRICS, ours, strict=True):
+                cells += [own, getattr(theirs, metric) if theirs else None]
+            mark = _mark(theirs)
+            attacker = "–" if clean else s.threat
+            name = group.label if group else model
+            rows.append((name, s.defense, evaluation, attacker, *cells, mark))
+    return rows
+
+
+_PAPER_SERIES = (("base", "adaptive"), ("adversarial", "adaptive"), ("autoencoder", "oblivious"))
+
+
+def _theirs(series: Series) -> bool:
+    """True for the attacker that the paper has."""
+    return (series.defense, series.threat) in _PAPER_SERIES
+
+
+def _in(printed: dict[tuple[str, str, str], PaperRow], model: str, defense: str) -> bool:
+    return any(key[:2] == (model, defense) for key in printed)
+
+
+def _order(series: Series) -> tuple[int, int]:
+    known = ("base", "adversarial", "autoencoder", "hybrid")
+    place = known.index(series.defense) if series.defense in known else len(known)
+    return place, int(series.threat == "adaptive")
+
+
+def _mark(row: PaperRow | None) -> str:
+    if row is None:
+        return ""
+    kind = judge(row).kind
+    return f"{kind}{MARKS[kind]}"
+
+
+def counts_sentence(number: str) -> str:
+    """Returns how many rows of a table of the paper are impossible."""
+    verdicts = [judge(row) for row in ROWS[number]]
+    kinds = Counter(v.kind for v in verdicts)
+    lenient = sum(judge(row, fewest_digits=3).kind == IMPOSSIBLE for row in ROWS[number])
+    sentence = (
+        f"Table {number}, {len(verdicts)} rows: {kinds[IMPOSSIBLE]} impossible (*),"
+        f" {kinds[UNBALANCED]} possible only on unbalanced classes (†), {kinds[POSSIBLE]} possible."
+    )
+    if kinds[IMPOSSIBLE]:
+        sentence += f" Reading 0.5 as rounded to three decimals leaves {lenient} impossible."
+    if number == "IV":
+        sentence += " All of it fits 100 images, 53 of them pneumonia."
+    return sentence
+
+
+def verdict_table(number: str, groups: Sequence[Group], only_ours: bool) -> Table:
+    """Returns the paper's rows as printed, with verdict and reason."""
+    rows: list[tuple[Cell, ...]] = []
+    ours = {group.model for group in groups}
+    for row in (r for r in ROWS[number] if not only_ours or r.model in ours):
+        verdict = judge(row)
+        printed = (getattr(row, metric) for metric in METRICS)
+        rows.append(
+            (row.model, row.defense, row.evaluation, *printed, verdict.kind, verdict.reason)
+        )
+    columns = (
+        "network", "defence", "attack", *(LABELS[m] for m in METRICS), "verdict", "reason",
+    )  # fmt: skip
+    title = f"Can one confusion matrix of up to {MOST_IMAGES} images give Table {number}'s rows?"
+    return Table(f"paper_table_{number.lower()}", title, columns, rows, (),
+                 _model_rules(rows))  # fmt: skip

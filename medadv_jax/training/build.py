@@ -1,0 +1,85 @@
+"""From a config to classifiers: the network, its first weights, its normalisation, the purifier."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from medadv_jax.classifier import Classifier, Variables
+from medadv_jax.config import Config
+from medadv_jax.models import create_model, pretrained
+from medadv_jax.models.purifiers import create_purifier
+
+NUM_CLASSES = 2
+
+
+class Assembly(NamedTuple):
+    """The classifiers of a run, which share their network.
+
+    Attributes:
+      bare: without a purifier.
+      purified: with one.
+      start: the network's first weights; None: the initialisers of its paper.
+      notes: what a person should know about them.
+    """
+
+    bare: Classifier
+    purified: Classifier
+    start: Variables | None
+    notes: list[str]
+
+
+def assemble(config: Config) -> Assembly:
+    """Builds the classifiers of a config.
+
+    Raises:
+      UserError: weights that cannot be found or fetched, or are not those of the network.
+    """
+    model, purifier = config.model, config.purifier
+    network, start, expected, notes = _network(config)
+    normalization = expected if model.normalization == "auto" else model.normalization
+    if normalization != expected and start is not None:
+        notes.append(f"the weights expect {expected} inputs, and get {normalization} ones")
+    bare = Classifier(network, normalization)
+    module = create_purifier(
+        purifier.name, purifier.bottleneck, purifier.width, model.dtype, model.forms
+    )
+    return Assembly(bare, Classifier(network, normalization, module), start, notes)
+
+
+def training_classifier(classifier: Classifier, config: Config) -> Classifier:
+    """Returns the classifier as it is trained: with frozen layers, BatchNorm keeps what it knows,
+    because the batch's statistics would move what the frozen layers were trained on."""
+    frozen = config.train.trainable != "all" and hasattr(classifier.network, "freeze_norm")
+    if not frozen:
+        return classifier
+    network = classifier.network.clone(freeze_norm=True)
+    return Classifier(network, classifier.normalization, classifier.purifier)
+
+
+def _network(config: Config) -> tuple[nn.Module, Variables | None, str, list[str]]:
+    """Network, first weights, the normalisation that they expect, notes."""
+    model = config.model
+    options: dict[str, Any] = {}
+    if model.head != "auto":
+        options["head"] = model.head
+    if model.dropout != -1:
+        options["dropout"] = model.dropout
+    if model.weights == "none":
+        network = create_model(
+            model.name, NUM_CLASSES, model.width, model.dtype, model.forms, **options
+        )
+        return network, None, "imagenet", []
+    loaded = pretrained.load(
+        model.name,
+        model.weights,
+        NUM_CLASSES,
+        width=model.width,
+        dtype=model.dtype,
+        forms=model.forms,
+        options=options,
+        seed=config.seed,
+    )
+    variables = {"batch_stats": {}, **loaded.variables}
+    fresh = ", ".join(loaded.fresh)
+    note = f"{model.name} starts from {model.weights}; freshly initialised: {fresh or 'nothing'}"
+    return loaded.net, variables, loaded.normalization, [note]

@@ -1,0 +1,222 @@
+"""The training loop of one classifier: epochs, curves, checkpoints."""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from medadv_jax import interrupts
+from medadv_jax.classifier import Variables
+from medadv_jax.config import Config
+from medadv_jax.defenses import Defense
+from medadv_jax.errors import UserError
+from medadv_jax.files import MetricsWriter
+from medadv_jax.progress import StageProgress
+from medadv_jax.training.checkpoints import Checkpoints
+from medadv_jax.training.step import Batch, Metrics, TrainState, make_key, put_batch
+
+Row = dict[str, float]
+
+
+class _EpochMeter:
+    """Metrics of an epoch, fetched one step late, so that the device never waits for the host.
+
+    Attributes:
+      rows: of the epoch's steps so far; with those of an earlier process, where it was stopped.
+    """
+
+    def __init__(self, rows: list[Row], on_row: Callable[[int, Row], None]):
+        self.rows, self._on_row = rows, on_row
+        self._pending: tuple[int, Metrics] | None = None
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of `step`, and fetches those of the step before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Fetches what is pending."""
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._on_row(step, row)
+        self.rows.append(row)
+
+    def means(self) -> Row:
+        """Returns the epoch's means over examples."""
+        self.flush()
+        counts = np.array([row["count"] for row in self.rows])
+        names = [name for name in self.rows[0] if name != "count"]
+        return {n: float(np.average([r[n] for r in self.rows], weights=counts)) for n in names}
+
+
+class _Speed:
+    """Images a second, without the first step of an epoch: that of a run compiles."""
+
+    def __init__(self):
+        self._images, self._start = -1, 0.0
+
+    def count(self, images: int, metrics: Metrics) -> None:
+        """Counts a step's images; waits for the first step."""
+        if self._images < 0:
+            jax.block_until_ready(metrics)
+            self._images, self._start = 0, time.monotonic()
+        else:
+            self._images += images
+
+    def row(self) -> Row:
+        """Returns {"images/s"}, or nothing after fewer than two steps."""
+        if self._images <= 0:
+            return {}
+        return {"images/s": self._images / (time.monotonic() - self._start)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """The loop around the step, for one defence.
+
+    Attributes:
+      config: the run's config.
+      defense: what is trained, for names.
+      train_step: from `make_train_step`.
+      make_epoch: epoch (from 0) -> its batches on the host, of one shape.
+      validate: variables -> {"accuracy", "loss"}, which choose the best checkpoint.
+      checkpoints: where states go after each epoch, and when the process is asked to stop.
+      writer: for the curves.
+      progress: for the person who waits.
+      mesh: the devices.
+      frozen: the variables that the step leaves alone.
+    """
+
+    config: Config
+    defense: Defense
+    train_step: Callable[..., tuple[TrainState, Metrics]]
+    make_epoch: Callable[[int], Iterator[Batch]]
+    validate: Callable[[Variables], dict[str, float]]
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    progress: StageProgress
+    mesh: Mesh
+    frozen: Variables = dataclasses.field(default_factory=dict)
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs of this defence."""
+        return self.defense.training(self.config).epochs
+
+    def fit(self, state: TrainState) -> None:
+        """Trains to the last epoch, going on from where an earlier process came to.
+
+        Args:
+          state: the state before the first step; donated.
+
+        Raises:
+          UserError: a loss that is not finite; names the step and the last good checkpoint.
+          Stopped: the process was asked to stop; state and position are saved.
+        """
+        key = make_key(self.mesh, self.config.seed, 1)
+        state, first, rows = self._go_on(state)
+        self.writer.rewind(self.defense.name, int(state.step))
+        try:
+            for epoch in range(first, self.epochs):
+                state, row = self._train_epoch(state, key, epoch, rows)
+                self._end_epoch(state, epoch, row, rows)
+                rows = []
+        finally:
+            interrupts.heed()
+        self.checkpoints.drop_partial()
+        interrupts.check(f"train {self.defense.name}, all {self.epochs} epochs done")
+
+    def _go_on(self, state: TrainState) -> tuple[TrainState, int, list[Row]]:
+        """Returns the newest state there is, its epoch, and the epoch's rows up to it."""
+        first, partial = self.checkpoints.latest(), self.checkpoints.restore_partial(state)
+        if partial and partial[1]["epoch"] >= first:
+            state, position = partial
+            first, rows = position["epoch"], position["rows"]
+            self.progress.line(f"going on within epoch {first + 1}, after {len(rows)} steps")
+            self.progress.skip(len(rows) * self.config.train.batch_size)
+            return state, first, rows
+        if first:
+            state = self.checkpoints.restore(first, state)
+            self.progress.line(f"going on after epoch {first}")
+        return state, first, []
+
+    def _train_epoch(
+        self, state: TrainState, key: jax.Array, epoch: int, rows: list[Row]
+    ) -> tuple[TrainState, Row]:
+        """Runs what is left of one epoch; returns the state and the epoch's means, with images/s.
+
+        `rows`: one for each step that is done; those to come are added.
+        """
+        meter = _EpochMeter(rows, lambda step, row: self._take(step, epoch, row))
+        step, speed, saved = int(state.step), _Speed(), time.monotonic()
+        for batch in itertools.islice(self.make_epoch(epoch), len(rows), None):
+            state, metrics = self.train_step(state, put_batch(self.mesh, batch), key, self.frozen)
+            step += 1
+            meter.add(step, metrics)
+            size = int(batch["mask"].sum()) * jax.process_count()  # to the padding
+            speed.count(size, metrics)
+            interrupts.defer()  # before the first step is done there is nothing to save
+            self.progress.advance(size, f"epoch {epoch + 1}/{self.epochs}")
+            if self._is_due(saved):
+                meter.flush()
+                self._keep(state, epoch, rows)
+                saved = time.monotonic()
+        return state, meter.means() | speed.row()
+
+    def _end_epoch(self, state: TrainState, epoch: int, row: Row, rows: list[Row]) -> None:
+        """Validates and saves. The line of the epoch is there before its checkpoint, so that none
+        is missing; a line without its checkpoint is dropped when a process goes on."""
+        try:
+            validation = self.validate(state.variables(self.frozen))
+        except interrupts.Stopped:
+            self._keep(state, epoch, rows)
+            raise
+        if not math.isfinite(validation["loss"]):
+            raise self._not_finite("validation loss", int(state.step), epoch)
+        row = {**row, **{f"validation_{name}": value for name, value in validation.items()}}
+        self.writer.write(self.defense.name, int(state.step), {"epoch": epoch + 1, **row})
+        self.writer.flush()
+        self.checkpoints.save(epoch + 1, state, validation)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        self.progress.line(f"epoch {epoch + 1}/{self.epochs}  {text}")
+        if epoch + 1 < self.epochs:
+            interrupts.check(f"train {self.defense.name}, after epoch {epoch + 1}")
+
+    def _keep(self, state: TrainState, epoch: int, rows: list[Row]) -> None:
+        """Saves a state within an epoch, with its position; leaves if that was asked for."""
+        self.writer.flush()
+        self.checkpoints.save_partial(state, {"epoch": epoch, "rows": rows})
+        interrupts.check(f"train {self.defense.name}, epoch {epoch + 1}, after {len(rows)} steps")
+
+    def _is_due(self, saved: float) -> bool:
+        """Tells whether to save within an epoch: never with several processes, which would have
+        to agree on the step."""
+        if jax.process_count() > 1:
+            return False
+        minutes = self.config.train.checkpoint_minutes
+        passed = bool(minutes) and time.monotonic() - saved > 60 * minutes
+        return passed or interrupts.requested()
+
+    def _take(self, step: int, epoch: int, row: Row) -> None:
+        """Looks at the metrics of a step; raises if its loss is not finite."""
+        if not math.isfinite(row["loss"]):
+            raise self._not_finite("loss", step, epoch)
+        if step % self.config.train.log_steps == 0:
+            self.writer.write(self.defense.name, step, {"epoch": epoch + 1, **row})
+
+    def _not_finite(self, what: str, step: int, epoch: int) -> UserError:
+        last = self.checkpoints.latest()
+        good = f"{self.checkpoints.folder}/{last}" if last else "none"
+        rate = self.defense.training(self.config).learning_rate
+        return UserError(
+            f"{self.defense.name}: the {what} is not finite at step {step} (epoch {epoch + 1});"
+            f" last good checkpoint: {good}; try a smaller learning rate than {rate}"
+        )

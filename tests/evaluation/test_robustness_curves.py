@@ -1,0 +1,217 @@
+"""Curves against closed forms, and the sweep against the attack loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from medadv_jax.attacks import make_attack, run_attacks
+from medadv_jax.attacks.continuous_batching import Job, Sweep
+from medadv_jax.attacks.square import square_attack
+from medadv_jax.evaluation import robustness_curves
+from medadv_jax.evaluation.model_under_test import choose_examples, is_right, margins
+from medadv_jax.evaluation.predictions import write_table  # fmt: skip
+from tests.helpers.formula_case import (
+    COUNT,
+    DISTANCES,
+    EPSILON,
+    LABELS,
+    SIDE,
+    Formula,
+    formula_config,
+    formula_images,
+    linear,
+    make_subject,
+)
+
+
+@pytest.fixture(scope="module")
+def config():
+    return formula_config()
+
+
+@pytest.fixture(scope="module")
+def table(healthy):
+    return healthy.rows
+
+
+def test_accuracy_is_the_closed_form_at_every_radius_and_number_of_steps(table):
+    found = robustness_curves.accuracies(table, "base")
+    # 4 steps of the evaluation and twice that, beside those of every curve.
+    expected = {(e, 4) for e in robustness_curves.EPSILONS} | {
+        (EPSILON, s) for s in (1, 2, 4, 5, 8, 20)
+    }
+    assert found.keys() == expected
+    for (epsilon, _), accuracy in found.items():
+        assert accuracy == pytest.approx((epsilon < DISTANCES).mean())
+
+
+def test_rows_name_each_example_once_at_each_point_and_come_back(table, tmp_path):
+    assert table.schema == robustness_curves.SCHEMA
+    path = tmp_path / "curves.parquet"
+    assert robustness_curves.read_curves(path).num_rows == 0
+    write_table(path, table)
+    assert robustness_curves.read_curves(path).equals(table)
+    assert pq.read_table(path)["num_steps"].type == "int32"
+    points = zip(table["epsilon"].to_pylist(), table["num_steps"].to_pylist(), strict=True)
+    rows = [*zip(points, table["example"].to_pylist(), strict=True)]
+    assert len({*rows}) == len(rows) == 12 * COUNT
+    assert {*table["threat_model"].to_pylist()} == {"adaptive"}
+
+
+def test_accuracies_are_of_one_defence(table):
+    wrong = 1 - table["label"].to_numpy()
+    other = pa.table(
+        {name: table[name] for name in table.column_names}
+        | {"defense": ["hybrid"] * len(wrong), "predicted": wrong}, schema=robustness_curves.SCHEMA
+    )  # fmt: skip
+    both = pa.concat_tables([table, other])
+    assert robustness_curves.accuracies(both, "base") == robustness_curves.accuracies(table, "base")
+    assert {*robustness_curves.accuracies(both, "hybrid").values()} == {0.0}
+
+
+def test_own_radius_and_steps_are_on_both_axes():
+    config = formula_config(attack__epsilon=0.025, eval__num_steps=7, eval__restarts=3)
+    points = {
+        (attack.epsilon, attack.num_steps) for attack in robustness_curves.curve_attacks(config)
+    }
+    assert {(0.025, 7), (0.025, 14), (0.0, 7), (1.0, 7), (0.03, 7), (0.025, 1)} <= points
+    for attack in robustness_curves.curve_attacks(config):
+        assert attack.step_size == pytest.approx(2.5 * attack.epsilon / attack.num_steps)
+        assert (attack.norm, attack.keep_best, attack.num_restarts) == ("linf", True, 3)
+    config.attack.norm = "l2"
+    attacks = robustness_curves.curve_attacks(config)
+    assert {attack.norm for attack in attacks} == {"l2"}
+    diagonal = np.linalg.norm(np.ones((SIDE, SIDE, 3)))
+    thirds = [0.025 * k / 3 for k in range(6)]
+    found = sorted({float(attack.epsilon) for attack in attacks})
+    np.testing.assert_allclose(found, [*thirds, float(diagonal)])
+
+
+def curved(variables, pixels, gradient):
+    """A smooth network with real curvature; the word of a gradient scales its logits."""
+    flat = pixels.reshape(pixels.shape[0], -1)
+    hidden = jnp.tanh(flat @ variables[0])
+    return hidden @ variables[1] * (1.0 if gradient == "plain" else -1.0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_sweep_finds_what_the_loop_finds(norm):
+    keys = jax.random.split(jax.random.key(3), 3)
+    variables = (
+        jax.random.normal(keys[0], (SIDE * SIDE * 3, 16)), jax.random.normal(keys[1], (16, 3))
+    )  # fmt: skip
+    images = np.asarray(jax.random.uniform(keys[2], (11, SIDE, SIDE, 3)))
+    labels = np.asarray(curved(variables, jnp.asarray(images), "plain").argmax(1), np.int32)
+    radius = EPSILON if norm == "linf" else 0.3
+    options = {"norm": norm, "keep_best": True, "early_stop": True}
+    attacks = [
+        make_attack("pgd", radius, num_steps=5, num_restarts=3, **options),
+        make_attack("bim", radius / 3, num_steps=3, **options),
+        make_attack("mifgsm", 2 * radius, num_steps=4, **options),
+        make_attack("fgsm", radius, norm=norm),
+        make_attack("bim", 0.9, step_size=0.9, num_steps=3, norm=norm),  # overshoots, keeps no best
+    ]
+    expected = jax.jit(
+        lambda x, y, k: run_attacks(attacks, lambda p: curved(variables, p, "plain"), x, y, k)
+    )(images, labels, jax.random.key(7))
+    # 4 rows for 11 images of four attacks: every row changes hands, the last ones stay empty.
+    sweep = Sweep(curved, 4, norm)
+    found = sweep.run(
+        variables, images, labels, [Job(a) for a in attacks], jax.random.key(7), "plain"
+    )
+    for attack, one, other in zip(attacks, found, expected, strict=True):
+        other = np.asarray(other)
+        fallen = [
+            ~is_right(np.asarray(curved(variables, jnp.asarray(p), "plain")), labels)
+            for p in (one, other)
+        ]
+        np.testing.assert_array_equal(fallen[0], fallen[1])
+        assert fallen[0].any()
+        # Of several starts that break an image the sweep keeps the first, the loop the strongest.
+        same = ~fallen[0] if attack.num_restarts > 1 else np.ones(11, bool)
+        np.testing.assert_allclose(one[same], other[same], atol=2e-5, err_msg=attack.name)
+
+
+def test_sweep_leaves_out_whom_a_job_leaves_out(config):
+    subject = make_subject(Formula(linear), config)
+    active = LABELS == 1
+    attack = make_attack("bim", EPSILON, num_steps=2, keep_best=True)
+    variables = subject.target.variables
+    jobs = [Job(attack, active=active), Job(attack)]
+    found = subject.sweep.run(variables, subject.images, LABELS, jobs, jax.random.key(0))
+    moved = (found != subject.images[None]).any(axis=(2, 3, 4))
+    np.testing.assert_array_equal(moved[0], active)
+    assert moved[1].all()
+    np.testing.assert_array_equal(found[0][active], found[1][active])
+
+
+def test_shift_moves_the_boundary_that_an_attack_stops_at(config):
+    subject = make_subject(Formula(linear), config)
+    attack = make_attack("bim", EPSILON, num_steps=4, keep_best=True)
+    own = margins(subject.logits(subject.images), LABELS)
+    nearer = np.where(LABELS == 1, own + 1, 0.0).astype(np.float32)  # class 1 is wrong already
+    found = subject.attack([Job(attack, shift=nearer), Job(attack, shift=0 * nearer)])
+    moved = (found.pixels != subject.images[None]).any(axis=(2, 3, 4))
+    np.testing.assert_array_equal(moved[0], LABELS == 0)
+    assert moved[1].all()
+
+
+def test_worst_of_two_gradients_counts(config):
+    """The one gradient is blind, the other is not; and which comes first does not matter."""
+    blind = Formula(linear, purify=lambda pixels: jnp.floor(pixels * 512) / 512)
+    optimum = formula_images(DISTANCES - EPSILON)
+    expected = is_right(make_subject(blind, config).logits(optimum), LABELS)
+    lowest = []
+    for sources in (("bpda",), ("full", "bpda"), ("bpda", "full")):
+        subject = make_subject(blind, config, sources=sources)
+        attack = make_attack("bim", EPSILON, num_steps=4, keep_best=True)
+        found = subject.attack([Job(attack)]).logits[0]
+        np.testing.assert_array_equal(is_right(found, LABELS), expected)
+        lowest.append(margins(found, LABELS)[expected])
+    np.testing.assert_allclose(lowest[1], lowest[0], atol=1e-4)
+    np.testing.assert_allclose(lowest[2], lowest[0], atol=1e-4)
+
+
+def test_square_attack_keeps_its_bounds_and_never_gets_worse(config):
+    subject = make_subject(Formula(linear), config)
+
+    def margins_fn(pixels, rows):
+        assert pixels.shape[0] == len(rows)
+        asked.append(rows)
+        return margins(subject.logits(pixels), LABELS[rows])
+
+    results_ = []
+    for queries in (1, 40):
+        asked = []
+        found, margin = square_attack(margins_fn, subject.images, EPSILON, queries, seed=0)
+        assert np.abs(found - subject.images).max() <= EPSILON + 1e-6
+        assert found.min() >= 0
+        assert found.max() <= 1
+        np.testing.assert_allclose(margin, margins(subject.logits(found), LABELS), atol=1e-4)
+        assert max(np.bincount(np.concatenate(asked))) <= queries
+        results_.append(margin)
+    assert (results_[1] <= results_[0]).all()
+    assert (results_[1] < results_[0]).mean() > 0.5
+    # Nobody does better than the optimum.
+    assert (results_[1] >= 200 * (DISTANCES - EPSILON) - 1e-3).all()
+
+
+def test_examples_are_drawn_from_both_classes():
+    labels = np.array([0] * 5 + [1] * 95)
+    chosen = choose_examples(labels, 40, seed=0)
+    assert len({*chosen}) == 40
+    assert labels[chosen].sum() == 35
+    labels = np.arange(100) % 2
+    chosen = choose_examples(labels, 40, seed=0)
+    assert labels[chosen].sum() == 20
+    assert (np.diff(chosen) > 0).all()
+    assert {*chosen} != {*choose_examples(labels, 40, seed=1)}
+    np.testing.assert_array_equal(choose_examples(labels, 200, seed=0), np.arange(100))
+
+
+def test_formula_images_lie_as_far_from_the_boundary_as_they_say():
+    logits = np.asarray(linear({"scale": 1.0}, jnp.asarray(formula_images())))
+    np.testing.assert_allclose(margins(logits, LABELS), 2 * DISTANCES, atol=1e-6)

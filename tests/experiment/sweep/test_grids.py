@@ -1,0 +1,174 @@
+"""Sweeps: which cells there are, what a person sees of them, and one real cell."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from medadv_jax.config_files import load_config
+from medadv_jax.errors import UserError
+from medadv_jax.experiment.sweep.cells import epochs_of, progress
+from medadv_jax.experiment.sweep.display import Display, plan_sentence, remaining
+from medadv_jax.experiment.sweep.grids import NAMED, ROOT, Grid, load_grid, make_cells
+from medadv_jax.experiment.sweep.journal import Journal
+from medadv_jax.experiment.sweep.scheduler import BEFORE, RUNNING, Status
+from scripts import sweep as script
+from tests.helpers.sweep_cells import DEMO, seeds
+
+
+def test_a_grid_is_every_combination_of_files_and_values(tmp_path):
+    grid = Grid(
+        ("configs/pneumonia_resnet.py", "configs/pneumonia_inception.py"),
+        fields={"data.image_size": 64, "train.epochs": 3},
+        special={"*_inception": {"data.image_size": 80}},
+        axes={"seed": (0, 1), "attack.epsilon": (0.01, 0.03)},
+    )
+    cells = make_cells(grid, tmp_path)
+    assert len({cell.folder for cell in cells}) == 8
+    assert cells[5].name == "pneumonia_inception-seed=0-attack.epsilon=0.03"
+    found = [(c.config.model.name, c.config.data.image_size, c.config.seed) for c in cells[::2]]
+    assert found == [("resnet50", 64, 0), ("resnet50", 64, 1), ("inception_v3", 80, 0),
+                     ("inception_v3", 80, 1)]  # fmt: skip
+    typed = grid.override(
+        ("configs/demo.py",), {"seed": "7", "data.image_size": "96"}, {"attack.epsilon": ["0.02"]}
+    )
+    (cell,) = make_cells(typed, tmp_path)
+    assert cell.config.to_dict() == {
+        **load_config(ROOT / DEMO).to_dict(), "seed": 7,
+        **{k: cell.config.to_dict()[k] for k in ("data", "train", "attack")},
+    }  # fmt: skip
+    found = (cell.config.attack.epsilon, cell.config.train.epochs, cell.config.data.image_size)
+    assert found == (0.02, 3, 96)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (Grid((DEMO,), {"train.epoch": 3}), "did you mean config.train.epochs?"),
+        (Grid((DEMO,), axes={"train.epochs": ("many",)}), "train.epochs=many: must be an integer"),
+        (Grid((DEMO,), axes={"train.epochs": ("0",)}), "train.epochs=0: must be at least 1"),
+        (Grid((DEMO,), axes={"seed": (1, 1)}), "two cells are called demo-seed=1"),
+        (Grid((DEMO,), axes={"seed": ()}), "--sweep.seed=: no value"),
+        (Grid((DEMO,), {"reuse": "x"}), "a sweep sets it by itself"),
+        (Grid(("configs/nowhere.py",)), "configs/nowhere.py: cannot be read"),
+        (Grid(()), "no config file"),
+    ],
+)
+def test_an_impossible_grid_is_refused_in_one_line(grid, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        make_cells(grid, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(NAMED.glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_named_grids_are_possible(path, tmp_path):
+    cells = make_cells(load_grid(path.stem), tmp_path)
+    assert len(cells) == {"paper": 8, "honest": 40, "smoke": 8}.get(path.stem, len(cells)) > 0
+    with pytest.raises(UserError, match=f"give a file, or one of .*{path.stem}"):
+        load_grid("nothing")
+
+
+def test_a_person_sees_state_progress_and_time_left(tmp_path):
+    cells = seeds(tmp_path, 3)
+    journal = Journal(tmp_path / "sweep", cells)
+    journal.started(cells[0])
+    journal.finished(cells[0], 300.0)
+    log, folder = tmp_path / "log", cells[1].folder
+    folder.mkdir(parents=True)
+    lines = [
+        {"defense": "base", "epoch": 1, "loss": 1.0},
+        {"defense": "base", "epoch": 1, "loss": 1.0, "validation_loss": 1.0},
+        {"defense": "base", "epoch": 2, "loss": 1.0, "validation_loss": 1.0},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"half')
+    log.write_text("evaluate base: of an earlier start\ntrain base: epoch 2/6\nnote: more\n")
+    told = progress(cells[1], log, 35)
+    total = epochs_of(cells[1].config)
+    config = cells[1].config
+    assert total == 2 * config.train.epochs + config.purifier.epochs + config.purifier.joint_epochs
+    assert told == f"2/{total} epochs, train base"
+    statuses = [Status(cells[0], BEFORE), Status(cells[1], RUNNING, 60.0, told), Status(cells[2])]
+    assert remaining(statuses, journal, 1) == 240 + 300
+    assert remaining(statuses, journal, 2) == 300
+    text = io.StringIO()
+    with Display(Console(file=text, force_terminal=True, width=120), journal, 1) as display:
+        display.statuses = statuses
+    for part in ("1 of 3 cells done, left: 9 min", told, "running", "60 s", "4 min"):
+        assert part in text.getvalue()
+
+
+def test_estimates_come_from_cells_that_are_done(tmp_path):
+    cells = seeds(tmp_path, 3, (DEMO, "configs/pneumonia_resnet.py"))
+    folder = tmp_path / "sweep"
+    journal = Journal(folder, cells)
+    statuses = [Status(cell) for cell in cells]
+    assert "time –, disk – (unknown" in plan_sentence(statuses, journal, 1)
+    for cell, seconds in ((cells[0], 60.0), (cells[3], 600.0)):
+        journal.started(cell)
+        journal.finished(cell, seconds)
+        statuses[cells.index(cell)].state = BEFORE
+    again = Journal(folder, cells)
+    assert again.estimate(cells[1], "seconds") == 60
+    assert again.estimate(cells[4], "seconds") == 600
+    assert "4 of 6 cells to do, 1 at a time: time 22 min" in plan_sentence(statuses, again, 1)
+    assert "time 11 min" in plan_sentence(statuses, again, 2)
+
+
+def test_fields_and_axes_of_the_command_line():
+    argv = ["sweep.py", "--grid=smoke", "--config.x.y=a,b", "--sweep.seed=0,1", "--sweep.d=a,b;c"]
+    known, given = script.take_fields(argv)
+    assert known == ["sweep.py", "--grid=smoke"]
+    fields, axes = script.parse_fields(given)
+    assert fields == {"x.y": "a,b"}
+    assert axes == {"seed": ["0", "1"], "d": ["a,b", "c"]}
+    with pytest.raises(UserError, match=r"--sweep\.seed: needs a value"):
+        script.parse_fields(["--sweep.seed"])
+
+
+def test_one_real_cell_from_the_command_line_to_the_report(tmp_path):
+    """main.py itself, as small as it can be; twice, as the second start must find it done."""
+    fields = {
+        "defenses": "base", "data.image_size": 32, "data.phantom_images": 60, "data.per_class": 0,
+        "data.cache_dir": tmp_path / "cache",
+        "compile_cache": tmp_path / "programs", "model.name": "vgg16", "model.width": 0.05,
+        "model.head": "gap", "model.forms": "plain", "train.epochs": 1, "train.batch_size": 32,
+        "train.attacks": "pgd", "eval.attacks": "pgd", "eval.num_steps": 1, "eval.images": 6,
+        "eval.checks": False, "detector.run": False,
+    }  # fmt: skip
+    command = [
+        sys.executable, str(ROOT / "scripts" / "sweep.py"), f"--configs={DEMO}", "--seeds=3",
+        f"--workdir={tmp_path / 'sweep'}", *(f"--config.{k}={v}" for k, v in fields.items()),
+    ]  # fmt: skip
+
+    def start(*more):
+        return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
+
+    first = start()
+    assert (first.returncode, first.stderr) == (0, "")
+    assert "demo-seed=3: running" in first.stdout
+    assert "1 of 1 cells are done (0 were before)" in first.stdout
+    folder = tmp_path / "sweep"
+    assert "eval.images=6: 6 of" in (folder / "logs" / "demo-seed=3.log").read_text()
+    rows = (folder / "demo-seed=3" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[6] for row in rows] == ["n", "6", "6"]
+    assert (folder / "report" / "index.html").is_file()
+    assert any((tmp_path / "programs").iterdir())  # compiled once for all cells
+    again = start("--dry_run")
+    assert "all 1 cells are done" in again.stdout
+    wrong = start("--sweep.train.epoch=3")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: config.train.epoch=3: unknown field; did you mean")
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_dry_run_runs_nothing(tmp_path, capsys):
+    cells = seeds(tmp_path, 2)
+    script.print_plan(Console(width=200), cells, Journal(tmp_path / "sweep", cells), 1)
+    said = capsys.readouterr().out
+    assert "demo-seed=1" in said
+    assert "2 of 2 cells to do" in said
+    assert not (tmp_path / "sweep").exists()

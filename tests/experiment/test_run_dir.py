@@ -1,0 +1,86 @@
+"""A workdir has one config, one set of images and one process."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from medadv_jax.errors import UserError
+from medadv_jax.experiment import run_dir
+from medadv_jax.files import write_json
+from tests.helpers.tiny import tiny_config
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a+"); fcntl.flock(file, fcntl.LOCK_EX)
+file.write("process 1 on elsewhere"); file.flush(); print("held", flush=True); time.sleep(600)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / ".lock")], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        with (
+            pytest.raises(UserError, match="process 1 on elsewhere is at work in it"),
+            run_dir.locked(tmp_path),
+        ):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (tmp_path / ".lock").read_text() == "process 1 on elsewhere"  # stale, and no obstacle
+    (tmp_path / ".results.csv.77").write_text("half")
+    with run_dir.locked(tmp_path):
+        assert "elsewhere" not in (tmp_path / ".lock").read_text()
+        assert not (tmp_path / ".results.csv.77").exists()
+        with pytest.raises(UserError, match="is at work"), run_dir.locked(tmp_path):
+            pass
+    with run_dir.locked(tmp_path):  # given back
+        pass
+
+
+def test_stages_of_a_run_that_is_at_work_are_not_taken(tmp_path):
+    config, other = tiny_config(), tmp_path / "other"
+    with run_dir.locked(other):
+        run_dir.claim(other, config)
+        (other / "checkpoints" / "base").mkdir(parents=True)
+        config.reuse = str(other)
+        with pytest.raises(UserError, match="other: a process is at work in it"):
+            run_dir.take_over(tmp_path / "new", config)
+    (tmp_path / "new" / "checkpoints" / ".base" / "3").mkdir(parents=True)  # of a killed copy
+    run_dir.take_over(tmp_path / "new", config)
+    assert not list((tmp_path / "new" / "checkpoints" / "base").iterdir())
+
+
+def test_fields_that_change_no_result_and_new_ones_do_not_part_a_run_from_its_workdir(tmp_path):
+    config = tiny_config()
+    run_dir.claim(tmp_path, config)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    for section, field in (("train", "checkpoint_minutes"), ("eval", "images")):
+        del saved["config"][section][field]
+    del saved["config"]["deterministic"]
+    saved["versions"]["jax"] = "0.1"
+    write_json(path, saved)
+    assert run_dir.claim(tmp_path, config) == [f"{tmp_path} was begun with other versions"]
+    config.deterministic = True
+    with pytest.raises(UserError, match=r"config.deterministic=True \(there: False\)"):
+        run_dir.claim(tmp_path, config)
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    path = tmp_path / "splits.json"
+    content = {"train": ["a", "b"], "validation": ["c"], "test": ["d"], "notes": ["new"]}
+    run_dir.refuse_other_images(path, content)
+    write_json(path, content)
+    run_dir.refuse_other_images(path, content | {"notes": []})
+    for other in ({"train": ["a"]}, {"train": ["b", "a"]}, {"test": ["e"]}):
+        with pytest.raises(UserError, match="began with other images"):
+            run_dir.refuse_other_images(path, content | other)
+    path.write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        run_dir.refuse_other_images(path, content)

@@ -1,0 +1,155 @@
+import importlib
+import pkgutil
+
+import pytest
+
+import configs
+from configs import default
+from medadv_jax import cli
+from medadv_jax.errors import UserError
+from medadv_jax.experiment.validate import RULES, check_batch, flatten, validate
+from tests.helpers.tiny import tiny_config
+
+BAD_VALUES = [
+    ("seed", -1, "at least 0"),
+    ("defenses", "base,magic", "names out of adversarial, autoencoder, base, hybrid"),
+    ("defenses", "adversarial", "such that base stands before adversarial"),
+    ("data.name", "cifar", "one of breakhis, chest_xray, phantoms"),
+    ("data.cache_dir", "", "a folder"),
+    ("data.image_size", 8, "at least 32 and at most 1024"),
+    ("data.fit", "stretch", "one of crop, pad"),
+    ("data.split", "random", "one of image, official, patient"),
+    ("data.per_class", -5, "at least 0"),
+    ("data.num_folds", 1, "0, or from 2 to 100"),
+    ("eval.images", 1, "0: all, or at least 2"),
+    ("data.phantom_kind", "ct", "one of histology, xray"),
+    ("data.phantom_images", 3, "at least 20"),
+    ("data.augment.shift", 0.9, "at least 0 and at most 0.5"),
+    ("data.augment.brightness", float("nan"), "at least 0 and at most 1"),
+    ("model.name", "resnet18", "one of inception_v3, resnet50, vgg16, vgg19"),
+    ("model.width", 0.0, "above 0 and at most 4"),
+    ("model.normalization", "none", "one of auto, caffe, imagenet, symmetric"),
+    ("model.forms", "gpu", "one of auto, cpu, plain"),
+    ("model.dtype", "float16", "one of bfloat16, float32"),
+    ("train.epochs", 0, "at least 1"),
+    ("train.batch_size", 0, "at least 1"),
+    ("train.batch_size", 30, "a multiple of 4 attacks × 2 devices"),
+    ("train.learning_rate", 0.0, "above 0"),
+    ("train.learning_rate", float("inf"), "above 0"),
+    ("train.schedule", "step", "one of constant, cosine"),
+    ("train.attacks", "pgd,pgd", "each once"),
+    ("train.attacks", "", "names out of bim, fgsm, mifgsm, pgd"),
+    ("train.assignment", "some", "one of all, one"),
+    ("train.adversarial_weight", 1.5, "at least 0 and at most 1"),
+    ("train.num_steps", 0, "at least 1"),
+    ("train.trainable", "tail", "one of all, head, last_stage"),
+    ("model.weights", "", "none, a file of weights"),
+    ("model.dropout", 1.0, "a rate below 1, or -1"),
+    ("model.head", "gap", "auto: resnet50 has no such choice"),
+    ("purifier.name", "vae", "one of dense, spatial, unet"),
+    ("purifier.objective", "gan", "one of denoising, guided, reconstruction"),
+    ("purifier.joint_epochs", -1, "at least 0"),
+    ("detector.false_positive_rate", 1.0, "below 1"),
+    ("attack.epsilon", -0.1, "at least 0"),
+    ("attack.epsilon", float("nan"), "at least 0"),
+    ("attack.norm", "l1", "one of l2, linf"),
+    ("attack.loop", "while", "one of fori_loop, unrolled"),
+    ("eval.attacks", "cw", "names out of bim, fgsm, mifgsm, pgd"),
+    ("eval.restarts", 0, "at least 1"),
+    ("eval.batch_size", 0, "at least 1"),
+    ("eval.validation_attack", "cw", "one of bim, fgsm, mifgsm, pgd"),
+]
+
+
+def assign(config, field, value):
+    *sections, name = field.split(".")
+    for section in sections:
+        config = config[section]
+    config[name] = value
+
+
+@pytest.mark.parametrize(("field", "value", "allowed"), BAD_VALUES)
+def test_impossible_value_is_named_with_what_is_allowed(field, value, allowed):
+    config = default.get_config()
+    assign(config, field, value)
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(f"config.{field}={value}: must be ")
+    assert allowed in text
+
+
+def test_fold_beyond_the_last_is_refused():
+    config = default.get_config()
+    config.data.num_folds, config.data.fold = 5, 5
+    with pytest.raises(UserError, match=r"config.data.fold=5: must be below num_folds=5"):
+        validate(config)
+
+
+def test_every_field_has_a_rule_and_every_rule_a_field():
+    assert set(flatten(default.get_config())) == set(RULES)
+
+
+CONFIGS = [m.name for m in pkgutil.iter_modules(configs.__path__) if not m.ispkg]  # no grids
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_possible(name):
+    module = importlib.import_module(f"configs.{name}")
+    validate(module.get_config())
+    assert module.__doc__
+
+
+def test_unknown_and_missing_fields_of_a_config_file_are_named():
+    config = default.get_config()
+    config.train.momentum = 0.9
+    with pytest.raises(UserError, match=r"config.train.momentum: unknown field"):
+        validate(config)
+    config = default.get_config()
+    del config.train.epochs
+    with pytest.raises(UserError, match=r"config.train.epochs: missing"):
+        validate(config)
+
+
+def test_batch_larger_than_the_training_set_is_refused():
+    config = tiny_config()
+    check_batch(config, 16, "training images")
+    with pytest.raises(
+        UserError, match=r"config.train.batch_size=16: must be at most the 15 train"
+    ):
+        check_batch(config, 15, "training images")
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        (
+            "--config.train.epoch=3",
+            "config.train.epoch=3: unknown field; did you mean config.train.epochs?",
+        ),
+        (
+            "--config.train.epsilon=0.01",  # in another section
+            "config.train.epsilon=0.01: unknown field; did you mean config.attack.epsilon?",
+        ),
+        ("--config.nothing=3", "config.nothing=3: unknown field; known are"),
+        ("--config.train.epochs=abc", "config.train.epochs=abc: must be an integer"),
+        ("--config.train.epochs=2.5", "config.train.epochs=2.5: must be an integer"),
+        ("--config.attack.epsilon=big", "config.attack.epsilon=big: must be a number"),
+        (
+            "--config.data.augment.flip=maybe",
+            "config.data.augment.flip=maybe: must be true or false",
+        ),
+        ("--config.train.epochs=3", ""),
+        ("--noconfig.data.augment.flip", ""),
+    ],
+)
+def test_wrong_flag_is_explained(flag, line):
+    explanation = cli._explain(["main.py", f"--config={default.__file__}", flag])
+    assert explanation.startswith(line)
+    assert bool(explanation) == bool(line)
+
+
+def test_missing_config_file_is_explained():
+    explanation = cli._explain(["main.py", "--config=configs/nope.py"])
+    assert explanation.startswith("--config=configs/nope.py: cannot be read")

@@ -1,0 +1,54 @@
+"""A config, data and a network small enough for tests."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+
+from configs import default
+from medadv_jax.config import Config
+from medadv_jax.data.loader import Dataset
+from medadv_jax.data.splits import Example
+from tools.soak import TinyNet
+
+__all__ = ["SIZE", "TinyNet", "read_results", "tiny_config", "tiny_dataset"]
+
+SIZE = 16  # pixels
+
+
+def tiny_config() -> Config:
+    """Returns a config whose run takes seconds."""
+    config = default.get_config()
+    config.compile_cache = ""  # tests leave nothing behind
+    config.data.name = "phantoms"
+    config.data.image_size = 32
+    config.data.phantom_images = 80
+    config.data.per_class = 0
+    config.defenses = "base,adversarial"  # all four take twice the time
+    config.train.epochs = 2
+    config.purifier.epochs = 1
+    config.train.batch_size = 16
+    config.train.num_steps = 2
+    config.eval.num_steps = 2
+    config.eval.batch_size = 8
+    config.eval.checks = config.detector.run = False  # tested by themselves; see test_experiment
+    config.eval.check_images = 8
+    return config
+
+
+def tiny_dataset(count: int, seed: int = 0) -> Dataset:
+    """Returns images whose class is their brightness, in memory."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    noise = rng.integers(0, 100, (count, SIZE, SIZE, 3))
+    images = (noise + 60 * labels[:, None, None, None] + 40).astype(np.uint8)
+    examples = tuple(
+        Example(f"e{i}", int(label), f"g{i // 2}", 0, "", str(i)) for i, label in enumerate(labels)
+    )
+    return Dataset("tiny", ("negative", "positive"), examples, {}, list(images))
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a results.csv as text."""
+    return list(csv.DictReader(io.StringIO(path.read_text())))

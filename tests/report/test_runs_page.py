@@ -1,0 +1,187 @@
+"""Several runs in one report, records that do not fit, and how a table is written."""
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from medadv_jax.errors import UserError
+from medadv_jax.report import runs_page, write_report
+from medadv_jax.report.aggregate import Series, make_groups
+from medadv_jax.report.records import load_run
+from medadv_jax.report.style import LeftOut
+from medadv_jax.report.tables import Estimate, Spread, Table, as_csv, as_html, as_latex
+from medadv_jax.report.transfer import load_together, together_section, transfer_table
+from tests.helpers.synthetic_run import edit, make_run, make_together
+
+
+def test_several_runs_stand_in_the_layout_of_the_paper(tmp_path):
+    paths = [
+        make_run(
+            tmp_path / f"{model}{seed}", model=model, seed=seed, defenses=["base", "autoencoder"]
+        )
+        for model, seed in (("resnet50", 0), ("resnet50", 1), ("vgg16", 0))
+    ]
+    runs = [load_run(path) for path in paths]
+    groups = make_groups(runs)
+    assert [(g.label, len(g.runs)) for g in groups] == [("resnet50", 2), ("vgg16", 1)]
+    both = [run.summary("base", "adaptive", "pgd") for run in runs[:2]]
+    values = [m.accuracy for m in both if m and m.accuracy is not None]
+    spread = groups[0].spread(Series("base", "adaptive"), "pgd", "accuracy")
+    assert spread == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    page = write_report(paths, tmp_path / "out").read_text(encoding="utf-8")
+    table = (tmp_path / "out" / "tables" / "table_v.csv").read_text().splitlines()
+    assert sum("impossible" in line for line in table) == 52
+    assert sum("unbalanced" in line for line in table) == 3
+    assert sum(",possible" in line for line in table) == 5
+    ours = next(line for line in table if line.startswith("resnet50,base,pgd"))
+    assert ours.split(",")[4:7] == [str(np.mean(values)), str(np.std(values, ddof=1)), "0.5"]
+    names = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
+    assert names == {
+        *(f"figure_{n}_breakhis" for n in ("05", "06a", "06b", "07a", "07b", *range(14, 19))),
+        "figures_08_to_13_resnet500", "figures_08_to_13_vgg160",
+    }  # fmt: skip
+    assert "inception_v3" in page  # a network of the paper that was not run
+
+
+def test_who_leads_by_naming_one_class_is_said_to(tmp_path):
+    def change(table):
+        ours = np.array([d == "adversarial" for d in table["defense"].to_pylist()])
+        column = table.schema.get_field_index("predicted")
+        predicted = np.where(ours, 1, table["predicted"].to_numpy()).tolist()
+        field = table.schema.field(column)
+        return table.set_column(column, field, pa.array(predicted, field.type))
+
+    path = make_run(tmp_path / "run", defenses=["base", "adversarial"], images=80, optional=False)
+    edit(path, change)
+    page = write_report([path, make_run(tmp_path / "b", defenses=["base"], optional=False)],
+                        tmp_path / "out").read_text(encoding="utf-8")  # fmt: skip
+    assert page.count("adversarial (no better than one class always)") == 3  # two cards, the table
+    assert "base (no better" not in page
+    seeds = [path, make_run(tmp_path / "c", seed=1, defenses=["base", "adversarial"])]
+    page = write_report(seeds, tmp_path / "seeds").read_text(encoding="utf-8")
+    assert "adversarial (in 1 of 2 runs no better than one class always)" in page
+    alone = write_report([path], tmp_path / "alone").read_text(encoding="utf-8")
+    assert "no better than to name one class" in alone
+
+
+def test_groups_differ_by_more_than_seed_and_fold(tmp_path):
+    runs = []
+    for i, settings in enumerate(({}, {"data": {"fold": 1}}, {"model": {"width": 1.0}})):
+        path = make_run(
+            tmp_path / str(i), seed=i % 2, images=20, patients=10, optional=False,
+            defenses=["base"], config=settings,
+        )  # fmt: skip
+        runs.append(load_run(path))
+    groups = make_groups(runs)
+    assert [(g.label, len(g.runs)) for g in groups] == [
+        ("resnet50 (model.width=0.5)", 2), ("resnet50 (model.width=1.0)", 1),
+    ]  # fmt: skip
+    assert "fewer than 100" in " ".join(runs_page.warnings(runs))
+
+
+def test_runs_of_other_test_images_are_told_apart(tmp_path):
+    sizes = (120, 100)
+    runs = [
+        load_run(make_run(tmp_path / str(n), images=n, defenses=["base"], optional=False))
+        for n in sizes
+    ]
+    assert "the runs have different test images" in " ".join(runs_page.warnings(runs))
+    assert not runs_page.warnings(runs[:1])
+
+
+def test_runs_that_were_tried_on_each_other_are_read_beside_them(tmp_path):
+    full = make_run(tmp_path / "full", optional=False)
+    path = make_together(tmp_path / "both", [full, full.with_name("other")])
+    with pytest.raises(UserError, match="none of its runs is given; add full"):
+        write_report([path], tmp_path / "out")
+    stranger = load_run(full.rename(tmp_path / "stranger"))
+    with pytest.raises(UserError, match="none of its runs is given; add full"):
+        load_together(path, [stranger])
+    run = load_run(stranger.path.rename(full))
+    together = load_together(path, [run])
+    assert transfer_table(together).rows[1][:3] == ("full/base", 0.1, 0.275)
+    (committee,) = (p for p in together_section(together).parts if isinstance(p, Table))
+    worst = run.worst("hybrid")
+    assert worst is not None
+    attacked = (worst.predicted == run.label).mean()
+    row: Any = committee.rows[0]
+    assert (row[0], row[2].value) == ("hybrid/mean", attacked)
+    alone = load_together(make_together(tmp_path / "alone", [full], votes=False), [run])
+    left = [p for p in together_section(alone).parts if isinstance(p, LeftOut)]
+    assert [p.name for p in left] == ["Committee"]
+
+
+def test_damaged_records_are_refused_with_a_remedy(tmp_path):
+    path = make_run(tmp_path / "x", images=20, patients=10, optional=False, defenses=["base"])
+    whole = (path / "predictions.parquet").read_bytes()
+    edit(path, lambda table: table.slice(0, table.num_rows - 1))
+    with pytest.raises(UserError, match="19 rows for 20 test examples; remove the file"):
+        load_run(path)
+    (path / "predictions.parquet").write_bytes(whole)
+    edit(path, lambda table: table.slice(20))  # the first rows are of clean images
+    with pytest.raises(UserError, match="base has no clean predictions"):
+        load_run(path)
+    edit(path, lambda table: table.slice(0, 0))
+    with pytest.raises(UserError, match="no rows"):
+        load_run(path)
+    (path / "splits.json").write_text("{")
+    (path / "predictions.parquet").write_bytes(whole)
+    with pytest.raises(UserError, match=r"splits\.json: not JSON .* write it again"):
+        load_run(path)
+    (path / "predictions.parquet").unlink()
+    with pytest.raises(UserError, match=r"no predictions\.parquet"):
+        load_run(path)
+
+
+def test_there_must_be_something_to_read(tmp_path):
+    with pytest.raises(UserError, match="no run: give at least one"):
+        write_report([], tmp_path)
+
+
+def test_a_table_three_times():
+    table = Table(
+        "t", "A & B", ("name", "accuracy", "over runs"),
+        [("50 % <x>", Estimate(0.12345678, (-0.1, 0.2)), Spread(0.5, 0.25)),
+         ("$y_1$", Estimate(None), None)],
+        ("a note & more",),
+    )  # fmt: skip
+    assert as_csv(table) == (
+        "name,accuracy,accuracy low,accuracy high,over runs,over runs SD\n"
+        "50 % <x>,0.12345678,-0.1,0.2,0.5,0.25\n$y_1$,,,,,\n"
+    )
+    latex = as_latex(table)
+    assert r"50 \% \textless{}x\textgreater{} & 0.123 ($-$0.100 to 0.200)" in latex
+    assert r" & 0.500 $\pm$ 0.250 \\" in latex
+    assert r"\$y\_1\$ & -- & -- \\" in latex
+    assert r"\caption{A \& B}" in latex
+    assert latex.count("{") == latex.count("}")
+    html = as_html(table)
+    assert "50 % &lt;x&gt;" in html
+    assert "a note &amp; more" in html
+    assert re.search(r"0\.123 <span class=interval>\(−0\.100 to 0\.200\)", html)
+
+
+def test_a_sweep_stands_for_its_finished_cells(tmp_path):
+    names = ("first", "second", "third")
+    for seed, name in enumerate(names[:2]):
+        run = make_run(tmp_path / name, seed=seed, defenses=["base"], optional=False)
+        (run / "results.csv").write_text("")
+    failures = dict(zip(names, ("", "", "killed by SIGKILL"), strict=True))
+    journal = {name: {"failure": failure} for name, failure in failures.items()}
+    (tmp_path / "sweep.json").write_text(json.dumps({"cells": journal}))
+    page = write_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    assert "2 runs on breakhis" in page
+    assert "Cell third is missing from these tables: killed by SIGKILL." in page
+    (tmp_path / "second" / "results.csv").unlink()
+    page = write_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    assert "Cell second is missing from these tables: it has not been finished." in page
+    (tmp_path / "first" / "results.csv").unlink()
+    with pytest.raises(UserError, match="no cell of this sweep is finished"):
+        write_report([tmp_path], tmp_path / "report")
+    (tmp_path / "sweep.json").write_text("[]")
+    with pytest.raises(UserError, match=r"sweep\.json: not a journal"):
+        write_report([tmp_path], tmp_path / "report")

@@ -1,0 +1,30 @@
+"""A short soak; `make soak` is the long one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import soak
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_killed_run_ends_as_an_undisturbed_one(tmp_path):
+    command = [sys.executable, "tools/soak.py", f"--folder={tmp_path}", "--kills=4"]
+    done = subprocess.run([*command, "--defenses=base,adversarial"], cwd=ROOT, text=True,
+                          stdout=subprocess.PIPE, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("SIGKILL") == 4
+
+
+def test_kills_are_spread_over_all_stages():
+    stages = ["start", "train base", "evaluate base", "report"]
+    found = soak.plan(stages, 8)
+    assert [stage for stage, name in found if name == "SIGKILL"] == sorted(
+        stages * 2, key=stages.index
+    )
+    assert ("train base", "SIGTERM") in found
+    assert len(found) == 9
