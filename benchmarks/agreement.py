@@ -16,9 +16,9 @@ from benchmarks.cases import ALL, ATTACKS, EPSILON, Case
 from benchmarks.flops import CLASSES
 from benchmarks.ours import Ours, case_config
 from medadv_jax.attacks import make_attack
+from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.classifier import Classifier
-from medadv_jax.defenses import attack_from_config
 from medadv_jax.models import create_model
 
 # Steps follow the gradient's sign, so rounding turns single pixels around, and paths part.

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.ours import Ours, case_config
 from medadv_jax.data.loader import Dataset, load_dataset, make_loader
-from medadv_jax.training.step import put_batch
+from medadv_jax.distributed import put_batch
 
 LEAST_IMAGES = 512
 _WARM, _STEPS = 2, 20  # batches before the clock starts, and under it

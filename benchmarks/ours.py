@@ -15,12 +15,16 @@ from benchmarks.cases import ALL, ATTACKS, DECAY, EPSILON, RELATIVE_STEP, Case, 
 from benchmarks.flops import CLASSES
 from configs import default
 from medadv_jax.attacks import Attack
+from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
-from medadv_jax.defenses import attack_from_config, get_defense
-from medadv_jax.evaluation.predictor import Predictor, Source, Target, evaluation_attacks, threats
+from medadv_jax.defenses import get_defense
+from medadv_jax.distributed import put_batch
+from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.threat_models import Source, Target, evaluation_attacks, threats
 from medadv_jax.models import create_model
-from medadv_jax.training.step import create_state, make_optimizer, make_train_step, put_batch
+from medadv_jax.training.state import create_state, make_optimizer
+from medadv_jax.training.step import make_train_step
 
 KEY = 0  # of weights, random starts and dropout
 

@@ -48,7 +48,7 @@ from benchmarks.flops import Peak, compiler_check, copy_bytes_per_second
 from benchmarks.growth import measure_growth
 from benchmarks.ours import Ours, make_images
 from benchmarks.timing import measure
-from medadv_jax.training.step import keep_programs
+from medadv_jax.distributed import keep_programs
 
 _SUITE = flags.DEFINE_enum("suite", None, sorted(SUITES), "A prepared list of cases, with peers.")
 _TASKS = flags.DEFINE_list("tasks", list(TASKS), f"Out of {', '.join(TASKS)}.")

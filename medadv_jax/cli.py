@@ -12,9 +12,8 @@ from typing import Any
 from absl import app, flags, logging
 
 from medadv_jax import error_messages, interrupts
-from medadv_jax.config_files import explain_field, load_config
+from medadv_jax.config import explain_field, flatten, load_config
 from medadv_jax.errors import UserError
-from medadv_jax.experiment.validate import flatten
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks of errors, and what libraries log.")
 

@@ -5,10 +5,14 @@ batch; Orbax saves from all of them.
 """
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medadv_jax.errors import UserError
 
@@ -65,3 +69,78 @@ def first_before_others(name: str) -> Iterator[None]:
     yield
     if is_first():
         wait(name)
+
+
+Batch = Mapping[str, Any]  # image uint8 (B, H, W, 3), label int32 (B,), index, mask float32 (B,)
+
+
+def make_deterministic() -> None:
+    """Lets XLA choose only kernels that give the same bits each time; they are slower.
+
+    For GPUs, where sums by atomic additions, and convolutions chosen by timing, may differ from
+    run to run. Has no effect once a device was used in this process.
+    """
+    flag = "--xla_gpu_deterministic_ops=true"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def keep_programs(folder: str) -> None:
+    """Keeps compiled programs in `folder`, where the next process finds them; "": as JAX is set.
+
+    Those that took less than a fifth of a second are not worth a file.
+    """
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def make_mesh() -> Mesh:
+    """Returns all devices of all processes along one axis, `data`."""
+    return _along_data(jax.devices())
+
+
+def make_local_mesh() -> Mesh:
+    """Returns the devices of this process along one axis, `data`."""
+    return _along_data(jax.local_devices())
+
+
+def _along_data(devices: list[Any]) -> Mesh:
+    # By position: the names of the first two differ between versions of jax.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
+    """Places the arrays of a batch, split along their first axis over the devices of `mesh`.
+
+    Where the mesh has devices of other processes, each process gives its part of the batch.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    if sharding.is_fully_addressable:
+        return jax.device_put(dict(batch), sharding)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def make_key(mesh: Mesh, seed: int, number: int) -> jax.Array:
+    """Returns key `number` of a seed on every device of `mesh`, those of other processes too."""
+
+    def make() -> jax.Array:
+        return jax.random.fold_in(jax.random.key(seed), number)
+
+    return jax.jit(make, out_shardings=NamedSharding(mesh, PartitionSpec()))()
+
+
+def to_local(mesh: Mesh, tree: Any) -> Any:
+    """Returns a replicated tree, from whatever mesh, on every device of this process' `mesh`."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def place(array: jax.Array) -> jax.Array:
+        if array.is_fully_addressable:
+            return array
+        return jax.device_put(array.addressable_data(0), sharding)
+
+    return jax.tree.map(place, tree)

@@ -4,11 +4,9 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from tensorboardX import SummaryWriter
 
 
 @contextlib.contextmanager
@@ -57,80 +55,3 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes indented JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-class MetricsWriter:
-    """Training curves: lines of `metrics.jsonl`, and the same as TensorBoard events.
-
-    Each defence has a folder of events, because going on from a step hides all later events of
-    its folder.
-    """
-
-    def __init__(self, workdir: Path):
-        self._workdir = workdir
-        self._file = self._open()
-        self._events: dict[str, SummaryWriter] = {}
-
-    def rewind(self, defense: str, step: int) -> None:
-        """Forgets what is newer than `step` of a defence, and any torn line: it comes again."""
-        self._file.close()
-        path = self._workdir / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if _is_kept(line, defense, step)]
-        if kept != lines:
-            write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = self._open()
-        self._close_events(defense)
-        folder = self._workdir / "tensorboard" / defense
-        self._events[defense] = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=10)
-
-    def write(self, defense: str, step: int, values: Mapping[str, float | int]) -> None:
-        """Appends one line; `values` are finite numbers. After `rewind` of the defence."""
-        self._file.write(json.dumps({"defense": defense, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._events[defense].add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        """Waits until the lines are on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Flushes both."""
-        self._file.close()
-        for defense in [*self._events]:
-            self._close_events(defense)
-
-    def _open(self) -> Any:
-        return (self._workdir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-
-    def _close_events(self, defense: str) -> None:
-        if defense in self._events:
-            self._events.pop(defense).close()
-
-
-class SilentWriter(MetricsWriter):
-    """Writes nothing: in all processes but the first."""
-
-    def __init__(self):
-        pass
-
-    def rewind(self, defense: str, step: int) -> None:
-        """Does nothing."""
-
-    def write(self, defense: str, step: int, values: Mapping[str, float | int]) -> None:
-        """Does nothing."""
-
-    def flush(self) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
-def _is_kept(line: str, defense: str, step: int) -> bool:
-    try:
-        found = json.loads(line)
-        return found["defense"] != defense or found["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False

@@ -26,15 +26,15 @@ from absl import app, flags
 
 from medadv_jax import cli
 from medadv_jax.data.loader import Batch, load_dataset, make_loader
+from medadv_jax.distributed import put_batch
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation import ensemble
 from medadv_jax.evaluation.ensemble import Member, Trial
 from medadv_jax.evaluation.model_under_test import choose_examples
 from medadv_jax.evaluation.predictions import derive_results, write_results, write_table
-from medadv_jax.evaluation.predictor import evaluation_attacks
+from medadv_jax.evaluation.threat_models import evaluation_attacks
 from medadv_jax.files import write_json, write_text
 from medadv_jax.progress import StageProgress, default_console
-from medadv_jax.training.step import put_batch
 
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for the records; needed.")
 _IMAGES = flags.DEFINE_integer(

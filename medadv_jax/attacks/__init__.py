@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 
-from medadv_jax.attacks.lanes import run_assigned, run_attacks
 from medadv_jax.attacks.losses import LOSSES
 from medadv_jax.attacks.norms import BALLS
-from medadv_jax.attacks.spec import Attack, LogitsFn
+from medadv_jax.attacks.run import Attack, run_assigned, run_attacks
+from medadv_jax.attacks.spec import LogitsFn
 
 __all__ = ["ATTACKS", "Attack", "LogitsFn", "make_attack", "run_assigned", "run_attacks"]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from medadv_jax.attacks import lanes as parts
 from medadv_jax.attacks.losses import LOSSES
-from medadv_jax.attacks.spec import Attack
+from medadv_jax.attacks.spec import AttackSpec
 
 # (variables, pixels (N, H, W, C), a word of the caller's) -> logits (N, K)
 LogitsFn = Callable[[Any, jax.Array, str], jax.Array]
@@ -35,7 +35,7 @@ class Job(NamedTuple):
       active: (n,) bool, the images to attack; None: all.
     """
 
-    attack: Attack
+    attack: AttackSpec
     temperature: float = 1.0
     shift: np.ndarray | None = None
     active: np.ndarray | None = None
@@ -67,7 +67,7 @@ class _Item(NamedTuple):
 
     job: int
     image: int
-    attack: Attack
+    attack: AttackSpec
     numbers: Numbers
 
 
@@ -99,7 +99,7 @@ class Sweep:
         self, variables: Any, points: np.ndarray, labels: np.ndarray, gradient: str
     ) -> Gradients:
         """Returns loss and gradient at points (N, H, W, C) as an attack sees them, on the host."""
-        numbers = _stack([_numbers(Job(Attack("", 0.0, 0.0, 1)), 0, 0)] * len(points))
+        numbers = _stack([_numbers(Job(AttackSpec("", 0.0, 0.0, 1)), 0, 0)] * len(points))
         found = self._gradients(
             self._fold(variables),
             *self.put((points, labels.astype(np.int32), numbers)),
@@ -111,7 +111,7 @@ class Sweep:
         self, images: np.ndarray, labels: np.ndarray, epsilon: float, restart: int, key: jax.Array
     ) -> np.ndarray:
         """Returns random points (N, H, W, C) of the balls around N images: noise."""
-        attack = Attack("noise", epsilon, 0.0, 1, random_start=True)
+        attack = AttackSpec("noise", epsilon, 0.0, 1, random_start=True)
         numbers = _stack([_numbers(Job(attack), 0, restart)] * len(images))
         everything = np.ones(len(images), bool)
         arguments = self.put((images, labels.astype(np.int32), numbers, everything))
@@ -186,7 +186,7 @@ class _Slots:
         self.fresh = np.zeros(count, bool)
         self._steps = np.zeros(count, int)  # gradients taken
         self._points = np.zeros((count, *images.shape[1:]), np.float32)
-        self._numbers = [_numbers(Job(Attack("", 0.0, 0.0, 1)), 0, 0)] * count
+        self._numbers = [_numbers(Job(AttackSpec("", 0.0, 0.0, 1)), 0, 0)] * count
 
     def fill(self) -> bool:
         """Seats the next ones in free rows; returns whether anybody is left."""
@@ -274,7 +274,7 @@ def _start(
     """Returns the state, rows (N, …), with those of `fresh` at their starts."""
 
     def start(image: jax.Array, label: jax.Array, own: Numbers) -> Any:
-        attack = Attack("", own.epsilon, 0.0, 1, random_start=True, norm=norm)
+        attack = AttackSpec("", own.epsilon, 0.0, 1, random_start=True, norm=norm)
         plan = parts.plan_lanes([attack])._replace(restarts=[own.restart])
         first, _, _ = parts.begin(plan, image[None, None], label[None, None], key)
         first = jax.tree.map(lambda x: x[0, 0], first)
@@ -309,7 +309,7 @@ def _move(
             score = (found.success[None, None], found.loss[None, None])
             return jnp.sum(point * found.gradient[None, None]), score
 
-        attack = Attack(
+        attack = AttackSpec(
             "", own.epsilon, own.step_size, 1, decay=own.decay, norm=norm, keep_best=True
         )
         plan = parts.plan_lanes([attack])

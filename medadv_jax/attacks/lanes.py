@@ -10,20 +10,15 @@ The gradient is that of a summed per-example loss with respect to pixels alone; 
 parameters `logits_fn` closes over get none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from medadv_jax.attacks.losses import LOSSES
 from medadv_jax.attacks.norms import BALLS, Ball, l1_normalize
-
-if TYPE_CHECKING:  # an Attack runs itself by this loop, so spec.py imports this file
-    from medadv_jax.attacks.spec import Attack, LogitsFn
-
+from medadv_jax.attacks.spec import AttackSpec, LogitsFn
 
 LOOPS = ("fori_loop", "unrolled")
 
@@ -56,7 +51,7 @@ class _Score(NamedTuple):
 class Plan(NamedTuple):
     """What is known of a call before any image: the lanes, longest first, and what they share."""
 
-    lanes: list[Attack]
+    lanes: list[AttackSpec]
     restarts: list[int]  # number of the random start of each lane
     order: list[int]  # position of each lane in the caller's order
     ball: Ball
@@ -66,79 +61,10 @@ class Plan(NamedTuple):
     can_stop: bool
 
 
-def run_attacks(
-    attacks: Sequence[Attack],
-    logits_fn: LogitsFn,
-    images: jax.Array,
-    labels: jax.Array,
-    key: jax.Array | None = None,
-    *,
-    loop: str = "fori_loop",
-    penalty_fn: LogitsFn | None = None,
-) -> jax.Array:
-    """Runs every attack on every image, as one batch.
-
-    Args:
-      attacks: L attacks of the same norm, loss and direction (targeted or not); ValueError else.
-      logits_fn: pixels (N, H, W, C) float32 -> logits (N, K); treats every image alone.
-      images: (B, H, W, C) float32 in [0, 1].
-      labels: (B,) integer.
-      key: needed by attacks with a random start.
-      loop: "fori_loop", or "unrolled": a copy of the step in the program for each step. That takes
-        longer to compile, and runs no faster with the networks of `models/`; with one of plain
-        convolutions, whose gradients XLA's CPU backend may be slow at in a loop, it can (jax 0.12).
-      penalty_fn: pixels (N, H, W, C) -> (N,), subtracted from each image's loss: what an attacker
-        wants to keep low beside fooling the network, such as a detector's score.
-
-    Returns:
-      (L, B, H, W, C) float32 in [0, 1], in the order of `attacks`; carries no gradient.
-    """
-    plan = plan_lanes(attacks)
-    shape = (images.shape[0], len(plan.lanes))
-    state, images, labels = begin(
-        plan,
-        jnp.broadcast_to(images[:, None], (*shape, *images.shape[1:])),
-        jnp.broadcast_to(labels[:, None], shape),
-        key,
-    )
-    score_fn = make_score_fn(plan, logits_fn, penalty_fn)
-    state = run_segments(plan, make_step(plan, score_fn), state, images, labels, loop)
-    return strongest(attacks, *end(plan, score_fn, state, labels))
-
-
-def run_assigned(
-    attacks: Sequence[Attack],
-    logits_fn: LogitsFn,
-    images: jax.Array,
-    labels: jax.Array,
-    key: jax.Array | None = None,
-    *,
-    loop: str = "fori_loop",
-) -> jax.Array:
-    """Runs one attack on each image: image i meets attack i modulo L. Arguments: `run_attacks`.
-
-    In a shuffled batch that is a random draw with equal shares. ValueError unless L divides B
-    and no attack has restarts.
-
-    Returns:
-      (B, H, W, C) float32 in [0, 1]; carries no gradient.
-    """
-    num_lanes = len(attacks)
-    if images.shape[0] % num_lanes or any(attack.num_restarts > 1 for attack in attacks):
-        raise ValueError(f"{images.shape[0]} images do not share {num_lanes} attacks evenly")
-    plan, shape = plan_lanes(attacks), (images.shape[0] // num_lanes, num_lanes)
-    state, points, targets = begin(
-        plan, images.reshape(*shape, *images.shape[1:]), labels.reshape(shape), key
-    )
-    score_fn = make_score_fn(plan, logits_fn)
-    state = run_segments(plan, make_step(plan, score_fn), state, points, targets, loop)
-    return end(plan, score_fn, state, targets)[0].reshape(images.shape)
-
-
 # The parts of a call, in their order. `attack_sweep.py` uses some of them alone.
 
 
-def plan_lanes(attacks: Sequence[Attack]) -> Plan:
+def plan_lanes(attacks: Sequence[AttackSpec]) -> Plan:
     """Returns a lane for each attack and restart; ValueError if attacks cannot share a batch."""
     kinds = {(attack.norm, attack.loss, attack.targeted) for attack in attacks}
     if len(kinds) > 1:
@@ -200,7 +126,7 @@ def end(
     return jax.lax.stop_gradient(adversarial), score
 
 
-def strongest(attacks: Sequence[Attack], adversarial: jax.Array, score: _Score) -> jax.Array:
+def strongest(attacks: Sequence[AttackSpec], adversarial: jax.Array, score: _Score) -> jax.Array:
     """Returns (L, B, H, W, C): of each attack the strongest restart of each example."""
     results, first = [], 0
     for attack in attacks:
@@ -319,7 +245,7 @@ def _strongest_restart(points: jax.Array, score: _Score, first: int, stop: int) 
     return best
 
 
-def _stack(lanes: list[Attack]) -> _Lane:
+def _stack(lanes: list[AttackSpec]) -> _Lane:
     """Returns the numbers of the lanes as arrays (L,); a targeted lane is told by its loss."""
 
     def column(field: str, dtype: Any) -> jax.Array:
@@ -344,7 +270,11 @@ def _initial_state(points: jax.Array) -> _State:
 
 
 def _starts(
-    lanes: list[Attack], restarts: list[int], ball: Ball, images: jax.Array, key: jax.Array | None
+    lanes: list[AttackSpec],
+    restarts: list[int],
+    ball: Ball,
+    images: jax.Array,
+    key: jax.Array | None,
 ) -> jax.Array:
     """Returns the first points (B, L, H, W, C)."""
     columns = []

@@ -1,22 +1,19 @@
-"""What an attack is: a few numbers that the one loop in `loop.py` reads."""
+"""What an attack is: a few numbers that the loop in `lanes.py` reads."""
 
 import dataclasses
 from collections.abc import Callable
 
 import jax
 
-from medadv_jax.attacks.lanes import run_attacks
-
 LogitsFn = Callable[[jax.Array], jax.Array]  # pixels (N, H, W, C) in [0, 1] -> logits (N, K)
 
 
 @dataclasses.dataclass(frozen=True)
-class Attack:
+class AttackSpec:
     """A first-order attack inside a ball around the image, cut with the pixel range [0, 1].
 
     An attack is its start, its step, its projection and its number of steps; every attack of
-    `ATTACKS` is a choice of these fields. Calling it runs it alone; `run_attacks` runs several
-    as lanes of one batch.
+    `ATTACKS` is a choice of these fields.
 
     Attributes:
       name: the name in tables and records.
@@ -57,29 +54,3 @@ class Attack:
                 raise ValueError(f"{self.name}: {field}={getattr(self, field)} must be at least 1")
         if self.num_restarts > 1 and not self.random_start:
             raise ValueError(f"{self.name}: restarts without a random start repeat one result")
-
-    def __call__(
-        self,
-        logits_fn: LogitsFn,
-        images: jax.Array,
-        labels: jax.Array,
-        key: jax.Array | None = None,
-        *,
-        loop: str = "fori_loop",
-    ) -> jax.Array:
-        """Returns adversarial images.
-
-        Args:
-          logits_fn: pixels (N, H, W, C) float32 -> logits (N, K); treats every image alone, as a
-            classifier in eval mode does.
-          images: (B, H, W, C) float32 in [0, 1].
-          labels: (B,) integer; the true classes, or the targets of a targeted attack.
-          key: a key from `jax.random.key`; needed by attacks with a random start. The draw for
-            an image depends on the key and on the image's own pixels alone, so that neither
-            batch, order nor padding changes a result.
-          loop: "fori_loop" or "unrolled" (see `run_attacks`).
-
-        Returns:
-          (B, H, W, C) float32 in [0, 1], within `epsilon` of `images`; carries no gradient.
-        """
-        return run_attacks([self], logits_fn, images, labels, key, loop=loop)[0]

@@ -7,21 +7,23 @@ in `DEFENSES`.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from medadv_jax.attacks import Attack, make_attack
+from medadv_jax.attacks import Attack
+from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses.adversarial import adversarial_examples
-from medadv_jax.defenses.examples import Examples, clean_examples
 from medadv_jax.defenses.objectives import (
     Batch,
+    Examples,
     ExamplesFn,
     Loss,
     Objective,
     classification_loss,
+    clean_examples,
 )
 from medadv_jax.defenses.purification import purification_inputs, purification_loss
 from medadv_jax.errors import UserError
@@ -33,7 +35,6 @@ __all__ = [
     "Examples",
     "ExamplesFn",
     "Objective",
-    "attack_from_config",
     "get_defense",
     "train_attacks",
 ]
@@ -89,16 +90,6 @@ class Defense:
             return collection in mine and (free or layer in layers[trainable][name])
 
         return trains
-
-
-def attack_from_config(config: Config, name: str, num_steps: int, **options: Any) -> Attack:
-    """Returns the attack `name` at the radius, norm and step size of `config.attack`."""
-    settings = config.attack
-    if name == "mifgsm":
-        options["decay"] = settings.decay
-    elif name != "fgsm":
-        options["step_size"] = settings.relative_step * settings.epsilon / num_steps
-    return make_attack(name, settings.epsilon, num_steps=num_steps, norm=settings.norm, **options)
 
 
 def get_defense(name: str) -> Defense:

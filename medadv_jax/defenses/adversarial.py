@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from medadv_jax.attacks import Attack, LogitsFn, run_assigned, run_attacks
-from medadv_jax.defenses.examples import Examples, clean_examples
+from medadv_jax.defenses.objectives import Examples, clean_examples
 
 
 def adversarial_examples(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from medadv_jax.attacks import Attack, LogitsFn, run_assigned
 from medadv_jax.classifier import Classifier, Variables
-from medadv_jax.defenses.examples import Examples, clean_examples
+from medadv_jax.defenses.objectives import Examples, clean_examples
 from medadv_jax.errors import UserError
 
 # The unit of the reconstruction error, in pixels: 8 of 255 grey levels, about the radius of the

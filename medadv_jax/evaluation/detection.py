@@ -21,9 +21,10 @@ from medadv_jax.attacks import Attack
 from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.data.splits import Example
 from medadv_jax.defenses.detectors import DETECTORS, detection_summary, threshold_at
-from medadv_jax.evaluation.predictor import Predictor, Source, Target
+from medadv_jax.distributed import Batch, put_batch
+from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.threat_models import Source, Target
 from medadv_jax.files import write_text
-from medadv_jax.training.step import Batch, put_batch
 
 SCHEMA = pa.schema(
     [

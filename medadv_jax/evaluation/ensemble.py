@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from medadv_jax.attacks import Attack
 from medadv_jax.classifier import to_pixels
-from medadv_jax.config import Config
+from medadv_jax.config import Config, flatten
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
 from medadv_jax.defenses import get_defense
@@ -30,8 +30,9 @@ from medadv_jax.errors import UserError
 from medadv_jax.evaluation.metrics import right_throughout
 from medadv_jax.evaluation.model_under_test import scores
 from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows, read_predictions, rights
-from medadv_jax.evaluation.predictor import Predictor, Source, Target
-from medadv_jax.experiment.validate import flatten, validate
+from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.threat_models import Source, Target
+from medadv_jax.experiment.validate import validate
 from medadv_jax.training.classifiers import Classifiers
 
 VOTES = ("mean", "majority")

@@ -10,7 +10,8 @@ import numpy as np
 from medadv_jax.attacks import Attack
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.splits import Example
-from medadv_jax.evaluation.predictor import Predictor, Source, Target
+from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.threat_models import Source, Target
 from medadv_jax.files import whole
 
 PER_CLASS = 3

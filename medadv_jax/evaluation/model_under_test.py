@@ -17,7 +17,8 @@ from medadv_jax.attacks.continuous_batching import Job, Sweep
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
-from medadv_jax.evaluation.predictor import Predictor, Source, Target
+from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.threat_models import Source, Target
 
 
 class Attacked(NamedTuple):

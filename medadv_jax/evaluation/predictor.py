@@ -1,10 +1,10 @@
 """Classifier × threat model × attack → one prediction for each example.
 
-An evaluation leaves records, from which every number is derived; see `results.py`.
+An evaluation leaves records, from which every number is derived; see `predictions.py`.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,38 +15,11 @@ from jax.sharding import Mesh
 from medadv_jax.attacks import Attack, run_attacks
 from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.classifier import Classifier, Variables, to_pixels
-from medadv_jax.config import Config
-from medadv_jax.defenses import Defense, attack_from_config
-from medadv_jax.training.step import Batch, put_batch
+from medadv_jax.distributed import Batch, put_batch
+from medadv_jax.evaluation.threat_models import Source, Target, Threat
 
 # (folded variables, pixels (N, H, W, C)) -> (N,), subtracted from an attack's loss
 PenaltyFn = Callable[[Variables, jax.Array], jax.Array]
-
-
-class Source(NamedTuple):
-    """Whose gradients make adversarial examples: `gradient` as in `Classifier.logits`."""
-
-    gradient: str
-    variables: Variables
-
-
-class Threat(NamedTuple):
-    """What an attacker knows.
-
-    Attributes:
-      names: of the threat model in records; two where two are the same.
-      sources: each makes an example, and the worst of them for the defender counts.
-    """
-
-    names: tuple[str, ...]
-    sources: tuple[Source, ...]
-
-
-class Target(NamedTuple):
-    """A deployed classifier: with its purifier ("full") or a network that has none ("bare")."""
-
-    deployed: str
-    variables: Variables
 
 
 class Predictions(NamedTuple):
@@ -71,63 +44,6 @@ class Predictions(NamedTuple):
     def score(self) -> np.ndarray:
         """(n, V) float32: the softmax probability of class 1."""
         return np.asarray(jax.nn.softmax(self.logits, axis=-1)[..., 1])
-
-
-def evaluation_attacks(config: Config) -> list[Attack]:
-    """Returns the attacks of `config.eval`, in its order."""
-    return [evaluation_attack(config, name) for name in config.eval.attacks.split(",")]
-
-
-def validation_attacks(config: Config) -> list[Attack]:
-    """Returns the attack on whose validation accuracy robust checkpoints are chosen."""
-    name = config.eval.validation_attack
-    return [attack_from_config(config, name, config.train.num_steps)]
-
-
-def evaluation_attack(config: Config, name: str) -> Attack:
-    """Returns the attack `name` as `config.eval` has it."""
-    settings = config.eval
-    options: dict[str, Any] = {}
-    # FGSM is one step, and its result is where that step ends: as in its paper.
-    if name != "fgsm":
-        options["keep_best"] = settings.keep_best
-    if name == "pgd":
-        options["num_restarts"] = settings.restarts
-    return attack_from_config(config, name, settings.num_steps, **options)
-
-
-def threats(defense: Defense, variables: Variables, base: Variables | None) -> list[Threat]:
-    """Returns the threat models of a defence; `base`: the undefended network, if there is one.
-
-    Without a purifier, oblivious and adaptive are one attack, which is called adaptive.
-    """
-    transfer = [Source("bare", base)] if base is not None else []
-    if not defense.purified:
-        adaptive = Threat(("adaptive",), (Source("bare", variables),))
-        others = [Threat(("transfer",), tuple(transfer))] if defense.needs and transfer else []
-        return [*others, adaptive]
-    oblivious, adaptive = ("oblivious",), (Source("full", variables), Source("bpda", variables))
-    first = []
-    if defense.network_from == "base":  # without its purifier it is the undefended network
-        oblivious = ("transfer", "oblivious")
-    elif transfer:
-        first = [Threat(("transfer",), tuple(transfer))]
-    return [
-        *first,
-        Threat(oblivious, (Source("bare", variables),)),
-        Threat(("adaptive",), adaptive),
-    ]
-
-
-def record_keys(
-    threats: Sequence[Threat], attacks: Sequence[Attack], epsilon: float
-) -> Iterator[tuple[int, tuple[str, str, float]]]:
-    """Yields (column of `Predictions`, (threat model, evaluation, epsilon)) for each record."""
-    yield 0, ("none", "clean", 0.0)
-    for first, threat in enumerate(threats):
-        for name in threat.names:
-            for column, attack in enumerate(attacks, start=1 + first * len(attacks)):
-                yield column, (name, attack.name, epsilon)
 
 
 class Predictor:

@@ -16,6 +16,7 @@ from medadv_jax.config import Config
 from medadv_jax.data.loader import Batch, Dataset, count_listed, load_dataset, make_loader
 from medadv_jax.data.splits import Splits, make_splits
 from medadv_jax.defenses import Defense, get_defense
+from medadv_jax.distributed import keep_programs, make_deterministic, put_batch
 from medadv_jax.evaluation import detection, example_images
 from medadv_jax.evaluation.checks import run_all
 from medadv_jax.evaluation.checks.result import headline
@@ -30,20 +31,20 @@ from medadv_jax.evaluation.predictions import (
     write_results,
     write_table,
 )
-from medadv_jax.evaluation.predictor import (
+from medadv_jax.evaluation.predictor import predict_all
+from medadv_jax.evaluation.robustness_curves import curve_rows, read_curves
+from medadv_jax.evaluation.threat_models import (
     evaluation_attack,
     evaluation_attacks,
-    predict_all,
     record_keys,
     threats,
 )
-from medadv_jax.evaluation.robustness_curves import curve_rows, read_curves
 from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.validate import check_batch, validate
-from medadv_jax.files import MetricsWriter, SilentWriter, write_json
+from medadv_jax.files import write_json
 from medadv_jax.progress import StageProgress, default_console
 from medadv_jax.training.classifiers import Classifiers
-from medadv_jax.training.step import keep_programs, make_deterministic, put_batch
+from medadv_jax.training.metric_writer import MetricsWriter, SilentWriter
 
 
 def run(config: Config, folder: Path, console: Console | None = None) -> None:

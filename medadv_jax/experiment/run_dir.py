@@ -17,10 +17,9 @@ from typing import Any
 
 import jax
 
-from medadv_jax.config import Config
+from medadv_jax.config import Config, flatten
 from medadv_jax.data.splits import SPLITS
 from medadv_jax.errors import UserError
-from medadv_jax.experiment.validate import flatten
 from medadv_jax.files import remove_leftovers, sync, write_json
 
 _PACKAGES = ("medadv_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

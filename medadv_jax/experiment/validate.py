@@ -1,17 +1,16 @@
 """Is this config possible? One rule for each field, checked before any work."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from medadv_jax.attacks import ATTACKS
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
 from medadv_jax.classifier import NORMALIZATIONS
-from medadv_jax.config import Config
+from medadv_jax.config import Config, flatten
 from medadv_jax.data import DATASETS
 from medadv_jax.defenses import DEFENSES
 from medadv_jax.defenses.purification import OBJECTIVES
@@ -121,15 +120,6 @@ RULES: dict[str, Rule] = {
     "detector.attack": _one_of(ATTACKS),
     "detector.penalty": _number(0),
 }
-
-
-def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Returns "section.field" -> value for every field of a config, or of its dict."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        is_section = isinstance(value, ConfigDict | dict)
-        fields |= flatten(value, f"{prefix}{name}.") if is_section else {prefix + name: value}
-    return fields
 
 
 def _refuse(field: str, value: Any, allowed: str) -> UserError:

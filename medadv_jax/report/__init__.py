@@ -12,9 +12,8 @@ from pathlib import Path
 from medadv_jax.errors import UserError
 from medadv_jax.files import write_text
 from medadv_jax.report import run_page, runs_page
-from medadv_jax.report.records import load_run
+from medadv_jax.report.records import expand, load_run
 from medadv_jax.report.style import Picture
-from medadv_jax.report.sweeps import expand
 from medadv_jax.report.tables import as_csv, as_latex
 from medadv_jax.report.transfer import is_together, load_together
 

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from medadv_jax.evaluation.metrics import says_little
-from medadv_jax.report.aggregate import Group, Series, make_groups
+from medadv_jax.report.aggregate import Group, Series, folds_sections, make_groups
 from medadv_jax.report.comparison import Comparison, attacked_accuracy, best_defense, compare
 from medadv_jax.report.example_panels import compact
-from medadv_jax.report.folds import folds_sections
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Section, render
 from medadv_jax.report.paper.claims import claims_section
 from medadv_jax.report.paper.figures import paper_figures

@@ -14,29 +14,15 @@ from medadv_jax.config import Config
 from medadv_jax.data.loader import Dataset, make_loader, steps_per_epoch
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import Defense, get_defense
-from medadv_jax.evaluation.predictor import (
-    Predictor,
-    Source,
-    Target,
-    Threat,
-    accuracy_and_loss,
-    predict_all,
-    validation_attacks,
-)
-from medadv_jax.files import MetricsWriter
+from medadv_jax.distributed import make_local_mesh, make_mesh, to_local
+from medadv_jax.evaluation.predictor import Predictor, accuracy_and_loss, predict_all
+from medadv_jax.evaluation.threat_models import Source, Target, Threat, validation_attacks
 from medadv_jax.progress import StageProgress
 from medadv_jax.training.build import assemble, training_classifier
 from medadv_jax.training.checkpoints import Checkpoints
-from medadv_jax.training.step import (
-    abstract_state,
-    create_state,
-    make_local_mesh,
-    make_mesh,
-    make_optimizer,
-    make_train_step,
-    split,
-    to_local,
-)
+from medadv_jax.training.metric_writer import MetricsWriter
+from medadv_jax.training.state import abstract_state, create_state, make_optimizer, split
+from medadv_jax.training.step import make_train_step
 from medadv_jax.training.trainer import Trainer
 
 

@@ -14,11 +14,13 @@ from medadv_jax import interrupts
 from medadv_jax.classifier import Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
+from medadv_jax.distributed import Batch, make_key, put_batch
 from medadv_jax.errors import UserError
-from medadv_jax.files import MetricsWriter
 from medadv_jax.progress import StageProgress
 from medadv_jax.training.checkpoints import Checkpoints
-from medadv_jax.training.step import Batch, Metrics, TrainState, make_key, put_batch
+from medadv_jax.training.metric_writer import MetricsWriter
+from medadv_jax.training.state import TrainState
+from medadv_jax.training.step import Metrics
 
 Row = dict[str, float]
 

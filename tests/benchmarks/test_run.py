@@ -17,11 +17,13 @@ from benchmarks import flops, loading, ours, report, starts, timing
 from benchmarks.cases import SUITES, Case, Job, all_cases
 from benchmarks.ours import case_config, make_images
 from medadv_jax.attacks import run_attacks
+from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.classifier import Classifier
 from medadv_jax.data.loader import make_loader
-from medadv_jax.defenses import attack_from_config, get_defense
+from medadv_jax.defenses import get_defense
 from medadv_jax.models import create_model
-from medadv_jax.training.step import abstract_state, make_optimizer, make_train_step
+from medadv_jax.training.state import abstract_state, make_optimizer
+from medadv_jax.training.step import make_train_step
 from tests.helpers.tiny import TinyNet
 
 SIZE, BATCH = 32, 4

@@ -13,10 +13,11 @@ from medadv_jax.attacks import make_attack
 from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.loader import make_loader
 from medadv_jax.defenses.detectors import DETECTORS, threshold_at
+from medadv_jax.distributed import make_mesh
 from medadv_jax.evaluation import detection, example_images
-from medadv_jax.evaluation.predictor import Predictor, Source, Target
+from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.threat_models import Source, Target
 from medadv_jax.models.purifiers import create_purifier
-from medadv_jax.training.step import make_mesh
 from tests.helpers.tiny import SIZE, TinyNet, read_results, tiny_dataset
 
 COUNT = 12

@@ -20,13 +20,14 @@ from medadv_jax import models
 from medadv_jax.attacks import make_attack
 from medadv_jax.data.loader import load_dataset, make_loader
 from medadv_jax.data.splits import Example
+from medadv_jax.distributed import put_batch
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation import ensemble
 from medadv_jax.evaluation.ensemble import Committee, Member, Trial
 from medadv_jax.evaluation.predictions import read_predictions
-from medadv_jax.evaluation.predictor import Predictor, Target, evaluation_attacks
+from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.threat_models import Target, evaluation_attacks
 from medadv_jax.experiment.run import run as run_experiment
-from medadv_jax.training.step import put_batch
 from scripts import evaluate_runs as script
 from tests.helpers.formula_case import SIDE, Formula, height, two_logits
 from tests.helpers.tiny import TinyNet, read_results, tiny_config, tiny_dataset

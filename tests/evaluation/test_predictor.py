@@ -9,19 +9,16 @@ import pytest
 from medadv_jax.attacks import make_attack
 from medadv_jax.classifier import NORMALIZATIONS, Classifier
 from medadv_jax.data.loader import make_loader
-from medadv_jax.evaluation.predictor import (
-    Predictions,
-    Predictor,
+from medadv_jax.distributed import make_mesh
+from medadv_jax.evaluation.predictor import Predictions, Predictor, accuracy_and_loss, predict_all
+from medadv_jax.evaluation.threat_models import (
     Source,
     Target,
     Threat,
-    accuracy_and_loss,
     evaluation_attacks,
-    predict_all,
     record_keys,
     validation_attacks,
 )
-from medadv_jax.training.step import make_mesh
 from tests.helpers.tiny import SIZE, TinyNet, tiny_config, tiny_dataset
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from medadv_jax.attacks import make_attack
-from medadv_jax.attacks.lanes import LOOPS, run_attacks
+from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.losses import cross_entropy
+from medadv_jax.attacks.run import run_attacks
 from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.defenses import get_defense
-from medadv_jax.evaluation.predictor import Predictor, Source, Target, Threat, threats, worst_logits
+from medadv_jax.evaluation.predictor import Predictor, worst_logits
+from medadv_jax.evaluation.threat_models import Source, Target, Threat, threats
 from tests.helpers.tiny import SIZE, TinyNet, tiny_dataset
 
 

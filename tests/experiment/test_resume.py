@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from medadv_jax import interrupts
-from medadv_jax.files import MetricsWriter, remove_leftovers, whole
+from medadv_jax.files import remove_leftovers, whole
 from medadv_jax.training.checkpoints import Checkpoints
+from medadv_jax.training.metric_writer import MetricsWriter
 from tests.training.test_trainer import Fit, Parts, assert_trees_close
 
 

@@ -6,8 +6,9 @@ import pytest
 import configs
 from configs import default
 from medadv_jax import cli
+from medadv_jax.config import flatten
 from medadv_jax.errors import UserError
-from medadv_jax.experiment.validate import RULES, check_batch, flatten, validate
+from medadv_jax.experiment.validate import RULES, check_batch, validate
 from tests.helpers.tiny import tiny_config
 
 BAD_VALUES = [

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from medadv_jax.data.splits import Example
+from medadv_jax.distributed import make_mesh
 from medadv_jax.evaluation.model_under_test import Subject, make_sweep
 from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows
-from medadv_jax.evaluation.predictor import Predictor, Source, Target
+from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.robustness_curves import curve_rows
-from medadv_jax.training.step import make_mesh
+from medadv_jax.evaluation.threat_models import Source, Target
 from tests.helpers.tiny import tiny_config
 
 SIDE, COUNT, EPSILON = 8, 48, 0.03

@@ -20,15 +20,9 @@ from medadv_jax.classifier import Classifier
 from medadv_jax.config import Config
 from medadv_jax.data.loader import make_loader
 from medadv_jax.defenses import get_defense
-from medadv_jax.training.step import (
-    TrainState,
-    create_state,
-    make_key,
-    make_mesh,
-    make_optimizer,
-    make_train_step,
-    put_batch,
-)
+from medadv_jax.distributed import make_key, make_mesh, put_batch
+from medadv_jax.training.state import TrainState, create_state, make_optimizer
+from medadv_jax.training.step import make_train_step
 from tests.helpers.tiny import SIZE, tiny_config, tiny_dataset
 
 IMAGES, BATCH = 80, 32  # the last batch of a pass is half padding

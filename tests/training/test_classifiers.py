@@ -13,22 +13,17 @@ from medadv_jax import models
 from medadv_jax.classifier import Classifier
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import DEFENSES, get_defense
+from medadv_jax.distributed import make_mesh, put_batch
 from medadv_jax.errors import UserError
 from medadv_jax.experiment import run_dir
-from medadv_jax.files import MetricsWriter
 from medadv_jax.models import create_model, pretrained
 from medadv_jax.models.pretrained.load import images_of
 from medadv_jax.models.purifiers import create_purifier
 from medadv_jax.training.build import assemble, training_classifier
 from medadv_jax.training.classifiers import Classifiers
-from medadv_jax.training.step import (
-    create_state,
-    make_mesh,
-    make_optimizer,
-    make_train_step,
-    put_batch,
-    train_all,
-)
+from medadv_jax.training.metric_writer import MetricsWriter
+from medadv_jax.training.state import create_state, make_optimizer, train_all
+from medadv_jax.training.step import make_train_step
 from tests.helpers.tiny import SIZE, TinyNet, tiny_config, tiny_dataset
 
 

@@ -15,12 +15,14 @@ from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.loader import make_loader
 from medadv_jax.defenses import get_defense
 from medadv_jax.defenses.adversarial import adversarial_examples
+from medadv_jax.distributed import put_batch
 from medadv_jax.errors import UserError
-from medadv_jax.files import MetricsWriter
 from medadv_jax.progress import StageProgress
 from medadv_jax.training.augment import _move, augment
 from medadv_jax.training.checkpoints import Checkpoints
-from medadv_jax.training.step import create_state, make_optimizer, make_train_step, put_batch
+from medadv_jax.training.metric_writer import MetricsWriter
+from medadv_jax.training.state import create_state, make_optimizer
+from medadv_jax.training.step import make_train_step
 from medadv_jax.training.trainer import Trainer
 from tests.helpers.tiny import SIZE, TinyNet, tiny_config, tiny_dataset
 

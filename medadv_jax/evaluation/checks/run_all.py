@@ -19,8 +19,8 @@ from medadv_jax.evaluation.checks import attack_checks, prediction_checks
 from medadv_jax.evaluation.checks.result import Check, read_self_checks, write_self_checks
 from medadv_jax.evaluation.checks.split_checks import check_splits, difference_hashes
 from medadv_jax.evaluation.model_under_test import Subject
-from medadv_jax.evaluation.predictor import evaluation_attacks
 from medadv_jax.evaluation.robustness_curves import curve_attack
+from medadv_jax.evaluation.threat_models import evaluation_attacks
 
 __all__ = [
     "Check",

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medadv_jax.config import Config
+from medadv_jax.config import Config, flatten
 from medadv_jax.defenses import get_defense
 from medadv_jax.experiment.run_dir import APART, NO_RESULT, NOT_APART
 from medadv_jax.experiment.sweep.grids import Cell
-from medadv_jax.experiment.validate import flatten
 
 
 def is_finished(cell: Cell) -> bool:

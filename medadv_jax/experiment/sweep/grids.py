@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medadv_jax.config import Config
-from medadv_jax.config_files import load_config, set_field
+from medadv_jax.config import Config, load_config, set_field
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.validate import validate
 

@@ -9,8 +9,7 @@ import numpy as np
 import scipy  # whose `stats` is loaded when it is first asked: half a second
 
 from medadv_jax.evaluation.statistics import Interval, cluster_bootstrap, ratio_statistic
-from medadv_jax.report.aggregate import Group
-from medadv_jax.report.folds import pool
+from medadv_jax.report.aggregate import Group, pool
 from medadv_jax.report.records import PURIFIED, RunRecords
 from medadv_jax.report.run_tables import flat
 

@@ -11,7 +11,8 @@ from medadv_jax.attacks.continuous_batching import Job
 from medadv_jax.evaluation import robustness_curves
 from medadv_jax.evaluation.checks import attack_checks, prediction_checks
 from medadv_jax.evaluation.predictions import KEYS
-from medadv_jax.evaluation.predictor import Predictor, Source, evaluation_attacks
+from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.threat_models import Source, evaluation_attacks
 from tests.helpers.formula_case import (
     COUNT,
     DISTANCES,

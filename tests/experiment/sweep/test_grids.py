@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from medadv_jax.config_files import load_config
+from medadv_jax.config import load_config
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.sweep.cells import epochs_of, progress
 from medadv_jax.experiment.sweep.display import Display, plan_sentence, remaining

@@ -8,8 +8,7 @@ import pytest
 
 from medadv_jax.evaluation.statistics import mean_sd
 from medadv_jax.report import write_report
-from medadv_jax.report.aggregate import make_groups
-from medadv_jax.report.folds import pool
+from medadv_jax.report.aggregate import make_groups, pool
 from medadv_jax.report.paper.claims import (
     CLAIMS,
     NETWORKS,

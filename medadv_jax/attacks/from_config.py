@@ -1,0 +1,16 @@
+"""An attack at the radius, norm and step size of a config."""
+
+from typing import Any
+
+from medadv_jax.attacks import Attack, make_attack
+from medadv_jax.config import Config
+
+
+def attack_from_config(config: Config, name: str, num_steps: int, **options: Any) -> Attack:
+    """Returns the attack `name` at the radius, norm and step size of `config.attack`."""
+    settings = config.attack
+    if name == "mifgsm":
+        options["decay"] = settings.decay
+    elif name != "fgsm":
+        options["step_size"] = settings.relative_step * settings.epsilon / num_steps
+    return make_attack(name, settings.epsilon, num_steps=num_steps, norm=settings.norm, **options)

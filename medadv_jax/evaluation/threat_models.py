@@ -1,0 +1,93 @@
+"""What an attacker knows, whose gradients he has, and which attacks an evaluation runs."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from medadv_jax.attacks import Attack
+from medadv_jax.attacks.from_config import attack_from_config
+from medadv_jax.classifier import Variables
+from medadv_jax.config import Config
+from medadv_jax.defenses import Defense
+
+
+class Source(NamedTuple):
+    """Whose gradients make adversarial examples: `gradient` as in `Classifier.logits`."""
+
+    gradient: str
+    variables: Variables
+
+
+class Threat(NamedTuple):
+    """What an attacker knows.
+
+    Attributes:
+      names: of the threat model in records; two where two are the same.
+      sources: each makes an example, and the worst of them for the defender counts.
+    """
+
+    names: tuple[str, ...]
+    sources: tuple[Source, ...]
+
+
+class Target(NamedTuple):
+    """A deployed classifier: with its purifier ("full") or a network that has none ("bare")."""
+
+    deployed: str
+    variables: Variables
+
+
+def evaluation_attacks(config: Config) -> list[Attack]:
+    """Returns the attacks of `config.eval`, in its order."""
+    return [evaluation_attack(config, name) for name in config.eval.attacks.split(",")]
+
+
+def validation_attacks(config: Config) -> list[Attack]:
+    """Returns the attack on whose validation accuracy robust checkpoints are chosen."""
+    name = config.eval.validation_attack
+    return [attack_from_config(config, name, config.train.num_steps)]
+
+
+def evaluation_attack(config: Config, name: str) -> Attack:
+    """Returns the attack `name` as `config.eval` has it."""
+    settings = config.eval
+    options: dict[str, Any] = {}
+    # FGSM is one step, and its result is where that step ends: as in its paper.
+    if name != "fgsm":
+        options["keep_best"] = settings.keep_best
+    if name == "pgd":
+        options["num_restarts"] = settings.restarts
+    return attack_from_config(config, name, settings.num_steps, **options)
+
+
+def threats(defense: Defense, variables: Variables, base: Variables | None) -> list[Threat]:
+    """Returns the threat models of a defence; `base`: the undefended network, if there is one.
+
+    Without a purifier, oblivious and adaptive are one attack, which is called adaptive.
+    """
+    transfer = [Source("bare", base)] if base is not None else []
+    if not defense.purified:
+        adaptive = Threat(("adaptive",), (Source("bare", variables),))
+        others = [Threat(("transfer",), tuple(transfer))] if defense.needs and transfer else []
+        return [*others, adaptive]
+    oblivious, adaptive = ("oblivious",), (Source("full", variables), Source("bpda", variables))
+    first = []
+    if defense.network_from == "base":  # without its purifier it is the undefended network
+        oblivious = ("transfer", "oblivious")
+    elif transfer:
+        first = [Threat(("transfer",), tuple(transfer))]
+    return [
+        *first,
+        Threat(oblivious, (Source("bare", variables),)),
+        Threat(("adaptive",), adaptive),
+    ]
+
+
+def record_keys(
+    threats: Sequence[Threat], attacks: Sequence[Attack], epsilon: float
+) -> Iterator[tuple[int, tuple[str, str, float]]]:
+    """Yields (column of `Predictions`, (threat model, evaluation, epsilon)) for each record."""
+    yield 0, ("none", "clean", 0.0)
+    for first, threat in enumerate(threats):
+        for name in threat.names:
+            for column, attack in enumerate(attacks, start=1 + first * len(attacks)):
+                yield column, (name, attack.name, epsilon)

@@ -1,0 +1,114 @@
+"""What a training step changes: parameters, batch statistics and the optimizer's state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from medadv_jax.classifier import Classifier, Variables
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. What it leaves alone is a tree of its own; see `split`."""
+
+    step: jax.Array  # () int32, steps taken
+    params: Any  # {"params": …, "purifier": …}: those that are trained, and only those
+    batch_stats: Any
+    opt_state: Any
+
+    def variables(self, frozen: Variables | None = None) -> Variables:
+        """Returns the classifier's variables, `frozen` among them."""
+        frozen = frozen or {}
+        names = self.params.keys() | frozen.keys()
+        merged = {n: {**frozen.get(n, {}), **self.params.get(n, {})} for n in names}
+        return {**merged, "batch_stats": self.batch_stats}
+
+
+Trains = Callable[[str, str], bool]  # (collection, name of a layer) -> is it trained?
+
+
+def train_all(collection: str, layer: str) -> bool:
+    """Trains everything."""
+    del collection, layer
+    return True
+
+
+def split(variables: Variables, trains: Trains) -> tuple[Variables, Variables]:
+    """Returns the parameters that are trained, and those that are not: two trees
+    {"params": …, "purifier": …} without common leaves, and without batch statistics."""
+    trained, frozen = {}, {}
+    for name in variables.keys() - {"batch_stats"}:
+        layers = variables[name]
+        trained[name] = {k: v for k, v in layers.items() if trains(name, k)}
+        frozen[name] = {k: v for k, v in layers.items() if not trains(name, k)}
+    trained, frozen = ({k: v for k, v in tree.items() if v} for tree in (trained, frozen))
+    return trained, frozen
+
+
+def make_optimizer(
+    learning_rate: float, schedule: str, total_steps: int
+) -> optax.GradientTransformation:
+    """Returns Adam (Kingma & Ba 2015); `schedule`: "constant", or "cosine" to 0 at the end."""
+    if schedule == "cosine":
+        return optax.adam(optax.cosine_decay_schedule(learning_rate, total_steps))
+    return optax.adam(learning_rate)
+
+
+def create_state(
+    classifier: Classifier,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    key: jax.Array,
+    image_size: int,
+    variables: Variables | None = None,
+    trains: Trains = train_all,
+) -> tuple[TrainState, Variables]:
+    """Returns the state before the first step and what stays frozen, replicated over `mesh`.
+
+    Args:
+      classifier: what is trained.
+      optimizer: its optimizer; its state is of what is trained, alone.
+      mesh: the devices.
+      key: for fresh weights.
+      image_size: pixels, height = width.
+      variables: weights to start from; copied, so that donating the state leaves them alone.
+      trains: which layers are trained.
+    """
+    init = _make_init(classifier, optimizer, image_size, trains)
+    if jax.process_count() > 1:  # an array on one process' devices is none on all devices
+        variables = jax.device_get(variables)
+    return jax.jit(init, out_shardings=NamedSharding(mesh, PartitionSpec()))(key, variables)
+
+
+def abstract_state(
+    classifier: Classifier,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    image_size: int,
+    trains: Trains = train_all,
+) -> TrainState:
+    """Returns shapes, dtypes and shardings of a state, without computing one."""
+    init = _make_init(classifier, optimizer, image_size, trains)
+    shapes, _ = jax.eval_shape(init, jax.random.key(0), None)
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _make_init(
+    classifier: Classifier,
+    optimizer: optax.GradientTransformation,
+    image_size: int,
+    trains: Trains,
+) -> Callable[[jax.Array, Variables | None], tuple[TrainState, Variables]]:
+    def init(key: jax.Array, variables: Variables | None) -> tuple[TrainState, Variables]:
+        start = classifier.init(key, image_size) if variables is None else variables
+        # Copies: an output that aliased its input would be lost when the state is donated.
+        start = jax.tree.map(jnp.copy, start)
+        params, frozen = split(start, trains)
+        state = TrainState(jnp.int32(0), params, start["batch_stats"], optimizer.init(params))
+        return state, frozen
+
+    return init
