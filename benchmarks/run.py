@@ -48,7 +48,7 @@ from benchmarks.flops import Peak, compiler_check, copy_bytes_per_second
 from benchmarks.growth import measure_growth
 from benchmarks.ours import Ours, make_images
 from benchmarks.timing import measure
-from medadv_jax.distributed import keep_programs
+from medadv_jax.distributed import enable_compilation_cache
 
 _SUITE = flags.DEFINE_enum("suite", None, sorted(SUITES), "A prepared list of cases, with peers.")
 _TASKS = flags.DEFINE_list("tasks", list(TASKS), f"Out of {', '.join(TASKS)}.")
@@ -228,7 +228,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"{argv[1]}: not a flag")
     logging.set_verbosity(logging.ERROR)
     start = time.monotonic()
-    keep_programs(_COMPILE_CACHE.value)
+    enable_compilation_cache(_COMPILE_CACHE.value)
     groups = chosen_groups()
     budget = _BUDGET.value or (500.0 if _SUITE.value == "gpu" else 0.0)
     benchmark = Benchmark(_RUNS.value, budget)

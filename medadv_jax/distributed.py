@@ -86,7 +86,7 @@ def make_deterministic() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 
-def keep_programs(folder: str) -> None:
+def enable_compilation_cache(folder: str) -> None:
     """Keeps compiled programs in `folder`, where the next process finds them; "": as JAX is set.
 
     Those that took less than a fifth of a second are not worth a file.

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields the path to write to; at the end it gets its name, on disk: `path` is whole or old.
 
     When the block raises, what it wrote is removed, and `path` stays as it was.
@@ -40,7 +40,7 @@ def sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what `whole` left in a folder when its process was killed; nobody else may write."""
+    """Removes what a killed `atomic_write` left in a folder; nobody else may be writing there."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -48,7 +48,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes beside and renames: a file under its own name is whole."""
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 

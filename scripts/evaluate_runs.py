@@ -89,7 +89,7 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
     for defense in dict.fromkeys(member.defense for member in members):
         whom = [member for member in members if member.defense == defense]
         if len(whom) == len(runs) > 1:
-            votes.append(stage(f"vote {defense}", ensemble.committee_rows, whom))
+            votes.append(stage(f"vote {defense}", ensemble.ensemble_rows, whom))
     if votes:
         table = pa.concat_tables(votes)
         write_table(output / "predictions.parquet", table)

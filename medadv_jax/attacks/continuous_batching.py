@@ -24,7 +24,7 @@ from medadv_jax.attacks.spec import AttackSpec
 LogitsFn = Callable[[Any, jax.Array, str], jax.Array]
 
 
-class Job(NamedTuple):
+class AttackJob(NamedTuple):
     """An attack on some of the images.
 
     Attributes:
@@ -71,7 +71,7 @@ class _Item(NamedTuple):
     numbers: Numbers
 
 
-class Sweep:
+class AttackQueue:
     """Compiled programs: a gradient for each word, and the move that they share.
 
     Args of the constructor:
@@ -99,7 +99,7 @@ class Sweep:
         self, variables: Any, points: np.ndarray, labels: np.ndarray, gradient: str
     ) -> Gradients:
         """Returns loss and gradient at points (N, H, W, C) as an attack sees them, on the host."""
-        numbers = _stack([_numbers(Job(AttackSpec("", 0.0, 0.0, 1)), 0, 0)] * len(points))
+        numbers = _stack([_numbers(AttackJob(AttackSpec("", 0.0, 0.0, 1)), 0, 0)] * len(points))
         found = self._gradients(
             self._fold(variables),
             *self.put((points, labels.astype(np.int32), numbers)),
@@ -112,7 +112,7 @@ class Sweep:
     ) -> np.ndarray:
         """Returns random points (N, H, W, C) of the balls around N images: noise."""
         attack = AttackSpec("noise", epsilon, 0.0, 1, random_start=True)
-        numbers = _stack([_numbers(Job(attack), 0, restart)] * len(images))
+        numbers = _stack([_numbers(AttackJob(attack), 0, restart)] * len(images))
         everything = np.ones(len(images), bool)
         arguments = self.put((images, labels.astype(np.int32), numbers, everything))
         return np.asarray(_start(*arguments, key, None, norm=self.norm).point)
@@ -122,7 +122,7 @@ class Sweep:
         variables: Any,
         images: np.ndarray,
         labels: np.ndarray,
-        jobs: Sequence[Job],
+        jobs: Sequence[AttackJob],
         key: jax.Array,
         gradient: str = "full",
     ) -> np.ndarray:
@@ -186,7 +186,7 @@ class _Slots:
         self.fresh = np.zeros(count, bool)
         self._steps = np.zeros(count, int)  # gradients taken
         self._points = np.zeros((count, *images.shape[1:]), np.float32)
-        self._numbers = [_numbers(Job(AttackSpec("", 0.0, 0.0, 1)), 0, 0)] * count
+        self._numbers = [_numbers(AttackJob(AttackSpec("", 0.0, 0.0, 1)), 0, 0)] * count
 
     def fill(self) -> bool:
         """Seats the next ones in free rows; returns whether anybody is left."""
@@ -217,7 +217,7 @@ class _Slots:
         return done
 
 
-def _items(jobs: Sequence[Job], count: int) -> Iterator[_Item]:
+def _items(jobs: Sequence[AttackJob], count: int) -> Iterator[_Item]:
     for number, job in enumerate(jobs):
         for restart in range(job.attack.num_restarts):
             for image in range(count):
@@ -225,7 +225,7 @@ def _items(jobs: Sequence[Job], count: int) -> Iterator[_Item]:
                     yield _Item(number, image, job.attack, _numbers(job, image, restart))
 
 
-def _numbers(job: Job, image: int, restart: int) -> Numbers:
+def _numbers(job: AttackJob, image: int, restart: int) -> Numbers:
     attack, shift = job.attack, 0.0 if job.shift is None else float(job.shift[image])
     return Numbers(
         float(attack.epsilon), float(attack.step_size), float(attack.decay), restart,

@@ -2,7 +2,7 @@
 
     members = load_members([Path("runs/x"), Path("runs/y")])
     table = transfer_rows(members, trial)    # adversarial examples of each, tried on every other
-    table = committee_rows(members, trial)   # of each defence that all runs have, the votes
+    table = ensemble_rows(members, trial)   # of each defence that all runs have, the votes
 
 Runs of other networks, seeds or training are comparable where they test the same images under the
 same attacks; anything else is refused.
@@ -191,13 +191,13 @@ def _row(
 
 
 @dataclasses.dataclass(frozen=True)
-class Committee:
+class Ensemble:
     """Networks that answer together, in place of a `Classifier`; its variables are theirs."""
 
     members: tuple[Member, ...]
     attacked: bool = False  # whether the variables are folded
 
-    def folded(self) -> "Committee":
+    def folded(self) -> "Ensemble":
         """As `Classifier.folded`."""
         return dataclasses.replace(self, attacked=True)
 
@@ -236,7 +236,7 @@ class Committee:
         return jnp.log((1 - _TIES) * votes + _TIES * jnp.exp(mean))
 
 
-def committee_rows(members: Sequence[Member], trial: Trial) -> pa.Table:
+def ensemble_rows(members: Sequence[Member], trial: Trial) -> pa.Table:
     """Attacks the votes of members, one of each run and all of one defence, through all of them.
 
     Returns:
@@ -244,7 +244,7 @@ def committee_rows(members: Sequence[Member], trial: Trial) -> pa.Table:
       adaptive, the worst for each vote of the gradients of the mean probability and of the mean
       log-probability, with BPDA where there are purifiers.
     """
-    committee = Committee(tuple(members))
+    committee = Ensemble(tuple(members))
     predictor = Predictor(committee, trial.loop)  # type: ignore[arg-type]  # it asks for logits alone
     variables: Any = tuple(member.target.variables for member in members)
     purified = any(member.target.deployed == "full" for member in members)

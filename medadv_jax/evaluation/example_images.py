@@ -12,7 +12,7 @@ from medadv_jax.classifier import to_pixels
 from medadv_jax.data.splits import Example
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source, Target
-from medadv_jax.files import whole
+from medadv_jax.files import atomic_write
 
 PER_CLASS = 3
 
@@ -69,5 +69,5 @@ def take(
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes beside and renames."""
-    with whole(path) as beside, beside.open("wb") as file:
+    with atomic_write(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -122,7 +122,7 @@ def larger_class(label: np.ndarray) -> int:
     return int(np.unique(label, return_counts=True)[1].max())
 
 
-def says_little(label: np.ndarray, predicted: np.ndarray) -> bool:
+def is_trivial(label: np.ndarray, predicted: np.ndarray) -> bool:
     """Are these answers (n,) no better than to name the larger class always?
 
     A classifier of which that is true on clean images withstands every attack: there is nothing

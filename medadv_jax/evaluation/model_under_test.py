@@ -1,7 +1,7 @@
 """A defended classifier with some test images: what curves and self-checks attack.
 
 A subject is small (64 images by default) and attacked in many ways, through the compiled programs
-of one `Predictor` and one `Sweep`, which all defences of a run share.
+of one `Predictor` and one `AttackQueue`, which all defences of a run share.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medadv_jax.attacks.continuous_batching import Job, Sweep
+from medadv_jax.attacks.continuous_batching import AttackJob, AttackQueue
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
@@ -34,7 +34,7 @@ class Attacked(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class ModelUnderTest:
     """One deployed classifier under one attacker who knows all of it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Subject:
 
     defense: str
     predictor: Predictor
-    sweep: Sweep
+    queue: AttackQueue
     target: Target
     sources: tuple[Source, ...]
     images: np.ndarray
@@ -67,36 +67,36 @@ class Subject:
 
         In batches of one shape, the last one filled up: one program, that of the evaluation.
         """
-        answers, size = [], self.sweep.slots
+        answers, size = [], self.queue.slots
         for first in range(0, len(pixels), size):
             part = pixels[first : first + size]
             whole = part[np.arange(size) % len(part)]
-            found = self.predictor.logits(self.target, self.sweep.put(whole))
+            found = self.predictor.logits(self.target, self.queue.put(whole))
             answers.append(np.asarray(found)[: len(part)])
         return np.concatenate(answers)
 
     def batch(self, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Returns the first batch (N, H, W, 3) and its labels (N,); of `images` (n, H, W, 3), if
         others than the subject's are given. Images repeat where there are too few."""
-        rows = np.arange(self.sweep.slots) % len(self)
+        rows = np.arange(self.queue.slots) % len(self)
         return (self.images if images is None else images)[rows], self.labels[rows]
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields images (N, H, W, 3) and labels (N,), the last ones repeating the first."""
-        for first in range(0, len(self), self.sweep.slots):
-            rows = np.arange(first, first + self.sweep.slots) % len(self)
+        for first in range(0, len(self), self.queue.slots):
+            rows = np.arange(first, first + self.queue.slots) % len(self)
             yield self.images[rows], self.labels[rows]
 
     def noise(self, epsilon: float, draw: int) -> np.ndarray:
         """Returns uniform draws (n, H, W, 3) from the balls around the images."""
         key = jax.random.fold_in(jax.random.key(self.seed), 2)
         found = [
-            self.sweep.starts(images, labels, epsilon, draw, key)
+            self.queue.starts(images, labels, epsilon, draw, key)
             for images, labels in self.batches()
         ]
         return np.concatenate(found)[: len(self)]
 
-    def attack(self, jobs: Sequence[Job], salt: int = 0) -> Attacked:
+    def attack(self, jobs: Sequence[AttackJob], salt: int = 0) -> Attacked:
         """Runs jobs with the gradients of every source; of its answers the worst one counts.
 
         A source attacks only what those before it could not break. `salt` gives other random
@@ -111,7 +111,7 @@ class Subject:
         tried = [everyone if job.active is None else job.active for job in jobs]
         for number, source in enumerate(self.sources):
             now = [job._replace(active=active) for job, active in zip(jobs, tried, strict=True)]
-            found = self.sweep.run(
+            found = self.queue.run(
                 source.variables, self.images, self.labels, now, key, source.gradient
             )
             for j, job in enumerate(jobs):
@@ -143,7 +143,7 @@ def scores(logits: np.ndarray) -> np.ndarray:
     return np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1)[:, 1])
 
 
-def make_sweep(predictor: Predictor, norm: str, batch_size: int, mesh: Mesh) -> Sweep:
+def make_attack_queue(predictor: Predictor, norm: str, batch_size: int, mesh: Mesh) -> AttackQueue:
     """Returns the programs that attack the classifiers of `predictor`, for all defences.
 
     Args:
@@ -157,7 +157,7 @@ def make_sweep(predictor: Predictor, norm: str, batch_size: int, mesh: Mesh) -> 
     def put(tree: Any) -> Any:
         return jax.device_put(tree, sharding)
 
-    return Sweep(predictor.attacked.logits, batch_size, norm, put, predictor.fold)
+    return AttackQueue(predictor.attacked.logits, batch_size, norm, put, predictor.fold)
 
 
 def choose_examples(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from medadv_jax.data.splits import Example
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.metrics import Metrics, right_throughout, summarize
 from medadv_jax.evaluation.statistics import wilson_interval
-from medadv_jax.files import whole, write_text
+from medadv_jax.files import atomic_write, write_text
 
 KEYS = ("defense", "threat_model", "evaluation", "epsilon")  # what a row of results.csv is about
 METRICS = (
@@ -73,7 +73,7 @@ def prediction_rows(
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Writes records beside and renames."""
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         pq.write_table(table, beside)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from medadv_jax.attacks import Attack, make_attack
-from medadv_jax.attacks.continuous_batching import Job
+from medadv_jax.attacks.continuous_batching import AttackJob
 from medadv_jax.config import Config
-from medadv_jax.evaluation.model_under_test import Subject, scores
+from medadv_jax.evaluation.model_under_test import ModelUnderTest, scores
 from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows, read_table
 
 EPSILONS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 1.0)  # the paper's search, none, and every image
@@ -60,10 +60,10 @@ def _epsilons(config: Config) -> set[float]:
     return {0.0, here / 3, 2 * here / 3, here, 4 * here / 3, 5 * here / 3, diagonal}
 
 
-def curve_rows(subject: Subject, config: Config) -> pa.Table:
+def curve_rows(subject: ModelUnderTest, config: Config) -> pa.Table:
     """Returns the rows of one defence under the adaptive attacker, on the subject's images."""
     attacks = curve_attacks(config)
-    found = subject.attack([Job(attack) for attack in attacks])
+    found = subject.attack([AttackJob(attack) for attack in attacks])
     tables = []
     for attack, logits in zip(attacks, found.logits, strict=True):
         rows = prediction_rows(

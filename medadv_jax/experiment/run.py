@@ -16,12 +16,17 @@ from medadv_jax.config import Config
 from medadv_jax.data.loader import Batch, Dataset, count_listed, load_dataset, make_loader
 from medadv_jax.data.splits import Splits, make_splits
 from medadv_jax.defenses import Defense, get_defense
-from medadv_jax.distributed import keep_programs, make_deterministic, put_batch
+from medadv_jax.distributed import enable_compilation_cache, make_deterministic, put_batch
 from medadv_jax.evaluation import detection, example_images
 from medadv_jax.evaluation.checks import run_all
 from medadv_jax.evaluation.checks.result import headline
 from medadv_jax.evaluation.detection import Detection
-from medadv_jax.evaluation.model_under_test import Subject, choose_examples, make_sweep, read_images
+from medadv_jax.evaluation.model_under_test import (
+    ModelUnderTest,
+    choose_examples,
+    make_attack_queue,
+    read_images,
+)
 from medadv_jax.evaluation.predictions import (
     derive_results,
     prediction_rows,
@@ -63,7 +68,7 @@ def run(config: Config, folder: Path, console: Console | None = None) -> None:
         if config.deterministic:
             make_deterministic()
         validate(config)
-        keep_programs(config.compile_cache)
+        enable_compilation_cache(config.compile_cache)
         check_batch(config, count_listed(config.data), "images there are")
         quiet = None if distributed.is_first() else Console(quiet=True)
         Run(config, folder, console or quiet or default_console()).execute()
@@ -85,7 +90,7 @@ class Run:
             return
         with run_dir.locked(self.workdir):
             notes = run_dir.claim(self.workdir, self.config)
-            notes += [*self.classifiers.notes, *run_dir.take_over(self.workdir, self.config)]
+            notes += [*self.classifiers.notes, *run_dir.reuse_stages(self.workdir, self.config)]
             for note in notes:
                 self._say(f"note: {note}")
             distributed.wait("claimed")
@@ -208,14 +213,14 @@ class Run:
         test = np.array(splits.test)
         chosen = test[choose_examples(dataset.labels[test], config.eval.check_images, config.seed)]
         images, examples = read_images(dataset, chosen), tuple(dataset.examples[i] for i in chosen)
-        sweep = make_sweep(predictor, config.attack.norm, parts.eval_batch(), parts.mesh)
+        sweep = make_attack_queue(predictor, config.attack.norm, parts.eval_batch(), parts.mesh)
         predictions = read_predictions(self.workdir / "predictions.parquet")
         curves, checks = read_curves(self.workdir / "curves.parquet"), []
         for defense in self.defenses:
             self._say(f"check {defense.name}: on {len(chosen)} test images")
             target = parts.target(defense)
             sources = threats(defense, target.variables, None)[-1].sources
-            subject = Subject(
+            subject = ModelUnderTest(
                 defense.name, predictor, sweep, target, sources, images,
                 dataset.labels[chosen], examples, config.seed,
             )  # fmt: skip

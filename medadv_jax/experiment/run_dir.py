@@ -128,7 +128,7 @@ def refuse_other_images(path: Path, content: dict[str, Any]) -> None:
         )
 
 
-def take_over(workdir: Path, config: Config) -> list[str]:
+def reuse_stages(workdir: Path, config: Config) -> list[str]:
     """Copies the trained stages of `config.reuse` that this config would train just so.
 
     Args:
@@ -148,9 +148,13 @@ def take_over(workdir: Path, config: Config) -> list[str]:
         raise UserError(f"config.reuse={config.reuse}: holds no run; give the --workdir of one")
     saved = _read_config(other / "config.json")
     there, here = flatten(saved["config"]), flatten(config)
-    for stage, apart in APART.items():
+    for stage, apart in IRRELEVANT_FIELDS.items():
         done, target = other / "checkpoints" / stage, workdir / "checkpoints" / stage
-        names = [n for n in {**there, **here} if not n.startswith(apart) or n in NOT_APART[stage]]
+        names = [
+            n
+            for n in {**there, **here}
+            if not n.startswith(apart) or n in RELEVANT_AFTER_ALL[stage]
+        ]
         changed = [name for name in sorted(names) if there.get(name) != here.get(name)]
         why = why or ", ".join(changed)
         if changed or stage not in config.defenses.split(",") or not done.is_dir():
@@ -192,14 +196,14 @@ NO_RESULT = (
 )  # fields that change no result
 _ELSEWHERE = ("defenses", "reuse", *NO_RESULT, "purifier.", "detector.", "eval.")
 # stage -> beginnings of the fields on which what it trains does not depend
-APART = {
+IRRELEVANT_FIELDS = {
     "base": (
         *_ELSEWHERE, "attack.", "train.attacks", "train.assignment", "train.adversarial_weight",
         "train.num_steps",
     ),
     "adversarial": _ELSEWHERE,
 }  # fmt: skip
-NOT_APART = {"base": (), "adversarial": ("eval.validation_attack",)}
+RELEVANT_AFTER_ALL = {"base": (), "adversarial": ("eval.validation_attack",)}
 
 
 def _refuse_other_config(workdir: Path, there: dict[str, Any], here: dict[str, Any]) -> None:

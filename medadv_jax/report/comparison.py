@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 
-from medadv_jax.evaluation.metrics import says_little
+from medadv_jax.evaluation.metrics import is_trivial
 from medadv_jax.evaluation.statistics import cluster_bootstrap, holm, mcnemar_exact, ratio_statistic
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.tables import Cell, Estimate, Table, blocks, cell_text, number_text, p_text
@@ -119,7 +119,7 @@ def verdict(run: RunRecords, comparisons: list[Comparison]) -> tuple[str, ...]:
     second = max(others, key=accuracy.__getitem__)
     pair = find(comparisons, ATTACKED, best, second)
     first = f"{best} is best." if pair.significant else "None can be called best."
-    if says_little(run.label, run.clean(best).predicted):
+    if is_trivial(run.label, run.clean(best).predicted):
         first += f" On clean images {best} is no better than to name one class always."
     difference = cell_text(Estimate(abs(pair.difference.value or 0.0), _sided(pair, best)))
     kind = "significant" if pair.significant else "not significant"

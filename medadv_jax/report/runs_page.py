@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medadv_jax.evaluation.metrics import says_little
+from medadv_jax.evaluation.metrics import is_trivial
 from medadv_jax.report.aggregate import Group, Series, folds_sections, make_groups
 from medadv_jax.report.comparison import Comparison, attacked_accuracy, best_defense, compare
 from medadv_jax.report.example_panels import compact
@@ -104,7 +104,7 @@ def overview_table(runs: Sequence[RunRecords], comparisons: list[list[Comparison
 
 def _leader(best: str, runs: Sequence[RunRecords]) -> str:
     """Returns the name of a defence of these runs, and whether it leads by not looking."""
-    little = sum(says_little(run.label, run.clean(best).predicted) for run in runs)
+    little = sum(is_trivial(run.label, run.clean(best).predicted) for run in runs)
     where = f"in {little} of {len(runs)} runs " if len(runs) > 1 else ""
     return f"{best} ({where}no better than one class always)" if little else best
 

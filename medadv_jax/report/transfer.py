@@ -82,7 +82,7 @@ def together_section(together: Together) -> Section:
         transfer_heatmap(together, f"transfer_{suffix}"),
     ]
     if together.votes is None:
-        parts.append(LeftOut("Committee", "there is one run, or no defence that all runs have"))
+        parts.append(LeftOut("Ensemble", "there is one run, or no defence that all runs have"))
     else:
         table = headline_table(together.votes)
         note = (

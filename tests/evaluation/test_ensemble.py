@@ -23,7 +23,7 @@ from medadv_jax.data.splits import Example
 from medadv_jax.distributed import put_batch
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation import ensemble
-from medadv_jax.evaluation.ensemble import Committee, Member, Trial
+from medadv_jax.evaluation.ensemble import Ensemble, Member, Trial
 from medadv_jax.evaluation.predictions import read_predictions
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Target, evaluation_attacks
@@ -53,7 +53,7 @@ def members():
 
 def committee_logits(members, word):
     variables = [member.target.variables for member in members]
-    return np.asarray(Committee(members).logits(variables, jnp.asarray(PIXELS), word))
+    return np.asarray(Ensemble(members).logits(variables, jnp.asarray(PIXELS), word))
 
 
 def test_votes_are_what_numpy_makes_of_the_members_answers(members):
@@ -86,7 +86,7 @@ def test_gradient_goes_through_each_member_as_it_is_deployed(members):
 
     def gradient(word):
         def total(pixels):
-            return Committee(members).logits(variables, pixels, word)[:, 0].sum()
+            return Ensemble(members).logits(variables, pixels, word)[:, 0].sum()
 
         return np.asarray(jax.grad(total)(jnp.asarray(PIXELS)))
 
@@ -224,7 +224,7 @@ def test_worst_of_the_gradients_counts_in_votes(word, members, monkeypatch):
     for whom, words in ((members, Worded.words), (members[2:], ("mean", "log"))):
         batches = make_loader(dataset, range(6), 4, shuffle_seed=None)
         trial = Trial(attacks, dataset, batches, jax.device_put, 7)
-        table = ensemble.committee_rows(whom, trial)
+        table = ensemble.ensemble_rows(whom, trial)
         assert table.num_rows == 2 * 3 * 6  # votes × (clean and attacks) × images
         for row in table.to_pylist():  # BPDA is for those who have a purifier
             fooled = word in words and row["evaluation"] != "clean"
@@ -243,7 +243,7 @@ def test_twins_vote_as_each_of_them(runs):
         make_loader(dataset, indices, made[0].eval_batch(), shuffle_seed=None),
         lambda batch: put_batch(made[0].mesh, batch), config.seed, config.attack.loop,
     )  # fmt: skip
-    table = ensemble.committee_rows([member, member], trial)
+    table = ensemble.ensemble_rows([member, member], trial)
     expected = read_predictions(runs / "one" / "predictions.parquet").to_pylist()
     for vote in ensemble.VOTES:
         mine = table.filter(pc.field("defense") == f"base/{vote}").to_pylist()

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medadv_jax.attacks import make_attack, run_attacks
-from medadv_jax.attacks.continuous_batching import Job, Sweep
+from medadv_jax.attacks.continuous_batching import AttackJob, AttackQueue
 from medadv_jax.attacks.square import square_attack
 from medadv_jax.evaluation import robustness_curves
 from medadv_jax.evaluation.model_under_test import choose_examples, is_right, margins
@@ -118,9 +118,9 @@ def test_sweep_finds_what_the_loop_finds(norm):
         lambda x, y, k: run_attacks(attacks, lambda p: curved(variables, p, "plain"), x, y, k)
     )(images, labels, jax.random.key(7))
     # 4 rows for 11 images of four attacks: every row changes hands, the last ones stay empty.
-    sweep = Sweep(curved, 4, norm)
+    sweep = AttackQueue(curved, 4, norm)
     found = sweep.run(
-        variables, images, labels, [Job(a) for a in attacks], jax.random.key(7), "plain"
+        variables, images, labels, [AttackJob(a) for a in attacks], jax.random.key(7), "plain"
     )
     for attack, one, other in zip(attacks, found, expected, strict=True):
         other = np.asarray(other)
@@ -140,8 +140,8 @@ def test_sweep_leaves_out_whom_a_job_leaves_out(config):
     active = LABELS == 1
     attack = make_attack("bim", EPSILON, num_steps=2, keep_best=True)
     variables = subject.target.variables
-    jobs = [Job(attack, active=active), Job(attack)]
-    found = subject.sweep.run(variables, subject.images, LABELS, jobs, jax.random.key(0))
+    jobs = [AttackJob(attack, active=active), AttackJob(attack)]
+    found = subject.queue.run(variables, subject.images, LABELS, jobs, jax.random.key(0))
     moved = (found != subject.images[None]).any(axis=(2, 3, 4))
     np.testing.assert_array_equal(moved[0], active)
     assert moved[1].all()
@@ -153,7 +153,7 @@ def test_shift_moves_the_boundary_that_an_attack_stops_at(config):
     attack = make_attack("bim", EPSILON, num_steps=4, keep_best=True)
     own = margins(subject.logits(subject.images), LABELS)
     nearer = np.where(LABELS == 1, own + 1, 0.0).astype(np.float32)  # class 1 is wrong already
-    found = subject.attack([Job(attack, shift=nearer), Job(attack, shift=0 * nearer)])
+    found = subject.attack([AttackJob(attack, shift=nearer), AttackJob(attack, shift=0 * nearer)])
     moved = (found.pixels != subject.images[None]).any(axis=(2, 3, 4))
     np.testing.assert_array_equal(moved[0], LABELS == 0)
     assert moved[1].all()
@@ -168,7 +168,7 @@ def test_worst_of_two_gradients_counts(config):
     for sources in (("bpda",), ("full", "bpda"), ("bpda", "full")):
         subject = make_subject(blind, config, sources=sources)
         attack = make_attack("bim", EPSILON, num_steps=4, keep_best=True)
-        found = subject.attack([Job(attack)]).logits[0]
+        found = subject.attack([AttackJob(attack)]).logits[0]
         np.testing.assert_array_equal(is_right(found, LABELS), expected)
         lowest.append(margins(found, LABELS)[expected])
     np.testing.assert_allclose(lowest[1], lowest[0], atol=1e-4)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from medadv_jax import interrupts
-from medadv_jax.files import remove_leftovers, whole
+from medadv_jax.files import atomic_write, remove_leftovers
 from medadv_jax.training.checkpoints import Checkpoints
 from medadv_jax.training.metric_writer import MetricsWriter
 from tests.training.test_trainer import Fit, Parts, assert_trees_close
@@ -185,7 +185,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     path.write_text("old")
 
     def write_half(text):
-        with whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text(text)
             kill()
 
@@ -193,7 +193,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         write_half("ne")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -211,7 +211,7 @@ def test_whole_files_are_on_disk_before_they_have_their_name(tmp_path, monkeypat
     monkeypatch.setattr(
         path_type, "replace", lambda self, to: order.append("rename") or replace(self, to)
     )
-    with whole(tmp_path / "a.txt") as beside:
+    with atomic_write(tmp_path / "a.txt") as beside:
         beside.write_text("a")
     assert order == ["sync", "rename", "sync"]
 

@@ -50,9 +50,9 @@ def test_stages_of_a_run_that_is_at_work_are_not_taken(tmp_path):
         (other / "checkpoints" / "base").mkdir(parents=True)
         config.reuse = str(other)
         with pytest.raises(UserError, match="other: a process is at work in it"):
-            run_dir.take_over(tmp_path / "new", config)
+            run_dir.reuse_stages(tmp_path / "new", config)
     (tmp_path / "new" / "checkpoints" / ".base" / "3").mkdir(parents=True)  # of a killed copy
-    run_dir.take_over(tmp_path / "new", config)
+    run_dir.reuse_stages(tmp_path / "new", config)
     assert not list((tmp_path / "new" / "checkpoints" / "base").iterdir())
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from medadv_jax.data.splits import Example
 from medadv_jax.distributed import make_mesh
-from medadv_jax.evaluation.model_under_test import Subject, make_sweep
+from medadv_jax.evaluation.model_under_test import ModelUnderTest, make_attack_queue
 from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.robustness_curves import curve_rows
@@ -89,10 +89,10 @@ def make_subject(
     made = predictor(classifier)
     examples = [Example(f"e{i}", int(label), f"g{i}", 0, "", str(i)) for i, label in
                 enumerate(LABELS)]  # fmt: skip
-    return Subject(
+    return ModelUnderTest(
         defense="base",
         predictor=made,
-        sweep=make_sweep(made, config.attack.norm, 16, mesh),
+        queue=make_attack_queue(made, config.attack.norm, 16, mesh),
         target=Target(deployed, variables),
         sources=tuple(Source(source, variables) for source in sources),
         images=formula_images() if images is None else images,
@@ -122,7 +122,7 @@ def predictions_of(subject, config):
 class Case(NamedTuple):
     """A subject, and the records of its curves and its evaluation."""
 
-    subject: Subject
+    subject: ModelUnderTest
     rows: pa.Table
     predictions: pa.Table
 

@@ -112,7 +112,7 @@ def test_runs_that_were_tried_on_each_other_are_read_beside_them(tmp_path):
     assert (row[0], row[2].value) == ("hybrid/mean", attacked)
     alone = load_together(make_together(tmp_path / "alone", [full], votes=False), [run])
     left = [p for p in together_section(alone).parts if isinstance(p, LeftOut)]
-    assert [p.name for p in left] == ["Committee"]
+    assert [p.name for p in left] == ["Ensemble"]
 
 
 def test_damaged_records_are_refused_with_a_remedy(tmp_path):

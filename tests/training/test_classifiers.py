@@ -224,7 +224,7 @@ def test_reuse_takes_over_what_would_be_the_same_and_nothing_else(config, tmp_pa
     config.defenses = "base,adversarial"
     trained_run(first, config, tiny_dataset(48))
     config.reuse, config.purifier.bottleneck = str(first), 64
-    taken = run_dir.take_over(second, config)
+    taken = run_dir.reuse_stages(second, config)
     assert [line.partition(":")[0] for line in taken] == ["base", "adversarial"]
     copied = Classifiers(config, second)
     for name in ("base", "adversarial"):
@@ -233,14 +233,14 @@ def test_reuse_takes_over_what_would_be_the_same_and_nothing_else(config, tmp_pa
             Classifiers(config, first).variables(get_defense(name)),
         )
     config.attack.epsilon = 0.01  # base does not depend on it, adversarial training does
-    taken = run_dir.take_over(tmp_path / "third", config)
+    taken = run_dir.reuse_stages(tmp_path / "third", config)
     assert [line.partition(":")[0] for line in taken] == ["base"]
     config.seed = 5
     with pytest.raises(UserError, match="no stage would be the same: seed"):
-        run_dir.take_over(tmp_path / "fourth", config)
+        run_dir.reuse_stages(tmp_path / "fourth", config)
     config.reuse = str(tmp_path / "nothing")
     with pytest.raises(UserError, match="holds no run"):
-        run_dir.take_over(tmp_path / "fourth", config)
+        run_dir.reuse_stages(tmp_path / "fourth", config)
 
 
 # Weights from a file

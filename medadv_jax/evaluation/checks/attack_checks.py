@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from medadv_jax.attacks import Attack, make_attack
-from medadv_jax.attacks.continuous_batching import Job
+from medadv_jax.attacks.continuous_batching import AttackJob
 from medadv_jax.attacks.losses import LOSSES, cross_entropy
 from medadv_jax.attacks.square import square_attack
 from medadv_jax.evaluation.checks.result import Check, check, judge, share, worst
-from medadv_jax.evaluation.model_under_test import Subject, is_right, margins, scores
+from medadv_jax.evaluation.model_under_test import ModelUnderTest, is_right, margins, scores
 
 DRAWS = 5  # of noise; their lowest margin plants an adversarial example
 RESTARTS = 2  # random starts beside those of the evaluation
@@ -65,7 +65,7 @@ class Findings(NamedTuple):
     pgd: Attack
 
 
-def find(subject: Subject, pgd: Attack, left: np.ndarray) -> Findings:
+def find(subject: ModelUnderTest, pgd: Attack, left: np.ndarray) -> Findings:
     """Runs the extra attacks.
 
     Args:
@@ -85,12 +85,12 @@ def find(subject: Subject, pgd: Attack, left: np.ndarray) -> Findings:
     common: dict[str, Any] = {"norm": pgd.norm, "num_steps": pgd.num_steps}
     again = {"step_size": pgd.step_size, "keep_best": True, **common}
     jobs = [
-        Job(make_attack("fgsm", pgd.epsilon, norm=pgd.norm)),
-        Job(make_attack("bim", pgd.epsilon, **again)),
-        Job(make_attack("pgd", pgd.epsilon, num_restarts=RESTARTS, **again), active=left),
-        Job(make_attack("pgd", pgd.epsilon, **again), temperature, active=left),
-        Job(make_attack("pgd", pgd.epsilon, loss="margin", **again), active=left),
-        Job(make_attack("pgd", pgd.epsilon, **again), shift=shift, active=planted),
+        AttackJob(make_attack("fgsm", pgd.epsilon, norm=pgd.norm)),
+        AttackJob(make_attack("bim", pgd.epsilon, **again)),
+        AttackJob(make_attack("pgd", pgd.epsilon, num_restarts=RESTARTS, **again), active=left),
+        AttackJob(make_attack("pgd", pgd.epsilon, **again), temperature, active=left),
+        AttackJob(make_attack("pgd", pgd.epsilon, loss="margin", **again), active=left),
+        AttackJob(make_attack("pgd", pgd.epsilon, **again), shift=shift, active=planted),
     ]
     found = subject.attack(jobs, salt=1).logits
     fgsm, bim, restarts, tempered, margin = (is_right(each, labels) for each in found[:5])
@@ -101,7 +101,7 @@ def find(subject: Subject, pgd: Attack, left: np.ndarray) -> Findings:
     )  # fmt: skip
 
 
-def attacks_deployed(subject: Subject, epsilon: float) -> Check:
+def attacks_deployed(subject: ModelUnderTest, epsilon: float) -> Check:
     """1. What attackers differentiate has the deployed classifier's values, on noisy images too."""
     _, labels = subject.batch()
     gap = 0.0
@@ -110,7 +110,7 @@ def attacks_deployed(subject: Subject, epsilon: float) -> Check:
             cross_entropy(jnp.asarray(subject.logits(points)), jnp.asarray(labels))
         )
         for source in subject.sources:
-            seen = subject.sweep.gradients(source.variables, points, labels, source.gradient).loss
+            seen = subject.queue.gradients(source.variables, points, labels, source.gradient).loss
             gap = max(gap, _largest(np.abs(seen - deployed) / (1 + np.abs(deployed))))
     verdict = "pass" if gap <= _SEEN_WARN else "warn" if gap <= _SEEN_FAIL else "fail"
     return check(
@@ -134,10 +134,10 @@ class Evaluated(NamedTuple):
     changed: list[str]
 
 
-def evaluate_again(subject: Subject, attacks: Sequence[Attack]) -> Evaluated:
+def evaluate_again(subject: ModelUnderTest, attacks: Sequence[Attack]) -> Evaluated:
     """Runs the evaluation's programs."""
     images, labels = subject.batch()
-    batch = subject.sweep.put(
+    batch = subject.queue.put(
         {"image": np.round(images * 255).astype(np.uint8), "label": labels.astype(np.int32)}
     )
     pixels, changed = [], []
@@ -150,7 +150,7 @@ def evaluate_again(subject: Subject, attacks: Sequence[Attack]) -> Evaluated:
     return Evaluated(pixels, [*attacks] * len(subject.sources), changed)
 
 
-def stays_within(subject: Subject, evaluated: Evaluated, still: np.ndarray) -> Check:
+def stays_within(subject: ModelUnderTest, evaluated: Evaluated, still: np.ndarray) -> Check:
     """2. Perturbations are at most ε, pixels in [0, 1] and finite, and ε = 0 changes nothing.
 
     Args:
@@ -182,7 +182,7 @@ def stays_within(subject: Subject, evaluated: Evaluated, still: np.ndarray) -> C
     )  # fmt: skip
 
 
-def stronger_breaks_more(subject: Subject, findings: Findings) -> Check:
+def stronger_breaks_more(subject: ModelUnderTest, findings: Findings) -> Check:
     """3. Accuracy falls from noise over FGSM and BIM to PGD with restarts."""
     n = len(subject)
     right = {
@@ -200,12 +200,12 @@ def stronger_breaks_more(subject: Subject, findings: Findings) -> Check:
     )  # fmt: skip
 
 
-def has_gradients(subject: Subject) -> Check:
+def has_gradients(subject: ModelUnderTest) -> Check:
     """6. Few images without a gradient, none with one that is no number."""
     zero, odd = {}, 0
     for source in subject.sources:
         found = [
-            subject.sweep.gradients(source.variables, images, labels, source.gradient).gradient
+            subject.queue.gradients(source.variables, images, labels, source.gradient).gradient
             for images, labels in subject.batches()
         ]
         gradient = np.concatenate(found)[: len(subject)].reshape(len(subject), -1)
@@ -224,7 +224,7 @@ def has_gradients(subject: Subject) -> Check:
 
 
 def without_gradients(
-    subject: Subject, pgd: Attack, left: np.ndarray
+    subject: ModelUnderTest, pgd: Attack, left: np.ndarray
 ) -> tuple[int, int, str] | None:
     """7, in part. Attacks the images `left` (n,) by answers alone.
 
@@ -244,7 +244,7 @@ def without_gradients(
     return int((found <= 0).sum()), len(positions), words
 
 
-def is_the_same_again(subject: Subject, pgd: Attack) -> Check:
+def is_the_same_again(subject: ModelUnderTest, pgd: Attack) -> Check:
     """8. Answers repeat to the bit, and so do attacks of one seed; restarts start elsewhere.
 
     Only a classifier that draws its answers could need an average over draws.
@@ -252,10 +252,10 @@ def is_the_same_again(subject: Subject, pgd: Attack) -> Check:
     images, labels = subject.batch()
     source = subject.sources[0]
     different = int((subject.logits(images) != subject.logits(images)).any(axis=1).sum())
-    short = Job(make_attack("pgd", pgd.epsilon, num_steps=2, norm=pgd.norm))
+    short = AttackJob(make_attack("pgd", pgd.epsilon, num_steps=2, norm=pgd.norm))
     key = jax.random.key(subject.seed)
     first, second = (
-        subject.sweep.run(source.variables, images, labels, [short], key, source.gradient)[0]
+        subject.queue.run(source.variables, images, labels, [short], key, source.gradient)[0]
         for _ in range(2)
     )
     moved = int((first != second).any(axis=(1, 2, 3)).sum())
@@ -270,7 +270,7 @@ def is_the_same_again(subject: Subject, pgd: Attack) -> Check:
     )  # fmt: skip
 
 
-def are_logits(subject: Subject, findings: Findings) -> Check:
+def are_logits(subject: ModelUnderTest, findings: Findings) -> Check:
     """9. Attackers see logits in float32; neither another loss nor a temperature helps them."""
     n, labels = len(subject), subject.labels
     logits = findings.clean
@@ -292,18 +292,18 @@ def are_logits(subject: Subject, findings: Findings) -> Check:
     )  # fmt: skip
 
 
-def changes_nothing_else(subject: Subject, evaluated: Evaluated) -> Check:
+def changes_nothing_else(subject: ModelUnderTest, evaluated: Evaluated) -> Check:
     """10. Attacks leave the variables alone; no answer and no gradient depends on the batch."""
     images, labels = subject.batch()
     source, size = subject.sources[0], len(images)
     backwards = np.arange(size)[::-1]
     padded = np.where(np.arange(size) < size // 2, np.arange(size), 0)
     logits = subject.logits(images)
-    gradient = subject.sweep.gradients(source.variables, images, labels, source.gradient).gradient
+    gradient = subject.queue.gradients(source.variables, images, labels, source.gradient).gradient
     gap = 0.0
     for rows in (backwards, padded):
         gap = max(gap, _gap(subject.logits(images[rows]), logits[rows]))
-        found = subject.sweep.gradients(
+        found = subject.queue.gradients(
             source.variables, images[rows], labels[rows], source.gradient
         ).gradient
         gap = max(gap, _gap(found, gradient[rows]))

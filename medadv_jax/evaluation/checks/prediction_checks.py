@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from medadv_jax.evaluation.checks.result import Check, check, judge, worst
-from medadv_jax.evaluation.metrics import larger_class, right_throughout, says_little
+from medadv_jax.evaluation.metrics import is_trivial, larger_class, right_throughout
 from medadv_jax.evaluation.statistics import holm, mcnemar_exact, proportion_interval
 
 THREATS = ("none", "transfer", "oblivious", "adaptive")
@@ -131,7 +131,7 @@ def is_complete(
         own = "pass"
         clean = columns["threat_model"] == "none"
         # The most robust classifier of all is one that never looks.
-        if says_little(columns["label"][clean], columns["predicted"][clean]):
+        if is_trivial(columns["label"][clean], columns["predicted"][clean]):
             text, own = f"{text}; clean no better than to say one class always", "warn"
     verdict = worst((own, planted[0]))
     return check(12, defense, verdict, float(len(faults)), f"{text}; {planted[1]}")

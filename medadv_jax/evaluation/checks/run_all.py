@@ -18,7 +18,7 @@ from medadv_jax.config import Config
 from medadv_jax.evaluation.checks import attack_checks, prediction_checks
 from medadv_jax.evaluation.checks.result import Check, read_self_checks, write_self_checks
 from medadv_jax.evaluation.checks.split_checks import check_splits, difference_hashes
-from medadv_jax.evaluation.model_under_test import Subject
+from medadv_jax.evaluation.model_under_test import ModelUnderTest
 from medadv_jax.evaluation.robustness_curves import curve_attack
 from medadv_jax.evaluation.threat_models import evaluation_attacks
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def run_self_checks(
-    subject: Subject, config: Config, curves: pa.Table, predictions: pa.Table
+    subject: ModelUnderTest, config: Config, curves: pa.Table, predictions: pa.Table
 ) -> list[Check]:
     """Returns the checks 1 to 10 and 12 of one defence.
 

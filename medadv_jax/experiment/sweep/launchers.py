@@ -18,7 +18,7 @@ _JOB_MINUTES = 24 * 60  # that a job of a cluster may take, unless it is told ot
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
-class Job(Protocol):
+class CellJob(Protocol):
     """A cell that runs."""
 
     def poll(self) -> int | str | None:
@@ -39,7 +39,7 @@ class Launcher(Protocol):
 
     slots: int
 
-    def start(self, arguments: Sequence[str], log: Path, slot: int) -> Job:
+    def start(self, arguments: Sequence[str], log: Path, slot: int) -> CellJob:
         """Starts `python arguments…`, both outputs appended to `log`.
 
         Args:
@@ -111,7 +111,7 @@ class LocalLauncher:
                 own.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
         return own
 
-    def start(self, arguments: Sequence[str], log: Path, slot: int) -> Job:
+    def start(self, arguments: Sequence[str], log: Path, slot: int) -> CellJob:
         """See `Launcher`."""
         python = sys.executable
         with log.open("ab") as file:
@@ -174,7 +174,7 @@ class ClusterLauncher:
             said = str(error).splitlines()[0]
             raise UserError(f"--launcher=slurm, --slurm={dict(options)}: {said}") from error
 
-    def start(self, arguments: Sequence[str], log: Path, slot: int) -> Job:
+    def start(self, arguments: Sequence[str], log: Path, slot: int) -> CellJob:
         """See `Launcher`."""
         del slot
         call = [sys.executable, *map(str, arguments)]

@@ -16,7 +16,7 @@ from medadv_jax.experiment.sweep.cells import (
 )
 from medadv_jax.experiment.sweep.grids import Cell
 from medadv_jax.experiment.sweep.journal import Journal
-from medadv_jax.experiment.sweep.launchers import Job, Launcher
+from medadv_jax.experiment.sweep.launchers import CellJob, Launcher
 
 WAITING, RUNNING, DONE, BEFORE, FAILED = "waiting", "running", "done", "done before", "failed"
 _POLL_SECONDS = 0.5
@@ -45,7 +45,7 @@ class Status:
 
 @dataclasses.dataclass
 class _Running:
-    job: Job
+    job: CellJob
     log: Path
     offset: int
     since: float

@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from medadv_jax.models.pretrained.torch_files import Refused
+from medadv_jax.models.pretrained.torch_files import WeightsFileError
 
 _TIMEOUT = 120  # seconds for listing a file; it takes less than 1
 _LISTING = Path(__file__).with_name("hdf5_listing.py")
@@ -57,7 +57,7 @@ def read_keras(path: Path, config: Any = None) -> tuple[dict[str, np.ndarray], s
         config: the parsed `config.json` of a `.keras` file; used for the names of the layers only.
 
     Raises:
-        Refused: for whatever is not a file of weights.
+        WeightsFileError: for whatever is not a file of weights.
     """
     listing = _list(path)
     groups, stored = listing["groups"], listing["arrays"]
@@ -72,7 +72,9 @@ def read_keras(path: Path, config: Any = None) -> tuple[dict[str, np.ndarray], s
         if root in groups:
             names = _names_by_class(groups, stored, root, config)
             return _read_arrays(path, stored, _renumber(names)), version
-    raise Refused("an HDF5 file, but not one of Keras: it has neither layer_names nor layers/")
+    raise WeightsFileError(
+        "an HDF5 file, but not one of Keras: it has neither layer_names nor layers/"
+    )
 
 
 def _list(path: Path) -> dict[str, dict[str, Any]]:
@@ -84,10 +86,12 @@ def _list(path: Path) -> dict[str, dict[str, Any]]:
             command, capture_output=True, timeout=_TIMEOUT, env=environment, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise Refused(f"HDF5 did not come to an end with it in {_TIMEOUT} s") from error
+        raise WeightsFileError(f"HDF5 did not come to an end with it in {_TIMEOUT} s") from error
     if result.returncode:
         reason = result.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise Refused(f"HDF5: {reason[-1] if reason else 'the library crashes or hangs with it'}")
+        raise WeightsFileError(
+            f"HDF5: {reason[-1] if reason else 'the library crashes or hangs with it'}"
+        )
     return json.loads(result.stdout)
 
 
@@ -102,9 +106,9 @@ def _names_by_group(groups: dict, stored: dict, root: str) -> dict[str, str]:
             known = _CLASSIFIERS.get(layer, layer)
             place, canonical = f"{group}/{weight}", f"{known}/{_variable(weight)}"
             if place not in stored:
-                raise Refused(f"{place[:120]} is listed, but not there")
+                raise WeightsFileError(f"{place[:120]} is listed, but not there")
             if canonical in names:
-                raise Refused(f"{canonical[:120]} is there twice")
+                raise WeightsFileError(f"{canonical[:120]} is there twice")
             names[canonical] = place
     return names
 
@@ -131,11 +135,13 @@ def _names_by_class(groups: dict, stored: dict, root: str, config: Any) -> dict[
     for group, places in variables.items():
         kinds = _VARIABLES.get(re.sub(r"_\d+$", "", group), {})
         if sorted(places) != list(range(len(places))) or len(places) not in kinds:
-            raise Refused(f"{group[:80]} with {len(places)} arrays is no layer of these networks")
+            raise WeightsFileError(
+                f"{group[:80]} with {len(places)} arrays is no layer of these networks"
+            )
         for number, variable in enumerate(kinds[len(places)]):
             names[f"{layers[group]}/{variable}"] = places[number]
     if len(names) != sum(map(len, variables.values())):
-        raise Refused("two of its layers have one name")
+        raise WeightsFileError("two of its layers have one name")
     return names
 
 
@@ -147,7 +153,9 @@ def _layer_names(groups: dict, root: str, used: list[str], config: Any) -> dict[
     names = _names_of_config(config) if config is not None else _names_of_counts(used)
     unknown = [group for group in used if group not in names]
     if unknown:
-        raise Refused(f"the name of its layer {unknown[0][:80]} is not known; save it as .keras")
+        raise WeightsFileError(
+            f"the name of its layer {unknown[0][:80]} is not known; save it as .keras"
+        )
     return names
 
 
@@ -161,7 +169,7 @@ def _names_of_config(config: Any) -> dict[str, str]:
             number, seen[kind] = seen[kind], seen[kind] + 1
             names[f"{kind}_{number}" if number else kind] = str(layer["config"]["name"])
     except (KeyError, TypeError) as error:
-        raise Refused("its config.json lists no layers") from error
+        raise WeightsFileError("its config.json lists no layers") from error
     return names
 
 
@@ -187,7 +195,9 @@ def _names_of_counts(used: list[str]) -> dict[str, str]:
         for kind in ("conv2d", "batch_normalization"):
             names |= _numbered(kind, [f"{kind}_{n}" if n else kind for n in _inception_order()])
         return names
-    raise Refused(f"with {convs} convolutions it is none of the known networks; save it as .keras")
+    raise WeightsFileError(
+        f"with {convs} convolutions it is none of the known networks; save it as .keras"
+    )
 
 
 def _inception_order() -> list[int]:
@@ -244,14 +254,18 @@ def _read_arrays(path: Path, stored: dict, names: dict[str, str]) -> dict[str, n
         for name, place in names.items():
             shape, dtype, offset = stored[place]
             if dtype not in _DTYPES and dtype != "bfloat16":
-                raise Refused(f"{name[:80]} is of type {str(dtype)[:20]}, not floating point")
+                raise WeightsFileError(
+                    f"{name[:80]} is of type {str(dtype)[:20]}, not floating point"
+                )
             if offset is None:
-                raise Refused(f"{name[:80]} is not stored in one piece; save it with Keras")
+                raise WeightsFileError(
+                    f"{name[:80]} is not stored in one piece; save it with Keras"
+                )
             kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
             count = math.prod(shape)
             total += count * kind.itemsize
             if offset + count * kind.itemsize > size or total > size:
-                raise Refused(f"{name[:80]} of shape {shape} reaches outside the file")
+                raise WeightsFileError(f"{name[:80]} of shape {shape} reaches outside the file")
             file.seek(offset)
             arrays[name] = np.fromfile(file, kind, count).reshape(shape)
     return arrays

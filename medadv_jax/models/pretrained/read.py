@@ -21,7 +21,11 @@ import numpy as np
 
 from medadv_jax.errors import UserError
 from medadv_jax.models.pretrained.keras_files import read_keras
-from medadv_jax.models.pretrained.torch_files import Refused, read_torch_legacy, read_torch_zip
+from medadv_jax.models.pretrained.torch_files import (
+    WeightsFileError,
+    read_torch_legacy,
+    read_torch_zip,
+)
 
 Layout = Literal["torchvision", "keras", "medadv_jax"]
 
@@ -72,11 +76,13 @@ def read_weights(path: str | Path) -> RawWeights:
         with path.open("rb") as file:
             start = file.read(16)
         if size > _MAX_FILE:
-            raise Refused(f"it has {size} bytes, and no file of weights needs over {_MAX_FILE}")
+            raise WeightsFileError(
+                f"it has {size} bytes, and no file of weights needs over {_MAX_FILE}"
+            )
         return _reader(start)(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a file of weights") from error
-    except Refused as error:
+    except WeightsFileError as error:
         raise UserError(f"{path}: {_line(error)}") from error
     except Exception as error:  # the libraries were given arbitrary bytes: any error is the file's
         reason = _line(error) or type(error).__name__
@@ -97,8 +103,10 @@ def _reader(start: bytes) -> Any:
     if start[:1] == b"\x80":
         return _read_legacy
     if not start:
-        raise Refused("the file is empty")
-    raise Refused("not a file of weights; known are .pth .pt .safetensors .h5 .weights.h5 .keras")
+        raise WeightsFileError("the file is empty")
+    raise WeightsFileError(
+        "not a file of weights; known are .pth .pt .safetensors .h5 .weights.h5 .keras"
+    )
 
 
 def _read_legacy(path: Path) -> RawWeights:
@@ -115,11 +123,11 @@ def _read_zip(path: Path) -> RawWeights:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         # A Keras file may be compressed; floating-point numbers hardly are.
         if len(sizes) > _MAX_ENTRIES or sum(sizes.values()) > 4 * path.stat().st_size:
-            raise Refused("its entries would be over 4 times the size of the file")
+            raise WeightsFileError("its entries would be over 4 times the size of the file")
         if "model.weights.h5" not in sizes:
             return RawWeights("torchvision", read_torch_zip(archive), {}, str(path))
         if sizes.get("config.json", 0) > _MAX_HEADER:
-            raise Refused(f"its config.json has {sizes['config.json']} bytes")
+            raise WeightsFileError(f"its config.json has {sizes['config.json']} bytes")
         config = json.loads(archive.read("config.json")) if "config.json" in sizes else None
         with _extracted(archive, "model.weights.h5") as inner:
             arrays, version = read_keras(inner, config)
@@ -141,15 +149,15 @@ def _read_safetensors(path: Path) -> RawWeights:
     contents = np.fromfile(path, np.uint8)
     length = int(contents[:8].view("<u8")[0])
     if length > min(_MAX_HEADER, len(contents) - 8):
-        raise Refused(f"its header of {length} bytes is cut short")
+        raise WeightsFileError(f"its header of {length} bytes is cut short")
     header = json.loads(contents[8 : 8 + length].tobytes())
     metadata = header.pop("__metadata__", None) or {}
     numbers = contents[8 + length :]
     arrays = {name: _safetensor(name, entry, numbers) for name, entry in header.items()}
     if not arrays:
-        raise Refused("it holds no array")
+        raise WeightsFileError("it holds no array")
     if sum(array.nbytes for array in arrays.values()) != len(numbers):
-        raise Refused("its arrays do not fill the file: cut short, or something is hidden")
+        raise WeightsFileError("its arrays do not fill the file: cut short, or something is hidden")
     ours = metadata.get("format") == FORMAT
     metadata = {str(key): str(value) for key, value in metadata.items()}
     return RawWeights("medadv_jax" if ours else "torchvision", arrays, metadata, str(path))
@@ -157,14 +165,14 @@ def _read_safetensors(path: Path) -> RawWeights:
 
 def _safetensor(name: str, entry: Any, numbers: np.ndarray) -> np.ndarray:
     if entry["dtype"] not in _SAFETENSORS:
-        raise Refused(f"{name[:80]} has the type {str(entry['dtype'])[:20]}")
+        raise WeightsFileError(f"{name[:80]} has the type {str(entry['dtype'])[:20]}")
     shape, (start, end) = entry["shape"], entry["data_offsets"]
     dtype = np.dtype(_SAFETENSORS[entry["dtype"]])
     natural = all(type(value) is int and value >= 0 for value in (*shape, start, end))
     if not natural or len(shape) > 32 or end - start != math.prod(shape) * dtype.itemsize:
-        raise Refused(f"the entry of {name[:80]} is damaged")
+        raise WeightsFileError(f"the entry of {name[:80]} is damaged")
     if end > len(numbers):
-        raise Refused(f"{name[:80]} is cut short")
+        raise WeightsFileError(f"{name[:80]} is cut short")
     # A copy where the place is no multiple of the size, which the format allows.
     return np.frombuffer(numbers[start:end].tobytes(), dtype).reshape(shape)
 

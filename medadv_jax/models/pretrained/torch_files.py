@@ -39,7 +39,7 @@ _STORAGES: dict[str, np.dtype] = {
 }
 
 
-class Refused(Exception):
+class WeightsFileError(Exception):
     """Why a file is not read, in a few words; the reader adds the name of the file."""
 
 
@@ -63,13 +63,17 @@ class _Tensor:
     strides: tuple[int, ...]
 
     def view(self, data: np.ndarray) -> np.ndarray:
-        """Returns the array as a view of its storage, (count,); Refused if it reaches outside."""
+        """Returns the array as a view of its storage, (count,).
+
+        Raises:
+          WeightsFileError: it reaches outside the storage.
+        """
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, data.dtype)
         # An expanded tensor repeats its storage: small in the file, as large as it likes in memory.
         if last >= len(data) or math.prod(self.shape) > len(data):
-            raise Refused(f"a tensor of shape {self.shape} reaches outside its storage")
+            raise WeightsFileError(f"a tensor of shape {self.shape} reaches outside its storage")
         steps = tuple(stride * data.itemsize for stride in self.strides)
         return np.lib.stride_tricks.as_strided(
             data[self.offset :], self.shape, steps, writeable=False
@@ -81,16 +85,18 @@ def read_torch_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     entries = {entry.filename: entry for entry in archive.infolist()}
     program = next((name for name in entries if name.rpartition("/")[2] == "data.pkl"), "")
     if not program:
-        raise Refused("a zip archive, but neither of torch.save nor of Keras")
+        raise WeightsFileError("a zip archive, but neither of torch.save nor of Keras")
     folder = program[: -len("data.pkl")]
     # torch.save never compresses, so that what is read is never more than the file.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-        raise Refused("a zip archive with compressed entries, which torch.save never writes")
+        raise WeightsFileError(
+            "a zip archive with compressed entries, which torch.save never writes"
+        )
     if entries[program].file_size > _MAX_PICKLE:
-        raise Refused(f"its data.pkl has {entries[program].file_size} bytes")
+        raise WeightsFileError(f"its data.pkl has {entries[program].file_size} bytes")
     order = f"{folder}byteorder"
     if order in entries and archive.read(order).strip() != b"little":
-        raise Refused("written on a big-endian machine")
+        raise WeightsFileError("written on a big-endian machine")
 
     loaded = _load(io.BytesIO(archive.read(program)))
     tensors = _state_dict(loaded)
@@ -101,21 +107,23 @@ def read_torch_legacy(contents: bytes) -> dict[str, np.ndarray]:
     """Returns the arrays of a `torch.save` of before PyTorch 1.6, by name."""
     file = io.BytesIO(contents)  # unlike a file it never allocates more than there is
     if _load(file) != LEGACY_MAGIC:
-        raise Refused("a pickle, but not one of torch.save")
+        raise WeightsFileError("a pickle, but not one of torch.save")
     protocol, system = _load(file), _load(file)
     if protocol != 1001 or not isinstance(system, dict) or not system.get("little_endian"):
-        raise Refused(f"torch.save protocol {str(protocol)[:20]} or its byte order is unknown")
+        raise WeightsFileError(
+            f"torch.save protocol {str(protocol)[:20]} or its byte order is unknown"
+        )
     storages: dict[str, _Storage] = {}
     tensors = _state_dict(_load(file, storages))
     keys = _load(file)
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
-        raise Refused("the list of its storages is damaged")
+        raise WeightsFileError("the list of its storages is damaged")
 
     parts: dict[str, memoryview] = {}
     for storage in [storages[str(key)] for key in keys]:
         count = int.from_bytes(file.read(8), "little", signed=True)
         if count != storage.count:
-            raise Refused(f"a storage has {count} numbers, not {storage.count}")
+            raise WeightsFileError(f"a storage has {count} numbers, not {storage.count}")
         start, size = file.tell(), count * storage.dtype.itemsize
         parts[storage.key] = memoryview(contents)[start : start + size]
         file.seek(start + size)
@@ -133,13 +141,15 @@ def _materialise(
         if tensor.storage not in storages:
             data = read(tensor.storage)
             if len(data) != tensor.storage.count * tensor.storage.dtype.itemsize:
-                raise Refused(f"the storage of {name} has {len(data)} bytes: cut short")
+                raise WeightsFileError(f"the storage of {name} has {len(data)} bytes: cut short")
             storages[tensor.storage] = np.frombuffer(data, tensor.storage.dtype)
         arrays[name] = tensor.view(storages[tensor.storage])
         if not arrays[name].flags.c_contiguous:
             copied += arrays[name].nbytes
             if copied > 4 * sum(data.nbytes for data in storages.values()):
-                raise Refused("its tensors overlap: they need over 4 times the memory of the file")
+                raise WeightsFileError(
+                    "its tensors overlap: they need over 4 times the memory of the file"
+                )
             arrays[name] = np.ascontiguousarray(arrays[name])
     return arrays
 
@@ -150,10 +160,12 @@ def _state_dict(loaded: Any) -> dict[str, _Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict) or not loaded:
-        raise Refused("it holds no state_dict: save model.state_dict() instead of the model")
+        raise WeightsFileError(
+            "it holds no state_dict: save model.state_dict() instead of the model"
+        )
     for name, value in loaded.items():
         if not isinstance(value, _Tensor):
-            raise Refused(f"{str(name)[:80]!r} in its state_dict is no tensor")
+            raise WeightsFileError(f"{str(name)[:80]!r} in its state_dict is no tensor")
     prefix = "module." if all(str(name).startswith("module.") for name in loaded) else ""
     return {str(name)[len(prefix) :]: value for name, value in loaded.items()}
 
@@ -167,7 +179,7 @@ def _ordered_dict(pairs: Any = ()) -> dict:
 
 def _naturals(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > 32 or not all(map(_is_natural, values)):
-        raise Refused("the shape of a tensor is damaged")
+        raise WeightsFileError("the shape of a tensor is damaged")
     return values
 
 
@@ -179,7 +191,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     del rest  # requires_grad, hooks, metadata
     shape, strides = _naturals(shape), _naturals(strides)
     if not isinstance(storage, _Storage) or not _is_natural(offset) or len(shape) != len(strides):
-        raise Refused("a tensor is damaged")
+        raise WeightsFileError("a tensor is damaged")
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -199,28 +211,30 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 
 def _global(name: str) -> _Global:
     if name not in _BUILDERS and name not in _STORAGES:
-        raise Refused(f"it holds {name[:120]}, which is not among what weights are made of")
+        raise WeightsFileError(
+            f"it holds {name[:120]}, which is not among what weights are made of"
+        )
     return _Global(name)
 
 
 def _persistent(identity: Any) -> _Storage:
     """("storage", class, key, device, count) and, in legacy files, None for `no view`."""
     if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise Refused("it refers to something that is no storage")
+        raise WeightsFileError("it refers to something that is no storage")
     _, kind, key, _, count, *view = identity
     if not isinstance(kind, _Global) or kind.name not in _STORAGES or not isinstance(key, str):
-        raise Refused("a storage is damaged")
+        raise WeightsFileError("a storage is damaged")
     if not _is_natural(count) or view not in ([], [None]):
-        raise Refused("a storage is damaged, or of a PyTorch before 0.4")
+        raise WeightsFileError("a storage is damaged, or of a PyTorch before 0.4")
     return _Storage(key, _STORAGES[kind.name], count)
 
 
 def _set_items(target: Any, items: list) -> dict:
     # Only plain keys: the hash of nested tuples can take for ever.
     if not isinstance(target, dict) or len(items) % 2:
-        raise Refused("a dictionary is damaged")
+        raise WeightsFileError("a dictionary is damaged")
     if not all(type(key) in (str, int) for key in items[::2]):
-        raise Refused("a dictionary has a key that is neither text nor a number")
+        raise WeightsFileError("a dictionary has a key that is neither text nor a number")
     target.update(zip(items[::2], items[1::2], strict=True))
     return target
 
@@ -262,19 +276,19 @@ class _Machine:
         elif hasattr(self, f"_{opcode}"):
             getattr(self, f"_{opcode}")(argument)
         else:
-            raise Refused(f"its pickle has the opcode {opcode}, which weights do not need")
+            raise WeightsFileError(f"its pickle has the opcode {opcode}, which weights do not need")
 
     def _pop(self, count: int) -> list:
         if len(self.stack) < count:
-            raise Refused("its pickle is damaged")
+            raise WeightsFileError("its pickle is damaged")
         popped = [self.stack.pop() for _ in range(count)][::-1]
         if any(value is _MARK for value in popped):
-            raise Refused("its pickle is damaged")
+            raise WeightsFileError("its pickle is damaged")
         return popped
 
     def _top(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
-            raise Refused("its pickle is damaged")
+            raise WeightsFileError("its pickle is damaged")
         return self.stack[-1]
 
     def _pop_mark(self) -> list:
@@ -284,7 +298,7 @@ class _Machine:
             if value is _MARK:
                 return values[::-1]
             values.append(value)
-        raise Refused("its pickle is damaged")
+        raise WeightsFileError("its pickle is damaged")
 
     def _MARK(self, _: Any) -> None:
         self.stack.append(_MARK)
@@ -320,22 +334,22 @@ class _Machine:
     def _BINPERSID(self, _: Any) -> None:
         storage = _persistent(self._pop(1)[0])
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise Refused("a storage has two sizes")
+            raise WeightsFileError("a storage has two sizes")
         self.stack.append(storage)
 
     def _REDUCE(self, _: Any) -> None:
         function, arguments = self._pop(2)
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            raise Refused("its pickle is damaged")
+            raise WeightsFileError("its pickle is damaged")
         if function.name not in _BUILDERS:
-            raise Refused(f"it calls {function.name}")
+            raise WeightsFileError(f"it calls {function.name}")
         self.stack.append(_BUILDERS[function.name](*arguments))
 
     def _BUILD(self, _: Any) -> None:
         # A state_dict carries `_metadata`, versions of its modules: not needed.
         target, _state = self._pop(2)
         if not isinstance(target, dict):
-            raise Refused("it sets attributes of something that is no dictionary")
+            raise WeightsFileError("it sets attributes of something that is no dictionary")
         self.stack.append(target)
 
     def _APPEND(self, _: Any) -> None:
@@ -346,7 +360,7 @@ class _Machine:
 
     def _extend(self, values: list) -> None:
         if not isinstance(self._top(), list):
-            raise Refused("its pickle is damaged")
+            raise WeightsFileError("its pickle is damaged")
         self.stack[-1].extend(values)
 
     def _SETITEM(self, _: Any) -> None:
@@ -363,8 +377,8 @@ def _load(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
     machine = _Machine({} if storages is None else storages)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count > _MAX_OPCODES:
-            raise Refused(f"its pickle has more than {_MAX_OPCODES} opcodes")
+            raise WeightsFileError(f"its pickle has more than {_MAX_OPCODES} opcodes")
         if opcode.name == "STOP":
             return machine._pop(1)[0]
         machine.step(opcode.name, argument)
-    raise Refused("its pickle is cut short")
+    raise WeightsFileError("its pickle is cut short")

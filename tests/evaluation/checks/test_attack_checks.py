@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medadv_jax.attacks.continuous_batching import Job
+from medadv_jax.attacks.continuous_batching import AttackJob
 from medadv_jax.evaluation import robustness_curves
 from medadv_jax.evaluation.checks import attack_checks, prediction_checks
 from medadv_jax.evaluation.predictions import KEYS
@@ -41,7 +41,7 @@ def pgd(config):
 
 def found(subject, pgd):
     """Returns what the extra attacks find, and the curve's verdict on the evaluation's PGD."""
-    left = subject.attack([Job(pgd)]).logits[0].argmax(axis=1) == subject.labels
+    left = subject.attack([AttackJob(pgd)]).logits[0].argmax(axis=1) == subject.labels
     return attack_checks.find(subject, pgd, left)
 
 
@@ -210,7 +210,7 @@ def test_random_answers(config, pgd):
 
 
 def test_random_start_that_is_always_the_same(healthy, pgd, monkeypatch):
-    sweep = healthy.subject.sweep
+    sweep = healthy.subject.queue
     starts = sweep.starts
     monkeypatch.setattr(sweep, "starts", lambda *given: starts(*given[:3], 0, given[4]))
     assert attack_checks.is_the_same_again(healthy.subject, pgd).verdict == "fail"
