@@ -97,7 +97,7 @@ def _pairs(size: int, window: int, out: int, stride: int, low: int, dilation: in
 
 def _forward(model: str, image_size: int, batch: int = 1) -> tuple[Any, Any, Any]:
     """The network's forward pass in its plain form, and its arguments' shapes."""
-    network = create_model(model, CLASSES, forms="plain")
+    network = create_model(model, CLASSES, conv_impl="plain")
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     return lambda v, x: network.apply(v, x, train=False), variables, images

@@ -57,7 +57,7 @@ def get_config() -> Config:
     model.normalization = "auto"  # imagenet | symmetric | caffe | auto: that of the weights
     model.head = "auto"  # VGG's: fc | gap: mean over places; auto: the original's
     model.dropout = -1.0  # rate before VGG's and Inception's head; -1: the original's
-    model.forms = (
+    model.conv_impl = (
         "auto"  # of convolution and pooling: cpu | plain | auto: by backend; same function
     )
     model.dtype = "float32"  # compute: float32 | bfloat16; parameters, norms and loss stay float32

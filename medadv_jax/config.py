@@ -1,6 +1,7 @@
 """A config: its type, its fields by dotted name, config files, and fields as typed."""
 
 import difflib
+import json
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,3 +80,51 @@ def _parse(value: str | None, kind: type) -> Any:
     if kind is bool:
         return flags.BooleanParser().parse(value if value is not None else "true")
     return value if value is None else kind(value)
+
+
+# Fields that change no result of a run.
+FIELDS_WITHOUT_RESULT = ("compile_cache", "data.cache_dir", "train.checkpoint_minutes")
+# Fields that runs of earlier versions lack, and the value that those versions had.
+_ADDED_FIELDS = {"deterministic": False, "eval.images": 0}
+_RENAMED_FIELDS = {"model.forms": "model.conv_impl"}  # name in earlier versions -> name now
+
+
+def read_saved_config(path: Path) -> dict[str, Any]:
+    """Returns the content of a run's `config.json`, its config completed to today's fields.
+
+    It is data, whoever wrote it; nothing in it is executed. A field that an earlier version did
+    not have gets the value that this version had.
+
+    Args:
+      path: of the file. "config" holds the config as nested dicts, other keys versions and device.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        config = saved["config"]
+        for old, new in _RENAMED_FIELDS.items():
+            section, name = _section(config, old)
+            if name in section:
+                place, field = _section(config, new)
+                place.setdefault(field, section.pop(name))
+        for field, value in _ADDED_FIELDS.items():
+            section, name = _section(config, field)
+            section.setdefault(name, value)
+        flatten(config)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(
+            f"{path}: damaged ({type(error).__name__}: {reason}); put it back, or give another"
+            " --workdir"
+        ) from error
+    return saved
+
+
+def _section(config: dict[str, Any], field: str) -> tuple[dict[str, Any], str]:
+    """Returns the dict that holds "section.field", and the last part of its name."""
+    *sections, name = field.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+    return config, name

@@ -153,7 +153,7 @@ def macs(jaxpr: Any) -> int:
 
 def size_and_cost(arch: str) -> tuple[int, float]:
     """Returns the number of parameters with 1000 classes, and GFLOPs for one image (2 an add)."""
-    net = create_model(arch, num_classes=originals.NUM_CLASSES, forms="plain")
+    net = create_model(arch, num_classes=originals.NUM_CLASSES, conv_impl="plain")
     images = jax.ShapeDtypeStruct((1, *[originals.IMAGE_SIZE[arch]] * 2, 3), jnp.float32)
     variables: Any = jax.eval_shape(net.init, jax.random.key(0), images)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

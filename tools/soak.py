@@ -54,7 +54,7 @@ class TinyNet(nn.Module):
     num_classes: int = 2
     width: float = 1.0
     dtype: str = "float32"
-    forms: str = "auto"
+    conv_impl: str = "auto"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:

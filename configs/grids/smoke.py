@@ -26,7 +26,7 @@ def get_grid() -> Grid:
             "eval.num_steps": 3,
             "eval.check_images": 8,
             "detector.run": False,
-            "model.forms": "plain",
+            "model.conv_impl": "plain",
         },
         special={
             "breakhis_*": {"data.phantom_kind": "histology"},

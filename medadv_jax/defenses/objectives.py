@@ -9,7 +9,24 @@ import jax.numpy as jnp
 from medadv_jax.attacks import LogitsFn
 from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.classifier import Classifier, Variables
-from medadv_jax.defenses.objectives import Examples
+
+
+class Examples(NamedTuple):
+    """A batch in columns: column 0 is the clean image, the others its adversarial versions.
+
+    Attributes:
+      images: (B, V, H, W, C) float32 in [0, 1].
+      weights: (B, V) float32, summing to 1: the loss is their product with the losses, summed.
+    """
+
+    images: jax.Array
+    weights: jax.Array
+
+
+def clean_examples(images: jax.Array, mask: jax.Array) -> Examples:
+    """Returns the batch as it is, (B, H, W, C) and (B,) -> one column."""
+    return Examples(images[:, None], (mask / jnp.maximum(jnp.sum(mask), 1.0))[:, None])
+
 
 Metrics = dict[str, jax.Array]  # of a batch; () float32 each
 
@@ -77,20 +94,3 @@ def classification_loss(
     if columns > 1:
         metrics["adversarial_accuracy"] = jnp.mean(accuracy[1:])
     return Loss(jnp.vdot(examples.weights.ravel(), losses), metrics, batch_stats)
-
-
-class Examples(NamedTuple):
-    """A batch in columns: column 0 is the clean image, the others its adversarial versions.
-
-    Attributes:
-      images: (B, V, H, W, C) float32 in [0, 1].
-      weights: (B, V) float32, summing to 1: the loss is their product with the losses, summed.
-    """
-
-    images: jax.Array
-    weights: jax.Array
-
-
-def clean_examples(images: jax.Array, mask: jax.Array) -> Examples:
-    """Returns the batch as it is, (B, H, W, C) and (B,) -> one column."""
-    return Examples(images[:, None], (mask / jnp.maximum(jnp.sum(mask), 1.0))[:, None])

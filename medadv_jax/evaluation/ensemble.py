@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from medadv_jax.attacks import Attack
 from medadv_jax.classifier import to_pixels
-from medadv_jax.config import Config, flatten
+from medadv_jax.config import Config, flatten, read_saved_config
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
 from medadv_jax.defenses import get_defense
@@ -136,9 +136,7 @@ def _config(run: Path) -> Config:
     for name in ("config.json", "splits.json", "predictions.parquet"):
         if not (run / name).is_file():
             raise UserError(f"{run}: {name} is missing; give the --workdir of a finished run")
-    config: Config = ConfigDict(
-        json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]
-    )
+    config: Config = ConfigDict(read_saved_config(run / "config.json")["config"])
     validate(config)
     done = read_predictions(run / "predictions.parquet")["defense"].unique().to_pylist()
     missing = [name for name in config.defenses.split(",") if name not in done]

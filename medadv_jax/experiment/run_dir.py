@@ -3,9 +3,7 @@
 import contextlib
 import errno
 import fcntl
-import functools
 import json
-import operator
 import os
 import shutil
 import socket
@@ -17,7 +15,7 @@ from typing import Any
 
 import jax
 
-from medadv_jax.config import Config, flatten
+from medadv_jax.config import FIELDS_WITHOUT_RESULT, Config, flatten, read_saved_config
 from medadv_jax.data.splits import SPLITS
 from medadv_jax.errors import UserError
 from medadv_jax.files import remove_leftovers, sync, write_json
@@ -72,7 +70,7 @@ def claim(workdir: Path, config: Config) -> list[str]:
     """
     path = workdir / "config.json"
     if path.exists():
-        saved = _read_config(path)
+        saved = read_saved_config(path)
         _refuse_other_config(workdir, flatten(saved["config"]), flatten(config))
         now = _about()
         changed = [name for name in ("versions", "device") if saved.get(name) != now[name]]
@@ -87,23 +85,6 @@ def _about() -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "device": f"{jax.device_count()} × {device.device_kind} ({device.platform})",
     }
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Reads a `config.json`: data, whoever wrote it; nothing in it is executed."""
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in _LATER.items():
-            *sections, field = name.split(".")
-            functools.reduce(operator.getitem, sections, saved["config"]).setdefault(field, value)
-        flatten(saved["config"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise UserError(
-            f"{path}: damaged ({type(error).__name__}: {reason}); put it back, or give another"
-            " --workdir"
-        ) from error
-    return saved
 
 
 def refuse_other_images(path: Path, content: dict[str, Any]) -> None:
@@ -146,7 +127,7 @@ def reuse_stages(workdir: Path, config: Config) -> list[str]:
         return []
     if not (other / "config.json").is_file():
         raise UserError(f"config.reuse={config.reuse}: holds no run; give the --workdir of one")
-    saved = _read_config(other / "config.json")
+    saved = read_saved_config(other / "config.json")
     there, here = flatten(saved["config"]), flatten(config)
     for stage, apart in IRRELEVANT_FIELDS.items():
         done, target = other / "checkpoints" / stage, workdir / "checkpoints" / stage
@@ -185,16 +166,7 @@ def _copy_to_disk(source: str, target: str) -> None:
     sync(Path(target))
 
 
-_LATER = {
-    "deterministic": False,
-    "eval.images": 0,
-}  # fields that older runs lack, and what those did
-NO_RESULT = (
-    "compile_cache",
-    "data.cache_dir",
-    "train.checkpoint_minutes",
-)  # fields that change no result
-_ELSEWHERE = ("defenses", "reuse", *NO_RESULT, "purifier.", "detector.", "eval.")
+_ELSEWHERE = ("defenses", "reuse", *FIELDS_WITHOUT_RESULT, "purifier.", "detector.", "eval.")
 # stage -> beginnings of the fields on which what it trains does not depend
 IRRELEVANT_FIELDS = {
     "base": (
@@ -207,7 +179,7 @@ RELEVANT_AFTER_ALL = {"base": (), "adversarial": ("eval.validation_attack",)}
 
 
 def _refuse_other_config(workdir: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    fields = {**there, **here}.keys() - {*NO_RESULT}
+    fields = {**there, **here}.keys() - {*FIELDS_WITHOUT_RESULT}
     changed = [name for name in sorted(fields) if there.get(name) != here.get(name)]
     if changed:
         differences = ", ".join(

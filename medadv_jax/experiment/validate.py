@@ -78,7 +78,7 @@ RULES: dict[str, Rule] = {
     "model.normalization": _one_of(("auto", *NORMALIZATIONS)),
     "model.head": _one_of(("auto", "fc", "gap")),
     "model.dropout": (lambda value: value == -1 or 0 <= value < 1, "a rate below 1, or -1"),
-    "model.forms": _one_of(("auto", "cpu", "plain")),
+    "model.conv_impl": _one_of(("auto", "cpu", "plain")),
     "model.dtype": _one_of(("bfloat16", "float32")),
     "train.epochs": _number(1),
     "train.batch_size": _number(1),

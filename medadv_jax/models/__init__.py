@@ -22,7 +22,7 @@ from flax.typing import Dtype
 
 from medadv_jax.errors import UserError
 from medadv_jax.models.inception_v3 import inception_v3
-from medadv_jax.models.ops.convolution import resolve_forms
+from medadv_jax.models.ops.convolution import resolve_conv_impl
 from medadv_jax.models.resnet import resnet50
 from medadv_jax.models.vgg import vgg16, vgg19
 
@@ -30,7 +30,7 @@ DTYPES = ("float32", "bfloat16")
 Option = bool | int | float | str  # JSON scalars: options are stored beside converted weights
 
 # Arguments that every network has, and what flax, folding or a network's name sets: not options.
-_COMMON = {"num_classes", "width", "dtype", "forms", "folded", "parent", "name"}
+_COMMON = {"num_classes", "width", "dtype", "conv_impl", "folded", "parent", "name"}
 
 # name -> (whether a value is possible, what is)
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -45,7 +45,7 @@ def create_model(
     num_classes: int = 2,
     width: float = 1.0,
     dtype: Dtype = jnp.float32,
-    forms: str = "auto",
+    conv_impl: str = "auto",
     **options: Option,
 ) -> nn.Module:
     """Returns the network `name`, without parameters.
@@ -56,8 +56,8 @@ def create_model(
         width: multiplies every layer's channels, which are then rounded to a multiple of 8.
         dtype: of the computation, float32 or bfloat16 (or the name). Parameters, the statistics of
             batch normalisation and the logits are float32 all the same.
-        forms: "plain", "cpu", or "auto": what the backend is quick at. Values, gradients and
-            parameters are the same (see `forms.py`).
+        conv_impl: "plain", "cpu", or "auto": what the backend is quick at. Values, gradients and
+            parameters are the same (see `ops/convolution.py`).
         options: differences between the published versions of a network, and its head; see
             `default_options` and the network's class. The defaults are torchvision's network.
 
@@ -76,7 +76,7 @@ def create_model(
         num_classes=num_classes,
         width=width,
         dtype=jnp.dtype(dtype),
-        forms=resolve_forms(forms),
+        conv_impl=resolve_conv_impl(conv_impl),
         **options,
     )
 

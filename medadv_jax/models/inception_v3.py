@@ -80,8 +80,8 @@ def _chain(images: jax.Array, *layers: nn.Module) -> jax.Array:
     return images
 
 
-def _maximum(images: jax.Array, forms: str) -> jax.Array:
-    return pooling.max_pool(images, (3, 3), (2, 2), "VALID", forms)
+def _maximum(images: jax.Array, conv_impl: str) -> jax.Array:
+    return pooling.max_pool(images, (3, 3), (2, 2), "VALID", conv_impl)
 
 
 class Mixed(nn.Module):
@@ -223,12 +223,12 @@ class AuxLogits(nn.Module):
 
     num_classes: int
     layer: Layer
-    forms: str
+    conv_impl: str
 
     @nn.compact
     def __call__(self, maps: jax.Array) -> jax.Array:
         """Classifies; see the class."""
-        hidden = pooling.avg_pool(maps, (5, 5), (3, 3), "VALID", self.forms)
+        hidden = pooling.avg_pool(maps, (5, 5), (3, 3), "VALID", self.conv_impl)
         hidden = self.layer(128, 1, name="conv0")(hidden)
         hidden = self.layer(
             768, 5, padding="valid", kernel_init=truncated_normal(0.01), name="conv1"
@@ -251,7 +251,7 @@ class InceptionV3(nn.Module):
     num_classes: int
     width: float = 1.0
     dtype: Dtype = jnp.float32
-    forms: str = "plain"
+    conv_impl: str = "plain"
     dropout: float = 0.5
     aux: bool = False
     count_padding: bool = True
@@ -290,7 +290,9 @@ class InceptionV3(nn.Module):
             dtype=self.dtype,
             folded=self.folded,
         )
-        conv = functools.partial(Conv, use_bias=self.folded, dtype=self.dtype, forms=self.forms)
+        conv = functools.partial(
+            Conv, use_bias=self.folded, dtype=self.dtype, conv_impl=self.conv_impl
+        )
         return functools.partial(ConvNorm, width=self.width, conv=conv, norm=norm)
 
     def _mixed(self, layer: Layer) -> dict[str, Any]:
@@ -299,19 +301,19 @@ class InceptionV3(nn.Module):
             window=(3, 3),
             strides=(1, 1),
             padding=1,
-            forms=self.forms,
+            conv_impl=self.conv_impl,
             count_padding=self.count_padding,
         )
-        maximum = functools.partial(_maximum, forms=self.forms)
+        maximum = functools.partial(_maximum, conv_impl=self.conv_impl)
         return {"layer": layer, "average": average, "maximum": maximum}
 
     def _stem(self, images: jax.Array, layer: Layer) -> jax.Array:
         hidden = layer(32, 3, 2, name="Conv2d_1a_3x3")(images)
         hidden = layer(32, 3, padding="valid", name="Conv2d_2a_3x3")(hidden)
         hidden = layer(64, 3, name="Conv2d_2b_3x3")(hidden)
-        hidden = layer(80, 1, name="Conv2d_3b_1x1")(_maximum(hidden, self.forms))
+        hidden = layer(80, 1, name="Conv2d_3b_1x1")(_maximum(hidden, self.conv_impl))
         hidden = layer(192, 3, padding="valid", name="Conv2d_4a_3x3")(hidden)
-        return _maximum(hidden, self.forms)
+        return _maximum(hidden, self.conv_impl)
 
     def _blocks(self, hidden: jax.Array, layer: Layer) -> jax.Array:
         mixed = self._mixed(layer)
@@ -325,7 +327,7 @@ class InceptionV3(nn.Module):
 
     def _aux(self, maps: jax.Array, images: jax.Array, layer: Layer) -> None:
         check_size(images, SMALLEST_AUX, "inception_v3 with aux=True")
-        logits = AuxLogits(self.num_classes, layer, self.forms, name="AuxLogits")(maps)
+        logits = AuxLogits(self.num_classes, layer, self.conv_impl, name="AuxLogits")(maps)
         if not self.is_initializing():  # else `init` would return it beside the parameters
             self.sow("aux", "logits", logits, reduce_fn=lambda _, new: new, init_fn=lambda: logits)
 

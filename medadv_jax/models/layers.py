@@ -2,7 +2,7 @@
 
 Parameters have the names, shapes and dtypes of flax's own layers (`kernel` HWIO, `bias`; `scale`,
 `bias`; running `mean` and `var`), float32 whatever the compute dtype, and the same ones in every
-form: a form only changes how a value is computed (see `forms.py`).
+form: a form only changes how a value is computed (see `ops/convolution.py`).
 """
 
 import functools
@@ -34,7 +34,7 @@ class Conv(nn.Module):
     padding: ops.Padding = "SAME"
     use_bias: bool = False
     dtype: Dtype = jnp.float32
-    forms: str = "plain"
+    conv_impl: str = "plain"
     kernel_init: Initializer = HE_FAN_OUT
 
     @nn.compact
@@ -45,7 +45,7 @@ class Conv(nn.Module):
         images, kernel = images.astype(self.dtype), kernel.astype(self.dtype)
         prepared = self.get_variable("spectra", "kernel")  # None, but in an attack: `folding.py`
         prepared = jax.tree.map(lambda x: x.astype(self.dtype), prepared)
-        result = ops.conv(images, kernel, self.strides, self.padding, self.forms, prepared)
+        result = ops.conv(images, kernel, self.strides, self.padding, self.conv_impl, prepared)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             result += _along_channels(bias, result).astype(self.dtype)

@@ -23,7 +23,7 @@ from flax.typing import Dtype, Initializer
 from medadv_jax.errors import UserError
 from medadv_jax.models import check_width_and_dtype
 from medadv_jax.models.layers import Conv, check_images, scale_channels
-from medadv_jax.models.ops.convolution import resolve_forms
+from medadv_jax.models.ops.convolution import resolve_conv_impl
 
 _LARGEST_MAP = 8  # pixels; the dense encoder halves until no side of its map is longer
 _BLOCK_VALUES = 8  # units of `bottleneck` for one channel of the spatial one
@@ -75,13 +75,13 @@ class _Purifier(nn.Module):
     """What all purifiers are told.
 
     `bottleneck`: see the classes; `width` multiplies channels; `dtype` is that of the computation,
-    where parameters and pixels are float32; `forms` as in `forms.py`.
+    where parameters and pixels are float32; `conv_impl` as in `ops/convolution.py`.
     """
 
     bottleneck: int = 128
     width: float = 1.0
     dtype: Dtype = jnp.float32
-    forms: str = "plain"
+    conv_impl: str = "plain"
 
     def conv(
         self,
@@ -98,7 +98,7 @@ class _Purifier(nn.Module):
             (stride, stride),
             use_bias=True,
             dtype=self.dtype,
-            forms=self.forms,
+            conv_impl=self.conv_impl,
             kernel_init=kernel_init or nn.initializers.he_normal(),
             name=name,
         )
@@ -207,7 +207,7 @@ def create_purifier(
     bottleneck: int = 128,
     width: float = 1.0,
     dtype: Dtype = jnp.float32,
-    forms: str = "auto",
+    conv_impl: str = "auto",
 ) -> nn.Module:
     """Returns the purifier `name`, without parameters: (B, H, W, 3) float32 in [0, 1] → the same.
 
@@ -217,7 +217,7 @@ def create_purifier(
         width: multiplies every layer's channels, which are then rounded to a multiple of 8.
         dtype: of the computation, float32 or bfloat16 (or the name). Parameters and pixels are
             float32 all the same.
-        forms: "plain", "cpu", or "auto": what the backend is quick at (see `forms.py`).
+        conv_impl: "plain", "cpu", or "auto": what the backend is quick at (`ops/convolution.py`).
 
     Raises:
         UserError: for an unknown name or form, or an impossible value; it says what is possible.
@@ -228,7 +228,10 @@ def create_purifier(
         raise UserError(f"bottleneck={bottleneck} is impossible; give at least 1")
     check_width_and_dtype(width, dtype)
     return PURIFIERS[name](
-        bottleneck=bottleneck, width=width, dtype=jnp.dtype(dtype), forms=resolve_forms(forms)
+        bottleneck=bottleneck,
+        width=width,
+        dtype=jnp.dtype(dtype),
+        conv_impl=resolve_conv_impl(conv_impl),
     )
 
 

@@ -71,7 +71,7 @@ class ResNet(nn.Module):
     num_classes: int
     width: float = 1.0
     dtype: Dtype = jnp.float32
-    forms: str = "plain"
+    conv_impl: str = "plain"
     variant: str = "v1.5"
     conv_bias: bool = False
     bn_epsilon: float = 1e-5
@@ -85,7 +85,7 @@ class ResNet(nn.Module):
         """Classifies images of any height and width; see the class."""
         check_images(images)
         bias = self.conv_bias or self.folded
-        conv = functools.partial(Conv, use_bias=bias, dtype=self.dtype, forms=self.forms)
+        conv = functools.partial(Conv, use_bias=bias, dtype=self.dtype, conv_impl=self.conv_impl)
         norm = functools.partial(
             BatchNorm,
             train=train and not self.freeze_norm,
@@ -99,7 +99,7 @@ class ResNet(nn.Module):
             images
         )
         hidden = nn.relu(norm(name="bn1")(hidden))
-        hidden = pooling.max_pool(hidden, (3, 3), (2, 2), 1, self.forms)
+        hidden = pooling.max_pool(hidden, (3, 3), (2, 2), 1, self.conv_impl)
         for stage, blocks in enumerate(self.num_blocks):
             for block in range(blocks):
                 hidden = Bottleneck(

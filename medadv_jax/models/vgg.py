@@ -43,7 +43,7 @@ class VGG(nn.Module):
     num_classes: int
     width: float = 1.0
     dtype: Dtype = jnp.float32
-    forms: str = "plain"
+    conv_impl: str = "plain"
     head: str = "fc"
     dropout: float = 0.5
 
@@ -61,11 +61,11 @@ class VGG(nn.Module):
                     padding=1,
                     use_bias=True,
                     dtype=self.dtype,
-                    forms=self.forms,
+                    conv_impl=self.conv_impl,
                     name=f"conv{stage + 1}_{layer + 1}",
                 )
                 hidden = nn.relu(conv(hidden))
-            hidden = pooling.max_pool(hidden, (2, 2), (2, 2), "VALID", self.forms)
+            hidden = pooling.max_pool(hidden, (2, 2), (2, 2), "VALID", self.conv_impl)
         if self.head == "fc":
             hidden = self._classifier(hidden, train)
         else:

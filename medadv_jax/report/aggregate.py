@@ -6,20 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medadv_jax.config import FIELDS_WITHOUT_RESULT, flatten
 from medadv_jax.evaluation.statistics import mean_sd
 from medadv_jax.report.comparison import compare, pairwise_table
 from medadv_jax.report.page import Section
 from medadv_jax.report.records import DEFENSES, PURIFIED, Outcome, RunRecords
-from medadv_jax.report.run_tables import flat, headline_table, results_table
+from medadv_jax.report.run_tables import headline_table, results_table
 from medadv_jax.report.tables import Spread, Table
 
 _REPEATS = {"seed", "data.fold"}  # fields by which a run repeats another
-_NO_RESULT = {
-    "data.cache_dir",
-    "data.dir",
-    "reuse",
-    "train.checkpoint_minutes",
-}  # fields that change no result
+_LEFT_OUT = {*_REPEATS, *FIELDS_WITHOUT_RESULT, "data.dir", "reuse"}  # of a group's identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +99,7 @@ def make_groups(runs: Sequence[RunRecords]) -> list[Group]:
 
 
 def _identity(run: RunRecords) -> dict[str, str]:
-    left_out = _REPEATS | _NO_RESULT
-    return {k: str(v) for k, v in flat(run.config).items() if k not in left_out}
+    return {k: str(v) for k, v in sorted(flatten(run.config).items()) if k not in _LEFT_OUT}
 
 
 _NOTE = (

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medadv_jax.config import read_saved_config
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.metrics import Metrics, metric_intervals, summarize, worst_answers
 from medadv_jax.evaluation.statistics import Interval, cluster_weights, proportion_interval
@@ -286,7 +287,7 @@ def load_run(path: Path) -> RunRecords:
         raise UserError(f"{path}: not a run directory, it has no config.json; give a --workdir")
     if not (path / "predictions.parquet").is_file():
         raise UserError(f"{path}: it has no predictions.parquet; let the run come to its end")
-    return load_records(path, _json(path / "config.json"))
+    return load_records(path, read_saved_config(path / "config.json"))
 
 
 def load_records(path: Path, about: dict[str, Any]) -> RunRecords:

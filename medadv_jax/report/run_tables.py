@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from medadv_jax.config import flatten
 from medadv_jax.evaluation.metrics import patient_accuracy, reliability
 from medadv_jax.evaluation.statistics import proportion_interval
 from medadv_jax.report.comparison import ATTACKED, CLEAN, right_answers
@@ -267,16 +268,5 @@ def settings_table(run: RunRecords) -> Table:
     ]
     versions = run.about.get("versions", {})
     rows += [(f"version of {name}", str(version)) for name, version in versions.items()]
-    rows += [(f"config.{name}", str(value)) for name, value in flat(run.config).items()]
+    rows += [(f"config.{name}", str(value)) for name, value in sorted(flatten(run.config).items())]
     return Table("settings", "Settings of this run", ("setting", "value"), rows)
-
-
-def flat(config: dict, prefix: str = "") -> dict[str, object]:
-    """Returns {"train.epochs": 20, …}, in the order of the names."""
-    fields: dict[str, object] = {}
-    for name, value in sorted(config.items()):
-        if isinstance(value, dict):
-            fields |= flat(value, f"{prefix}{name}.")
-        else:
-            fields[f"{prefix}{name}"] = value
-    return fields

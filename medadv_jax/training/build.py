@@ -41,7 +41,7 @@ def assemble(config: Config) -> Assembly:
         notes.append(f"the weights expect {expected} inputs, and get {normalization} ones")
     bare = Classifier(network, normalization)
     module = create_purifier(
-        purifier.name, purifier.bottleneck, purifier.width, model.dtype, model.forms
+        purifier.name, purifier.bottleneck, purifier.width, model.dtype, model.conv_impl
     )
     return Assembly(bare, Classifier(network, normalization, module), start, notes)
 
@@ -66,7 +66,7 @@ def _network(config: Config) -> tuple[nn.Module, Variables | None, str, list[str
         options["dropout"] = model.dropout
     if model.weights == "none":
         network = create_model(
-            model.name, NUM_CLASSES, model.width, model.dtype, model.forms, **options
+            model.name, NUM_CLASSES, model.width, model.dtype, model.conv_impl, **options
         )
         return network, None, "imagenet", []
     loaded = pretrained.load(
@@ -75,7 +75,7 @@ def _network(config: Config) -> tuple[nn.Module, Variables | None, str, list[str
         NUM_CLASSES,
         width=model.width,
         dtype=model.dtype,
-        forms=model.forms,
+        conv_impl=model.conv_impl,
         options=options,
         seed=config.seed,
     )

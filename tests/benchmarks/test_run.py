@@ -83,7 +83,7 @@ def _compiled_flops(function: Any, *arguments: Any) -> float:
 
 
 def test_count_of_an_attack_is_the_compilers() -> None:
-    classifier = Classifier(create_model("resnet50", forms="plain"))
+    classifier = Classifier(create_model("resnet50", conv_impl="plain"))
     variables = jax.eval_shape(lambda key: classifier.init(key, SIZE), jax.random.key(0))
     images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
@@ -102,7 +102,7 @@ def test_count_of_an_adversarial_step_is_the_compilers(attack: str) -> None:
     case = dataclasses.replace(CASE, task="adversarial_step", attack=attack)
     config, mesh = case_config(case), jax.make_mesh((1,), ("data",))
     config.attack.loop = "unrolled"  # the compiler counts the body of a loop once
-    classifier = Classifier(create_model("resnet50", forms="plain"))
+    classifier = Classifier(create_model("resnet50", conv_impl="plain"))
     optimizer = make_optimizer(1e-3, "constant", 1)
     state = abstract_state(classifier, optimizer, mesh, SIZE)
     objective = get_defense("adversarial").make_objective(config)

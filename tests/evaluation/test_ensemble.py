@@ -282,6 +282,22 @@ def test_where_images_lie_and_how_they_are_augmented_may_differ(runs, tmp_path, 
     assert len(made) == 2
 
 
+def test_a_run_of_an_earlier_version_is_evaluated(runs, tmp_path, monkeypatch):
+    """Its config lacks later fields, and has others under their old name."""
+    monkeypatch.setitem(models.MODELS, "resnet50", TinyNet)
+    folder = shutil.copytree(
+        runs / "two", tmp_path / "two", ignore=shutil.ignore_patterns("checkpoints")
+    )
+    content = json.loads((folder / "config.json").read_text())
+    del content["config"]["deterministic"], content["config"]["eval"]["images"]
+    content["config"]["model"]["forms"] = content["config"]["model"].pop("conv_impl")
+    (folder / "config.json").write_text(json.dumps(content))
+    config, _, _ = ensemble.load_runs([folder, runs / "one"])
+    expected, _, _ = ensemble.load_runs([runs / "one"])
+    assert config.to_dict()["model"] == expected.to_dict()["model"]
+    assert (config.deterministic, config.eval.images) == (False, 0)
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
     ignored = shutil.ignore_patterns("checkpoints")
     folders = [shutil.copytree(runs / "one", tmp_path / n / "x", ignore=ignored) for n in "ab"]

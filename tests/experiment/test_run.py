@@ -174,7 +174,7 @@ def test_resnet_trains_attacks_and_scores_one_shrunken_step(tmp_path, cache_dir)
     config = tiny_config()
     config.data.cache_dir = cache_dir
     config.model.width = 0.125
-    config.model.forms = "plain"  # compiles sooner; tests/models shows the forms to be equal
+    config.model.conv_impl = "plain"  # compiles sooner; tests/models shows the forms to be equal
     config.train.epochs, config.train.num_steps, config.eval.num_steps = 1, 1, 1
     config.train.attacks = config.eval.attacks = "pgd"
     config.eval.keep_best = False  # then validation and evaluation share a program

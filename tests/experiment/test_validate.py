@@ -30,7 +30,7 @@ BAD_VALUES = [
     ("model.name", "resnet18", "one of inception_v3, resnet50, vgg16, vgg19"),
     ("model.width", 0.0, "above 0 and at most 4"),
     ("model.normalization", "none", "one of auto, caffe, imagenet, symmetric"),
-    ("model.forms", "gpu", "one of auto, cpu, plain"),
+    ("model.conv_impl", "gpu", "one of auto, cpu, plain"),
     ("model.dtype", "float16", "one of bfloat16, float32"),
     ("train.epochs", 0, "at least 1"),
     ("train.batch_size", 0, "at least 1"),

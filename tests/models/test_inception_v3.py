@@ -87,8 +87,8 @@ def test_forms_agree(variables):
     """Each form: ops/test_convolution.py; the whole network: pretrained/test_golden.py."""
     images = normal(2, 81, 75, 3)
 
-    def run(forms):
-        return jax.jit(small(forms=forms, count_padding=False).apply)(variables, images)
+    def run(conv_impl):
+        return jax.jit(small(conv_impl=conv_impl, count_padding=False).apply)(variables, images)
 
     expected = run("plain")
     assert_allclose(run("cpu"), expected, rtol=0, atol=1e-4 * float(abs(expected).max()))

@@ -22,11 +22,11 @@ def shapes(variables):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), variables)
 
 
-@pytest.mark.parametrize("forms", ["cpu", "plain"])
+@pytest.mark.parametrize("conv_impl", ["cpu", "plain"])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_conv_has_flax_parameters_and_values(forms, use_bias):
+def test_conv_has_flax_parameters_and_values(conv_impl, use_bias):
     images = normal(2, 7, 6, 3)
-    ours = Conv(5, (3, 3), (2, 2), padding=1, use_bias=use_bias, forms=forms)
+    ours = Conv(5, (3, 3), (2, 2), padding=1, use_bias=use_bias, conv_impl=conv_impl)
     theirs = nn.Conv(5, (3, 3), (2, 2), padding=1, use_bias=use_bias)
     variables = theirs.init(jax.random.key(0), images)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)

@@ -177,9 +177,9 @@ def test_every_image_is_purified_alone(name):
 @every_purifier
 def test_forms_and_dtypes_are_one_function(name):
     pixels = random_pixels(2, 16, 16, 3)
-    apply, variables = purifier(name, 16, forms="plain")
+    apply, variables = purifier(name, 16, conv_impl="plain")
     expected = apply(variables, pixels)
-    for options, tolerance in (({"forms": "cpu"}, 1e-5), ({"dtype": "bfloat16"}, 0.05)):
+    for options, tolerance in (({"conv_impl": "cpu"}, 1e-5), ({"dtype": "bfloat16"}, 0.05)):
         other, _ = purifier(name, 16, **options)
         purified = other(variables, pixels)
         assert purified.dtype == jnp.float32
@@ -193,7 +193,7 @@ def test_forms_and_dtypes_are_one_function(name):
         ({"name": "dense", "bottleneck": 0}, "bottleneck=0.*at least 1"),
         ({"name": "unet", "width": 0.0}, "width=0.0.*above 0"),
         ({"name": "unet", "dtype": "float16"}, "dtype=float16.*float32"),
-        ({"name": "unet", "forms": "gpu"}, "forms='gpu'.*auto"),
+        ({"name": "unet", "conv_impl": "gpu"}, "conv_impl='gpu'.*auto"),
     ],
 )
 def test_impossible_purifiers_are_told(options, message):

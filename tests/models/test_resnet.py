@@ -84,12 +84,12 @@ def test_published_number_of_parameters():
 
 def test_parameters_do_not_depend_on_form_or_dtype():
     expected = parameter_shapes(small())
-    assert parameter_shapes(small(forms="cpu")) == expected
-    assert parameter_shapes(small(forms="cpu", dtype=jnp.bfloat16)) == expected
+    assert parameter_shapes(small(conv_impl="cpu")) == expected
+    assert parameter_shapes(small(conv_impl="cpu", dtype=jnp.bfloat16)) == expected
 
 
 def test_init_makes_float32_of_the_right_spread():
-    net = ResNet(num_blocks=(), num_classes=2, width=0.125, forms="cpu")
+    net = ResNet(num_blocks=(), num_classes=2, width=0.125, conv_impl="cpu")
     variables: Any = net.init(jax.random.key(0), normal(1, 9, 9, 3))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
     spread = float(variables["params"]["conv1"]["kernel"].std())
@@ -98,12 +98,12 @@ def test_init_makes_float32_of_the_right_spread():
 
 @pytest.fixture(scope="module")
 def evaluate(variables):
-    return eval_gradient(small(forms="cpu"), variables)
+    return eval_gradient(small(conv_impl="cpu"), variables)
 
 
 @pytest.fixture(scope="module")
 def train(variables):
-    return train_gradient(small(forms="cpu"), variables)
+    return train_gradient(small(conv_impl="cpu"), variables)
 
 
 def test_forms_agree_in_eval_mode(variables, evaluate):
@@ -118,7 +118,7 @@ def test_forms_agree_in_train_mode(variables, train):
 
 def test_eval_mode_is_pure_and_per_example(variables):
     images = normal(4, 33, 33, 3)
-    apply = jax.jit(functools.partial(small(forms="cpu").apply, mutable=["batch_stats"]))
+    apply = jax.jit(functools.partial(small(conv_impl="cpu").apply, mutable=["batch_stats"]))
     logits, updated = apply(variables, images)
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
     order = jnp.array([2, 0, 3, 0])
@@ -127,7 +127,7 @@ def test_eval_mode_is_pure_and_per_example(variables):
 
 
 def test_train_mode_moves_the_statistics_and_uses_the_batch(variables):
-    net, images = small(forms="cpu"), normal(4, 33, 33, 3)
+    net, images = small(conv_impl="cpu"), normal(4, 33, 33, 3)
     apply = jax.jit(functools.partial(net.apply, train=True, mutable=["batch_stats"]))
     logits, updated = apply(variables, images)
     moved = jax.tree.map(
@@ -156,7 +156,7 @@ def test_two_devices_equal_one(train):
 def test_bfloat16_gives_float32_logits_near_the_float32_ones(variables, evaluate):
     images = normal(3, 33, 47, 3)
     exact, _ = evaluate(images)
-    net = small(forms="cpu", dtype=jnp.bfloat16)
+    net = small(conv_impl="cpu", dtype=jnp.bfloat16)
     logits, gradient = eval_gradient(net, variables)(images)
     assert logits.dtype == gradient.dtype == jnp.float32
     assert_allclose(logits, exact, atol=0.05 * float(jnp.abs(exact).max()))
@@ -179,7 +179,7 @@ def test_width_scales_the_channels():
         ({"name": "resnet50", "num_classes": 0}, "num_classes=0.*at least 1"),
         ({"name": "resnet50", "width": 0.0}, r"width=0\.0.*above 0"),
         ({"name": "resnet50", "dtype": "float16"}, "float16.*float32, bfloat16"),
-        ({"name": "resnet50", "forms": "quick"}, "quick.*auto, cpu, plain"),
+        ({"name": "resnet50", "conv_impl": "quick"}, "quick.*auto, cpu, plain"),
     ],
 )
 def test_impossible_arguments_are_told(arguments, message):

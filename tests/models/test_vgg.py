@@ -74,9 +74,9 @@ def test_forms_agree_in_value_and_gradient(variables):
     """On maps that are neither square nor even, so that poolings drop a row."""
     images, weights = normal(2, 45, 32, 3), normal(2, 3, seed=1)
 
-    def run(forms):
+    def run(conv_impl):
         def loss(images):
-            logits = small(forms=forms).apply(variables, images)
+            logits = small(conv_impl=conv_impl).apply(variables, images)
             return jnp.sum(weights * logits), logits
 
         return jax.jit(jax.grad(loss, has_aux=True))(images)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from medadv_jax.config import FIELDS_WITHOUT_RESULT
 from medadv_jax.errors import UserError
 from medadv_jax.report import runs_page, write_report
 from medadv_jax.report.aggregate import Series, make_groups
@@ -81,6 +82,21 @@ def test_groups_differ_by_more_than_seed_and_fold(tmp_path):
         ("resnet50 (model.width=0.5)", 2), ("resnet50 (model.width=1.0)", 1),
     ]  # fmt: skip
     assert "fewer than 100" in " ".join(runs_page.warnings(runs))
+
+
+@pytest.mark.parametrize("field", FIELDS_WITHOUT_RESULT)
+def test_fields_that_change_no_result_do_not_separate_runs(tmp_path, field):
+    section, _, name = field.rpartition(".")
+    runs = []
+    for seed, value in enumerate(("one", "other")):
+        path = make_run(
+            tmp_path / value, seed=seed, images=20, patients=10, optional=False, defenses=["base"]
+        )
+        content = json.loads((path / "config.json").read_text())
+        (content["config"][section] if section else content["config"])[name] = value
+        (path / "config.json").write_text(json.dumps(content))
+        runs.append(load_run(path))
+    assert [(g.label, len(g.runs)) for g in make_groups(runs)] == [("resnet50", 2)]
 
 
 def test_runs_of_other_test_images_are_told_apart(tmp_path):

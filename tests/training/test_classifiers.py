@@ -134,7 +134,7 @@ def test_frozen_layers_cost_no_weight_gradients():
 @pytest.mark.parametrize("name", ["resnet50", "inception_v3"])
 def test_frozen_norm_uses_and_keeps_its_statistics_in_train_mode(name):
     size = 75
-    net = create_model(name, width=0.125, freeze_norm=True, forms="plain")
+    net = create_model(name, width=0.125, freeze_norm=True, conv_impl="plain")
     images = jax.random.normal(jax.random.key(0), (2, size, size, 3))
     variables = jax.jit(net.init)(jax.random.key(1), images)
     shifted = jax.tree.map(lambda x: x + 0.1, variables["batch_stats"])

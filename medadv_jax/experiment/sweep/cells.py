@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medadv_jax.config import Config, flatten
+from medadv_jax.config import FIELDS_WITHOUT_RESULT, Config, flatten, read_saved_config
 from medadv_jax.defenses import get_defense
-from medadv_jax.experiment.run_dir import IRRELEVANT_FIELDS, NO_RESULT, RELEVANT_AFTER_ALL
+from medadv_jax.errors import UserError
+from medadv_jax.experiment.run_dir import IRRELEVANT_FIELDS, RELEVANT_AFTER_ALL
 from medadv_jax.experiment.sweep.grids import Cell
 
 
@@ -25,14 +26,13 @@ def is_finished(cell: Cell) -> bool:
 def saved_config(folder: Path) -> dict[str, Any] | None:
     """Returns the config of a run, "section.field" -> value; None: no run has begun there."""
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return flatten(content["config"])
-    except (OSError, ValueError, KeyError):
+        return flatten(read_saved_config(folder / "config.json")["config"])
+    except UserError:
         return None
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> set[str]:
-    names = {**there, **here}.keys() - {*NO_RESULT, "reuse"}
+    names = {**there, **here}.keys() - {*FIELDS_WITHOUT_RESULT, "reuse"}
     return {name for name in names if there.get(name) != here.get(name)}
 
 

@@ -2,7 +2,7 @@
 
 BatchNorm in eval mode is affine, so it is folded into the convolution before it; whoever sits
 beside a convolution `…conv…` as `…bn…` is its norm. The forms for CPUs want some kernels as their
-spectra (`forms.py`). It is the same function to rounding.
+spectra (`ops/convolution.py`). It is the same function to rounding.
 
 Compiled are the single layers and not `fold`: a compiled function copies what it passes on, and the
 head of VGG16 alone is half a GB.
@@ -41,7 +41,7 @@ def fold(network: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
         epsilon: float = network.bn_epsilon  # pyright: ignore[reportAttributeAccessIssue]
         params = _fold(variables["params"], variables["batch_stats"], epsilon)
         variables = {**variables, "params": params, "batch_stats": {}}
-    spectra = _spectra(variables["params"]) if getattr(network, "forms", "") == "cpu" else {}
+    spectra = _spectra(variables["params"]) if getattr(network, "conv_impl", "") == "cpu" else {}
     return {**variables, "spectra": spectra} if spectra else variables
 
 

@@ -1,10 +1,10 @@
-"""Convolution, computed in the form that the backend is quick at; `pools.py` has pooling.
+"""Convolution, computed in the form that the backend is quick at; `pooling.py` has pooling.
 
 Every operation has a `plain` form, one XLA operation, right for GPU and TPU, and a `cpu` form,
 equal in value and gradient, that walks around the cliffs of XLA's CPU backend. The numbers beside
-the rules are from 2 AVX-512 cores, jax 0.10.2, 2026-11-22 and 23, float32. `resolve_forms` is the
-one place where the backend chooses; a convolution picks its form for each direction (forward,
-gradient to the images, gradient to the kernel) in `_directions`, from static shapes alone.
+the rules are from 2 AVX-512 cores, jax 0.10.2, 2026-11-22 and 23, float32. The backend chooses in
+one place, `resolve_conv_impl`; a convolution picks its form for each direction (forward, gradient
+to the images, gradient to the kernel) in `_directions`, from static shapes alone.
 
 The `cpu` forms are custom VJPs: reverse-mode gradients, `jit`, `vmap` and sharding work, forward
 mode (`jax.jvp`, `jax.jacfwd`) does not.
@@ -20,7 +20,7 @@ from jax import lax
 
 from medadv_jax.errors import UserError
 
-FORMS = ("auto", "cpu", "plain")
+CONV_IMPLS = ("auto", "cpu", "plain")
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]  # (low, high) of the height, (low, high) of the width
@@ -28,13 +28,15 @@ Spectrum = list[list[jax.Array]]  # 4×4 of (C, F)
 Padding = str | int | Sequence[int | Sequence[int]]
 
 
-def resolve_forms(forms: str) -> str:
+def resolve_conv_impl(conv_impl: str) -> str:
     """Returns `cpu` or `plain`; `auto` follows the default backend. Raises UserError if unknown."""
-    if forms not in FORMS:
-        raise UserError(f"forms={forms!r} is unknown; choose one of {', '.join(FORMS)}")
-    if forms == "auto":
+    if conv_impl not in CONV_IMPLS:
+        raise UserError(
+            f"conv_impl={conv_impl!r} is unknown; choose one of {', '.join(CONV_IMPLS)}"
+        )
+    if conv_impl == "auto":
         return "cpu" if jax.default_backend() == "cpu" else "plain"
-    return forms
+    return conv_impl
 
 
 def resolve_padding(padding: Padding, size: Pair, window: Pair, strides: Pair) -> Pads:
@@ -310,7 +312,7 @@ def conv(
     kernel: jax.Array,
     strides: Pair,
     padding: Padding,
-    forms: str,
+    conv_impl: str,
     prepared: Spectrum | None = None,
 ) -> jax.Array:
     """2-D convolution (cross-correlation), as `lax.conv_general_dilated`.
@@ -320,7 +322,7 @@ def conv(
         kernel: (KH, KW, C, F).
         strides: vertical and horizontal stride.
         padding: see `resolve_padding`.
-        forms: "cpu" or "plain".
+        conv_impl: "cpu" or "plain".
         prepared: the kernel's `spectrum`, if it is at hand: it gets no gradient.
 
     Returns:
@@ -328,6 +330,6 @@ def conv(
     """
     window = (kernel.shape[0], kernel.shape[1])
     pads = resolve_padding(padding, (images.shape[1], images.shape[2]), window, strides)
-    if forms == "cpu":
+    if conv_impl == "cpu":
         return _conv_cpu(images, kernel, prepared, strides, pads)
     return _conv_plain(images, kernel, strides, pads)

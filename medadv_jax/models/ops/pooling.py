@@ -1,4 +1,4 @@
-"""Pooling, in the two forms of `forms.py`."""
+"""Pooling, in the two forms of `ops/convolution.py`."""
 
 import functools
 import math
@@ -73,14 +73,14 @@ _max_pool_cpu.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def max_pool(
-    images: jax.Array, window: Pair, strides: Pair, padding: Padding, forms: str
+    images: jax.Array, window: Pair, strides: Pair, padding: Padding, conv_impl: str
 ) -> jax.Array:
     """Maximum over windows, (B, H, W, C) → (B, H', W', C); padding never wins.
 
     In both forms the gradient goes to the first of equal maxima. `padding`: see `resolve_padding`.
     """
     pads = resolve_padding(padding, (images.shape[1], images.shape[2]), window, strides)
-    if forms == "cpu":
+    if conv_impl == "cpu":
         return _max_pool_cpu(images, window, strides, pads)
     return nn.max_pool(images, window, strides, pads)  # pyright: ignore[reportArgumentType]
 
@@ -94,7 +94,7 @@ def avg_pool(
     window: Pair,
     strides: Pair,
     padding: Padding,
-    forms: str,
+    conv_impl: str,
     count_padding: bool = True,
 ) -> jax.Array:
     """Mean over windows, (B, H, W, C) → (B, H', W', C).
@@ -104,7 +104,7 @@ def avg_pool(
     """
     size = (images.shape[1], images.shape[2])
     pads = resolve_padding(padding, size, window, strides)
-    if forms != "cpu":
+    if conv_impl != "cpu":
         return nn.avg_pool(
             images,
             window,

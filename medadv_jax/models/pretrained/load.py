@@ -68,7 +68,7 @@ class Pretrained:
       net: from `create_model`.
       variables: {"params": …, "batch_stats": …}, float32 numpy arrays.
       normalization: a key of `classifier.NORMALIZATIONS`, as the original network expects.
-      options: of `create_model`, beside num_classes, dtype and forms.
+      options: of `create_model`, beside num_classes, dtype and conv_impl.
       fresh: names of the arrays that are not from the file but freshly initialised: a new head.
     """
 
@@ -94,7 +94,7 @@ def load(
     *,
     width: float = 1.0,
     dtype: Any = "float32",
-    forms: str = "auto",
+    conv_impl: str = "auto",
     options: Options | None = None,
     seed: int = 0,
 ) -> Pretrained:
@@ -107,7 +107,7 @@ def load(
         num_classes: a new head with this many logits; None keeps that of the file.
         width: 1; published weights have one width.
         dtype: see `create_model`.
-        forms: see `create_model`.
+        conv_impl: see `create_model`.
         options: of `create_model`, instead of those of the file: {"head": "gap"}.
         seed: of a new head.
 
@@ -119,7 +119,7 @@ def load(
     matched = match(name, read_weights(_find(name, path)), options)
     variables, fresh = complete(matched, num_classes, seed)
     classes = num_classes or matched.num_classes or 1
-    net = create_model(name, classes, dtype=dtype, forms=forms, **matched.options)
+    net = create_model(name, classes, dtype=dtype, conv_impl=conv_impl, **matched.options)
     return Pretrained(net, variables, matched.normalization, matched.options, fresh)
 
 

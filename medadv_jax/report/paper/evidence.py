@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # whose `stats` is loaded when it is first asked: half a second
 
+from medadv_jax.config import flatten
 from medadv_jax.evaluation.statistics import Interval, cluster_bootstrap, ratio_statistic
 from medadv_jax.report.aggregate import Group, pool
 from medadv_jax.report.records import PURIFIED, RunRecords
-from medadv_jax.report.run_tables import flat
 
 CLEAN, ATTACKED = "clean", "attacked"
 _CURVE = "curve "  # and a radius: on the images of the curves, at that radius
@@ -127,7 +127,7 @@ class Evidence:
         """Returns the network's group with the fields; else the first of those at ε = 0.03."""
         alike = [group for group in self.groups if group.model == term.model]
         for name, value in term.fields:
-            alike = [group for group in alike if flat(group.runs[0].config).get(name) == value]
+            alike = [group for group in alike if flatten(group.runs[0].config).get(name) == value]
         if term.fields:
             varied = {name for name, _ in term.fields}
             if not any(_differ(self.groups, term.model, name) for name in varied):
@@ -141,7 +141,7 @@ class Evidence:
 
 
 def _differ(groups: Sequence[Group], model: str, name: str) -> bool:
-    values = {flat(g.runs[0].config).get(name) for g in groups if g.model == model}
+    values = {flatten(g.runs[0].config).get(name) for g in groups if g.model == model}
     return len(values) > 1
 
 

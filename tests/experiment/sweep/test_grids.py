@@ -135,7 +135,7 @@ def test_one_real_cell_from_the_command_line_to_the_report(tmp_path):
         "defenses": "base", "data.image_size": 32, "data.phantom_images": 60, "data.per_class": 0,
         "data.cache_dir": tmp_path / "cache",
         "compile_cache": tmp_path / "programs", "model.name": "vgg16", "model.width": 0.05,
-        "model.head": "gap", "model.forms": "plain", "train.epochs": 1, "train.batch_size": 32,
+        "model.head": "gap", "model.conv_impl": "plain", "train.epochs": 1, "train.batch_size": 32,
         "train.attacks": "pgd", "eval.attacks": "pgd", "eval.num_steps": 1, "eval.images": 6,
         "eval.checks": False, "detector.run": False,
     }  # fmt: skip

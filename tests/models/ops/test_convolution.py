@@ -167,13 +167,13 @@ def test_avg_pool_forms_agree(shape, window, strides, padding, count_padding):
 @pytest.mark.parametrize(("backend", "form"), [("cpu", "cpu"), ("gpu", "plain"), ("tpu", "plain")])
 def test_auto_follows_the_backend(monkeypatch, backend, form):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert ops.resolve_forms("auto") == form
-    assert ops.resolve_forms("plain") == "plain"
+    assert ops.resolve_conv_impl("auto") == form
+    assert ops.resolve_conv_impl("plain") == "plain"
 
 
 def test_unknown_form_is_told():
-    with pytest.raises(UserError, match=r"forms='fast'.*auto, cpu, plain"):
-        ops.resolve_forms("fast")
+    with pytest.raises(UserError, match=r"conv_impl='fast'.*auto, cpu, plain"):
+        ops.resolve_conv_impl("fast")
 
 
 def test_a_prepared_spectrum_changes_nothing_and_gets_no_gradient():
