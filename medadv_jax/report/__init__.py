@@ -13,9 +13,8 @@ from medadv_jax.errors import UserError
 from medadv_jax.files import write_text
 from medadv_jax.report import run_page, runs_page
 from medadv_jax.report.records import expand, load_run
-from medadv_jax.report.style import Picture
 from medadv_jax.report.tables import as_csv, as_latex
-from medadv_jax.report.transfer import is_together, load_together
+from medadv_jax.report.transfer import is_transfer, load_transfer
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -33,22 +32,21 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
       UserError: a directory that holds no finished run.
     """
     paths, missing = expand([Path(run) for run in runs])
-    records = [load_run(path) for path in paths if not is_together(path)]
-    together = [load_together(path, records) for path in paths if is_together(path)]
+    records = [load_run(path) for path in paths if not is_transfer(path)]
+    transfers = [load_transfer(path, records) for path in paths if is_transfer(path)]
     if not records:
         raise UserError("no run: give at least one run directory, as in report.py runs/x")
-    if len(records) == 1 and not together and not missing:
-        page, tables, drawn = run_page.build(records[0])
+    if len(records) == 1 and not transfers and not missing:
+        page = run_page.build(records[0])
     else:
-        page, tables, drawn = runs_page.build(records, together, missing)
+        page = runs_page.build(records, transfers, missing)
     for folder in ("figures", "tables"):
         shutil.rmtree(out / folder, ignore_errors=True)
         (out / folder).mkdir(parents=True)
-    for picture in drawn:
-        if isinstance(picture, Picture):
-            picture.write(out / "figures")
-    for table in tables:
+    for picture in page.pictures:
+        write_text(out / "figures" / f"{picture.name}.svg", picture.svg)
+    for table in page.tables:
         write_text(out / "tables" / f"{table.name}.csv", as_csv(table))
         write_text(out / "tables" / f"{table.name}.tex", as_latex(table))
-    write_text(out / "index.html", page)
+    write_text(out / "index.html", page.html())
     return out / "index.html"

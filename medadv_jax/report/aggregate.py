@@ -1,4 +1,4 @@
-"""Several runs: those that differ only by seed or fold are one, with a mean and a deviation."""
+"""Several runs: grouped where they differ only by seed or fold, and the folds of a seed pooled."""
 
 import copy
 import dataclasses
@@ -8,36 +8,33 @@ import numpy as np
 
 from medadv_jax.config import FIELDS_WITHOUT_RESULT, flatten
 from medadv_jax.evaluation.statistics import mean_sd
-from medadv_jax.report.comparison import compare, pairwise_table
-from medadv_jax.report.page import Section
 from medadv_jax.report.records import DEFENSES, PURIFIED, Outcome, RunRecords
-from medadv_jax.report.run_tables import headline_table, results_table
-from medadv_jax.report.tables import Spread, Table
+from medadv_jax.report.tables import Spread
 
-_REPEATS = {"seed", "data.fold"}  # fields by which a run repeats another
-_LEFT_OUT = {*_REPEATS, *FIELDS_WITHOUT_RESULT, "data.dir", "reuse"}  # of a group's identity
+# Fields that runs of one group may differ by.
+_NOT_COMPARED = {"seed", "data.fold", *FIELDS_WITHOUT_RESULT, "data.dir", "reuse"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """A defence as one kind of attacker sees it."""
+    """A defence, attacked by one kind of attacker."""
 
     defense: str
     threat: str
 
     @property
     def label(self) -> str:
-        """The defence, and the attacker where there is more than one kind."""
+        """The defence; for a purified one also the kind of attacker."""
         return f"{self.defense}, {self.threat}" if self.defense in PURIFIED else self.defense
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one network on one data set under one config.
+    """Runs of one network on one data set with the same config but for seed and fold.
 
     Attributes:
-      label: the network, and the fields by which the config differs from other groups.
-      runs: they differ by seed or fold.
+      label: the network, and the config fields that differ from other groups of this network.
+      runs: at least one.
     """
 
     label: str
@@ -63,13 +60,13 @@ class Group:
         return found
 
     def spread(self, series: Series, evaluation: str, metric: str) -> Spread | None:
-        """Returns mean and SD over the runs, None without a value."""
+        """Returns mean and SD over the runs, None if no run has a value."""
         values = self.values(series, evaluation, metric)
         return Spread(*mean_sd(values)) if values else None
 
 
 def all_series(runs: Sequence[RunRecords]) -> list[Series]:
-    """Returns every defence of the runs; a purified one twice, oblivious beside adaptive."""
+    """Returns every defence of the runs; purified ones with an oblivious attacker, too."""
     names = {d for run in runs for d in run.defenses}
     ordered = [d for d in DEFENSES if d in names] + sorted(names.difference(DEFENSES))
     return [
@@ -80,52 +77,49 @@ def all_series(runs: Sequence[RunRecords]) -> list[Series]:
 
 
 def make_groups(runs: Sequence[RunRecords]) -> list[Group]:
-    """Returns the runs of one data set in groups, in the order in which they come."""
+    """Returns the runs of one data set in groups, in order of first appearance."""
     members: dict[tuple, list[RunRecords]] = {}
     for run in runs:
-        members.setdefault(tuple(_identity(run).items()), []).append(run)
-    identities = [dict(identity) for identity in members]
-    names = {name for identity in identities for name in identity}
-    groups = []
-    for identity, inside in zip(identities, members.values(), strict=True):
-        model = identity["model.name"]
-        alike = [other for other in identities if other["model.name"] == model]
-        differing = sorted(
-            n for n in names if any(o.get(n) != identity.get(n) for o in alike)
-        )  # of one network, what tells this group from the others
-        extra = ", ".join(f"{name}={identity.get(name)}" for name in differing)
-        groups.append(Group(f"{model} ({extra})" if extra else str(model), tuple(inside)))
-    return groups
+        members.setdefault(tuple(_compared_fields(run).items()), []).append(run)
+    configs = [dict(key) for key in members]
+    labels = [_label(config, configs) for config in configs]
+    return [
+        Group(label, tuple(inside)) for label, inside in zip(labels, members.values(), strict=True)
+    ]
 
 
-def _identity(run: RunRecords) -> dict[str, str]:
-    return {k: str(v) for k, v in sorted(flatten(run.config).items()) if k not in _LEFT_OUT}
+def _compared_fields(run: RunRecords) -> dict[str, str]:
+    fields = sorted(flatten(run.config).items())
+    return {name: str(value) for name, value in fields if name not in _NOT_COMPARED}
 
 
-_NOTE = (
-    "The folds' predictions on their own test images, put together: each image once, by the network"
-    " of the fold that tests it. Intervals resample patients over all folds, and take the networks"
-    " as they are. An AUC of several networks takes their scores for comparable."
-)
+def _label(config: dict[str, str], configs: Sequence[dict[str, str]]) -> str:
+    """Returns the network, and the fields by which its configs differ."""
+    model = config["model.name"]
+    same_model = [other for other in configs if other["model.name"] == model]
+    names = sorted({name for other in configs for name in other})
+    differing = [n for n in names if any(o.get(n) != config.get(n) for o in same_model)]
+    extra = ", ".join(f"{name}={config.get(name)}" for name in differing)
+    return f"{model} ({extra})" if extra else model
 
 
 @dataclasses.dataclass(frozen=True)
 class Pooled:
-    """The folds of one seed.
+    """The pooled folds of one seed.
 
     Attributes:
       seed: of the runs.
-      run: all of them as one; None where that cannot be.
-      why: it cannot be; "" if it can.
+      run: the folds as one run with all their test images; None if they cannot be pooled.
+      reason: why they cannot be pooled; "" if they can.
     """
 
     seed: int
     run: RunRecords | None
-    why: str = ""
+    reason: str = ""
 
 
 def pool(group: Group) -> list[Pooled]:
-    """Returns the folds of each seed put together; none if the runs are no folds."""
+    """Returns the pooled folds of each seed; [] if the runs have no folds."""
     by_seed: dict[int, list[RunRecords]] = {}
     for run in group.runs:
         if run.config["data"].get("num_folds"):
@@ -136,24 +130,31 @@ def pool(group: Group) -> list[Pooled]:
 def _pool(seed: int, runs: list[RunRecords], label: str) -> Pooled:
     count = int(runs[0].config["data"]["num_folds"])
     runs = sorted(runs, key=lambda run: run.config["data"]["fold"])
+    reason = _why_not_pooled(runs, count)
+    if reason:
+        return Pooled(seed, None, reason)
+    return Pooled(seed, _concatenate(runs, f"{label}, seed {seed}, {count} folds"))
+
+
+def _why_not_pooled(runs: Sequence[RunRecords], count: int) -> str:
+    """Returns "" if the runs are `count` folds with disjoint test images and patients."""
     folds = [int(run.config["data"]["fold"]) for run in runs]
     missing = sorted(set(range(count)) - set(folds))
     if missing:
-        names = ", ".join(map(str, missing))
-        return Pooled(seed, None, f"fold {names} of {count} is missing")
+        return f"fold {', '.join(map(str, missing))} of {count} is missing"
     if len(folds) > count:
-        return Pooled(seed, None, "a fold is there twice")
+        return "a fold is there twice"
     for column, what in (("example", "images"), ("group", "patients")):
         parts = [np.unique(getattr(run, column)) for run in runs]
         twice = sum(map(len, parts)) - len(np.unique(np.concatenate(parts)))
         if twice:
-            return Pooled(seed, None, f"{twice} {what} are in two test folds")
+            return f"{twice} {what} are in two test folds"
     if any(run.outcomes.keys() != runs[0].outcomes.keys() for run in runs):
-        return Pooled(seed, None, "the folds have different evaluations")
-    return Pooled(seed, _together(runs, f"{label}, seed {seed}, {count} folds"))
+        return "the folds have different evaluations"
+    return ""
 
 
-def _together(runs: Sequence[RunRecords], name: str) -> RunRecords:
+def _concatenate(runs: Sequence[RunRecords], name: str) -> RunRecords:
     """Returns one run with the test images of all."""
     columns = ("example", "label", "group", "magnification", "subtype")
     joined = {c: np.concatenate([getattr(run, c) for run in runs]) for c in columns}
@@ -172,31 +173,3 @@ def _together(runs: Sequence[RunRecords], name: str) -> RunRecords:
         outcomes=outcomes,
         training=[], curves=None, pictures=None, detection=[], checks=None, splits={},
     )  # fmt: skip
-
-
-def folds_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
-    """Returns a section for each group of folds: its headline, results and comparisons."""
-    sections = []
-    for number, group in enumerate(groups):
-        parts: list[Table | str] = []
-        for pooled in pool(group):
-            if pooled.run is None:
-                parts.append(f"Seed {pooled.seed}: not put together: {pooled.why}.")
-                continue
-            run = pooled.run
-            tables = [headline_table(run), results_table(run)]
-            comparisons = compare(run)
-            tables += [pairwise_table(comparisons)] if comparisons else []
-            suffix = f"folds_{dataset}_{number}_seed{pooled.seed}"
-            parts += [
-                dataclasses.replace(
-                    table,
-                    name=f"{table.name}_{suffix}",
-                    title=f"{table.title} (seed {pooled.seed})",
-                    notes=(*table.notes, _NOTE),
-                )
-                for table in tables
-            ]
-        if parts:
-            sections.append(Section(f"All folds together: {group.label} on {dataset}", parts))
-    return sections

@@ -8,7 +8,15 @@ import numpy as np
 from medadv_jax.evaluation.metrics import is_trivial
 from medadv_jax.evaluation.statistics import cluster_bootstrap, holm, mcnemar_exact, ratio_statistic
 from medadv_jax.report.records import RunRecords
-from medadv_jax.report.tables import Cell, Estimate, Table, blocks, cell_text, number_text, p_text
+from medadv_jax.report.tables import (
+    Cell,
+    Estimate,
+    Table,
+    cell_text,
+    group_starts,
+    number_text,
+    p_text,
+)
 
 LEVEL = 0.05
 ATTACKED, CLEAN = "worst attack, adaptive", "clean"
@@ -92,7 +100,7 @@ def pairwise_table(comparisons: list[Comparison]) -> Table:
             " Significant: adjusted p below 0.05, and the interval of the difference, by resampling"
             " patients, leaves out 0; the test alone takes a patient's images for independent.",
         ),
-        blocks(rows),
+        group_starts(rows),
     )  # fmt: skip
 
 

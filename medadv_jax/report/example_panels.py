@@ -5,23 +5,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medadv_jax.report.records import DEFENSES, RunRecords
-from medadv_jax.report.style import Drawn, LeftOut, draw
+from medadv_jax.report.style import Graphic, Omitted, draw
 
 MOST_EXAMPLES = 4
 RIGHT, WRONG = "#00583b", "#a33c00"
 
 
-def panels(run: RunRecords) -> list[Drawn]:
+def panels(run: RunRecords) -> list[Graphic]:
     """Returns a panel for each defence: clean, perturbation, attacked, purified."""
     arrays = run.pictures
     if arrays is None or not len(arrays["images"]):
-        return [LeftOut("Perturbation panels", "the run has no pictures.npz")]
+        return [Omitted("Perturbation panels", "the run has no pictures.npz")]
     names = {key.split("/")[0] for key in arrays if key.endswith("/adversarial")}
     ordered = [d for d in DEFENSES if d in names] + sorted(names.difference(DEFENSES))
     return [_panel(run, arrays, defense) for defense in ordered]
 
 
-def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Drawn:
+def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Graphic:
     chosen = _choose(arrays["label"])
     epsilon, attack = float(arrays["epsilon"]), str(arrays["attack"])
     purified = arrays.get(f"{defense}/purified")
@@ -52,7 +52,7 @@ def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Draw
     return draw(f"panel_{defense}", caption, (1.95 * columns, 2.3 * len(chosen)), paint)
 
 
-def compact(run: RunRecords, label: str) -> Drawn:
+def compact(run: RunRecords, label: str) -> Graphic:
     """Figures 8 to 13: one image of each class, clean and as each defence is attacked.
 
     Args:
@@ -62,7 +62,7 @@ def compact(run: RunRecords, label: str) -> Drawn:
     arrays = run.pictures
     name = f"Attacked images of {label}"
     if arrays is None or not len(arrays["images"]):
-        return LeftOut(name, f"{run.name} has no pictures.npz")
+        return Omitted(name, f"{run.name} has no pictures.npz")
     chosen = _choose(arrays["label"], 2)
     defenses = [d for d in run.defenses if f"{d}/adversarial" in arrays]
 

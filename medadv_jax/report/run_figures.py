@@ -12,9 +12,9 @@ from medadv_jax.report.run_tables import accuracy
 from medadv_jax.report.style import (
     THREAT_LOOKS,
     WIDTH,
-    Drawn,
-    LeftOut,
+    Graphic,
     Look,
+    Omitted,
     bars,
     defense_look,
     draw,
@@ -23,7 +23,7 @@ from medadv_jax.report.style import (
 from medadv_jax.report.tables import Estimate
 
 
-def figures(run: RunRecords) -> list[Drawn]:
+def figures(run: RunRecords) -> list[Graphic]:
     """Returns the figures of a run in the order of the page."""
     return [
         headline(run), by_attack(run), confusion(run), roc(run), calibration(run),
@@ -31,7 +31,7 @@ def figures(run: RunRecords) -> list[Drawn]:
     ]  # fmt: skip
 
 
-def headline(run: RunRecords) -> Drawn:
+def headline(run: RunRecords) -> Graphic:
     """Accuracy clean and under the worst attack of each threat model."""
     columns: dict[str, list[Estimate | None]] = {"clean": []}
     for defense in run.defenses:
@@ -61,10 +61,10 @@ def headline(run: RunRecords) -> Drawn:
     return draw("headline", caption, (WIDTH, 3.3), paint)
 
 
-def by_attack(run: RunRecords) -> Drawn:
+def by_attack(run: RunRecords) -> Graphic:
     """Accuracy of each defence under each adaptive attack."""
     if not run.attacks:
-        return LeftOut("Accuracy by attack", "nothing was attacked at this ε")
+        return Omitted("Accuracy by attack", "nothing was attacked at this ε")
     names = ["clean", *run.attacks]
     found = {d: [run.get(d, "adaptive", a) for a in names] for d in run.defenses}
 
@@ -95,7 +95,7 @@ def _conditions(run: RunRecords) -> list[tuple[str, dict[str, Outcome]]]:
     return [("clean", clean), *([("worst adaptive attack", worst)] if worst else [])]
 
 
-def confusion(run: RunRecords) -> Drawn:
+def confusion(run: RunRecords) -> Graphic:
     """Confusion matrices, clean and attacked."""
     conditions = _conditions(run)
 
@@ -133,10 +133,10 @@ def _matrix(axes: Axes, run: RunRecords, outcome: Outcome) -> None:
     axes.grid(False)
 
 
-def roc(run: RunRecords) -> Drawn:
+def roc(run: RunRecords) -> Graphic:
     """ROC curves, clean and attacked."""
     if len(np.unique(run.label)) < 2:
-        return LeftOut("ROC curves", "the test images are of one class")
+        return Omitted("ROC curves", "the test images are of one class")
     conditions = _conditions(run)
 
     def paint(figure: Figure) -> None:
@@ -164,7 +164,7 @@ def _line(
               ms=5, lw=1.6, label=label, clip_on=False)  # fmt: skip
 
 
-def calibration(run: RunRecords) -> Drawn:
+def calibration(run: RunRecords) -> Graphic:
     """Reliability curves, clean and attacked."""
     conditions = _conditions(run)
     curves = [
@@ -172,7 +172,7 @@ def calibration(run: RunRecords) -> Drawn:
         for _, outcomes in conditions
     ]
     if not any(c.error is not None for of in curves for c in of.values()):
-        return LeftOut("Reliability curves", "the scores are no probabilities")
+        return Omitted("Reliability curves", "the scores are no probabilities")
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
@@ -198,12 +198,12 @@ def calibration(run: RunRecords) -> Drawn:
     return draw("reliability", caption, (min(WIDTH, 4.8 * len(conditions)), 3.9), paint)
 
 
-def curve(run: RunRecords, axis: str) -> Drawn:
+def curve(run: RunRecords, axis: str) -> Graphic:
     """Accuracy against epsilon or steps of adaptive PGD."""
     title = {"epsilon": "Accuracy against ε", "num_steps": "Accuracy against steps"}[axis]
     lines = run.curves_along(axis)
     if not lines:
-        return LeftOut(title, "curves.parquet holds no two points of it")
+        return Omitted(title, "curves.parquet holds no two points of it")
     clip = axis == "epsilon" and max(line.x.max() for line in lines) > 0.5
 
     def paint(figure: Figure) -> None:
@@ -233,13 +233,13 @@ def curve(run: RunRecords, axis: str) -> Drawn:
     return draw(f"accuracy_{axis}", caption, (WIDTH, 3.4), paint)
 
 
-def training(run: RunRecords) -> Drawn:
+def training(run: RunRecords) -> Graphic:
     """Loss and accuracy over the epochs, a column for each trained classifier."""
     names = list(dict.fromkeys(line["defense"] for line in run.training))
     epochs = {d: _by_epoch(run, d) for d in names}
     epochs = {d: values for d, values in epochs.items() if values}
     if not epochs:
-        return LeftOut("Training curves", "metrics.jsonl holds no epoch")
+        return Omitted("Training curves", "metrics.jsonl holds no epoch")
 
     def paint(figure: Figure) -> None:
         grid = figure.subplots(2, len(epochs), squeeze=False, sharex="col")

@@ -15,34 +15,30 @@ from medadv_jax.report.comparison import (
     verdict,
 )
 from medadv_jax.report.example_panels import panels
-from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Section, render
+from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Section
 from medadv_jax.report.paper.figures import figures_of_one
 from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
-from medadv_jax.report.style import Drawn
-from medadv_jax.report.tables import Cell, Estimate, Table, cell_text
+from medadv_jax.report.style import Graphic
+from medadv_jax.report.tables import Cell, Estimate, Table, cell_parts
 
 TRUSTED = "trusted"
 NOT_RUN = "The self-checks have not been run."
 
 
-def build(run: RunRecords) -> tuple[str, list[Table], list[Drawn]]:
-    """Returns the page of a run, and the tables and figures on it."""
+def build(run: RunRecords) -> Page:
+    """Returns the page of a run."""
     comparisons = compare(run)
     headline = run_tables.headline_table(run)
-    figures = run_figures.figures(run)
-    sections = _sections(run, comparisons, headline, figures[1:])
+    first, *figures = run_figures.figures(run)
+    sections = _sections(run, comparisons, headline, figures)
     title = f"{run.model} on {run.dataset}"
-    page = render(title, lead(run), cards(run, comparisons, headline), figures[:1], sections)
-    parts = [part for section in sections for part in section.parts]
-    tables = [part for part in parts if isinstance(part, Table)]
-    tables.append(run_tables.metrics_table(run))
-    drawn = figures[:1] + [p for p in parts if p is not None and not isinstance(p, Table | str)]
-    return page, tables, drawn
+    answers = cards(run, comparisons, headline)
+    return Page(title, lead(run), answers, [first], sections, [run_tables.metrics_table(run)])
 
 
 def _sections(
-    run: RunRecords, comparisons: list[Comparison], headline: Table, figures: list[Drawn]
+    run: RunRecords, comparisons: list[Comparison], headline: Table, figures: list[Graphic]
 ) -> list[Section]:
     by_attack, confusion, roc, calibration, epsilon, steps, training = figures
     detection = run_tables.detection_table(run)
@@ -95,10 +91,7 @@ def _lines(headline: Table, column: int) -> tuple[tuple[str, str, str], ...]:
 
 
 def _line(name: str, cell: Cell) -> tuple[str, str, str]:
-    if not isinstance(cell, Estimate):
-        return name, "–", "not attacked"
-    number = cell_text(cell.value)
-    return name, number, cell_text(cell).removeprefix(number).strip()
+    return (name, *cell_parts(cell)) if isinstance(cell, Estimate) else (name, "–", "not attacked")
 
 
 def is_best_significant(run: RunRecords, comparisons: list[Comparison]) -> bool:

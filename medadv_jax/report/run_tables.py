@@ -7,7 +7,7 @@ from medadv_jax.evaluation.metrics import patient_accuracy, reliability
 from medadv_jax.evaluation.statistics import proportion_interval
 from medadv_jax.report.comparison import ATTACKED, CLEAN, right_answers
 from medadv_jax.report.records import PURIFIED, THREATS, Outcome, RunRecords
-from medadv_jax.report.tables import NOTHING, Cell, Estimate, Table, blocks
+from medadv_jax.report.tables import NOTHING, Cell, Estimate, Table, group_starts
 
 METRICS = ("precision", "recall", "specificity", "f1", "auc", "attack_success_rate")
 LABELS = {
@@ -48,7 +48,7 @@ def results_table(run: RunRecords) -> Table:
         notes.append(f"Withheld, as its adaptive partner is missing: {', '.join(run.withheld())}.")
     columns = ("defence", "attack", "no attack", *THREATS, *(LABELS[m] for m in METRICS))
     title = f"Accuracy at ε = {run.epsilon:g}, by threat model, and what else adaptive attacks do"
-    return Table("results", title, columns, rows, tuple(notes), blocks(rows))
+    return Table("results", title, columns, rows, tuple(notes), group_starts(rows))
 
 
 def _defense_rows(run: RunRecords, defense: str) -> list[tuple[Cell, ...]]:
@@ -94,7 +94,7 @@ def metrics_table(run: RunRecords) -> Table:
         "tn", "fp", "fn", "tp",
     )  # fmt: skip
     title = f"Every metric at ε = {run.epsilon:g}, with 95 % intervals"
-    return Table("metrics", title, columns, rows, (interval_note(run),), blocks(rows))
+    return Table("metrics", title, columns, rows, (interval_note(run),), group_starts(rows))
 
 
 def _shown(run: RunRecords, defense: str) -> list[tuple[str, str, Outcome]]:
@@ -163,7 +163,7 @@ def subgroup_table(run: RunRecords, by: str) -> Table | None:
             rows.append((name, int(inside.sum()), patients, defense, *cells))
     columns = (by, "images", "patients", "defence", "clean", "worst adaptive attack")
     notes = ("Few images or patients in a row: the interval says how little it means.",)
-    return Table(f"by_{by}", f"Accuracy by {by}", columns, rows, notes, blocks(rows))
+    return Table(f"by_{by}", f"Accuracy by {by}", columns, rows, notes, group_starts(rows))
 
 
 def _inside(run: RunRecords, right: np.ndarray, inside: np.ndarray) -> Estimate:
@@ -211,7 +211,7 @@ def detection_table(run: RunRecords) -> Table | None:
         " detector's score; only this row says what a detector is worth."
     )
     title = "Telling attacked images from clean ones"
-    return Table("detection", title, columns, rows, (note,), blocks(rows))
+    return Table("detection", title, columns, rows, (note,), group_starts(rows))
 
 
 def checks_table(run: RunRecords) -> Table | None:
@@ -221,7 +221,9 @@ def checks_table(run: RunRecords) -> Table | None:
     rows = [_check_row(check) for check in run.checks.get("checks", [])]
     if len({row[0] for row in rows}) == len(rows):
         return None
-    return Table("self_checks_full", "Every self-check", _CHECK_COLUMNS, rows, (), blocks(rows))
+    return Table(
+        "self_checks_full", "Every self-check", _CHECK_COLUMNS, rows, (), group_starts(rows)
+    )
 
 
 def checks_summary(run: RunRecords) -> Table | None:

@@ -1,47 +1,56 @@
 """The page of several runs: in the paper's layout, and what each run says by itself."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from medadv_jax.evaluation.metrics import is_trivial
-from medadv_jax.report.aggregate import Group, Series, folds_sections, make_groups
-from medadv_jax.report.comparison import Comparison, attacked_accuracy, best_defense, compare
+from medadv_jax.report.aggregate import Group, Pooled, Series, make_groups, pool
+from medadv_jax.report.comparison import (
+    Comparison,
+    attacked_accuracy,
+    best_defense,
+    compare,
+    pairwise_table,
+)
 from medadv_jax.report.example_panels import compact
-from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Section, render
+from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Section
 from medadv_jax.report.paper.claims import claims_section
 from medadv_jax.report.paper.figures import paper_figures
 from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.run_page import is_best_significant, trust
-from medadv_jax.report.run_tables import accuracy
-from medadv_jax.report.style import Drawn
+from medadv_jax.report.run_tables import accuracy, headline_table, results_table
 from medadv_jax.report.tables import Cell, Table, cell_text
-from medadv_jax.report.transfer import Together, together_section, transfer_table
+from medadv_jax.report.transfer import TransferRecords, transfer_section, transfer_table
 
 MOST_LINES = 6  # of a card
 
 
 def build(
-    runs: Sequence[RunRecords], together: Sequence[Together] = (), missing: Sequence[str] = ()
-) -> tuple[str, list[Table], list[Drawn]]:
-    """Returns the page that compares runs, and the tables and figures on it; `missing`: sentences
-    about cells of a sweep that are not among the runs."""
+    runs: Sequence[RunRecords], transfers: Sequence[TransferRecords], missing: Sequence[str]
+) -> Page:
+    """Returns the page that compares runs.
+
+    Args:
+      runs: at least one.
+      transfers: runs attacked with each other's adversarial examples.
+      missing: a sentence about each cell of a sweep that is not among the runs.
+    """
     comparisons = [compare(run) for run in runs]
     groups = {name: make_groups([r for r in runs if r.dataset == name]) for name in _datasets(runs)}
-    overview = overview_table(runs, comparisons)
     sections = [Section("Warnings", [*missing, *warnings(runs)])]
     for dataset, inside in groups.items():
         sections += _dataset_sections(dataset, inside)
-    sections += [together_section(one) for one in together]
+    sections += [transfer_section(one) for one in transfers]
     sections.append(Section("Settings", [settings_table(runs)]))
     title = f"{_count(len(runs), 'run', 'runs')} on {' and '.join(groups)}"
     every = [group for inside in groups.values() for group in inside]
-    page = render(title, _lead(runs, every), cards(runs, comparisons, every), [overview], sections)
-    parts = [part for section in sections for part in section.parts]
-    tables = [overview, *(p for p in parts if isinstance(p, Table))]
-    tables += [transfer_table(one) for one in together]
-    return page, tables, [p for p in parts if p is not None and not isinstance(p, Table | str)]
+    answers = cards(runs, comparisons, every)
+    first = [overview_table(runs, comparisons)]
+    matrices = [transfer_table(one) for one in transfers]
+    return Page(title, _lead(runs, every), answers, first, sections, matrices)
 
 
 def _datasets(runs: Sequence[RunRecords]) -> list[str]:
@@ -54,10 +63,48 @@ def _dataset_sections(dataset: str, groups: list[Group]) -> list[Section]:
     pictures = [compact(group.runs[0], group.label) for group in groups]
     return [
         claims_section(dataset, groups),
-        *folds_sections(dataset, groups),
+        *_folds_sections(dataset, groups),
         *table,
         Section(f"Figures 5 to 7 and 14 to 18: {dataset}", figures),
         Section(f"Figures 8 to 13, attacked images: {dataset}", pictures),
+    ]
+
+
+_FOLDS_NOTE = (
+    "The folds' predictions on their own test images, put together: each image once, by the network"
+    " of the fold that tests it. Intervals resample patients over all folds, and take the networks"
+    " as they are. An AUC of several networks takes their scores for comparable."
+)
+
+
+def _folds_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
+    """Returns a section for each group with folds."""
+    sections = []
+    for number, group in enumerate(groups):
+        parts: list[Table | str] = []
+        for pooled in pool(group):
+            parts += _folds_tables(pooled, f"folds_{dataset}_{number}_seed{pooled.seed}")
+        if parts:
+            sections.append(Section(f"All folds together: {group.label} on {dataset}", parts))
+    return sections
+
+
+def _folds_tables(pooled: Pooled, suffix: str) -> list[Table] | list[str]:
+    """Returns headline, results and comparisons of pooled folds, or why they are not pooled."""
+    run = pooled.run
+    if run is None:
+        return [f"Seed {pooled.seed}: not put together: {pooled.reason}."]
+    comparisons = compare(run)
+    tables = [headline_table(run), results_table(run)]
+    tables += [pairwise_table(comparisons)] if comparisons else []
+    return [
+        dataclasses.replace(
+            table,
+            name=f"{table.name}_{suffix}",
+            title=f"{table.title} (seed {pooled.seed})",
+            notes=(*table.notes, _FOLDS_NOTE),
+        )
+        for table in tables
     ]
 
 

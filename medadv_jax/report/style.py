@@ -1,14 +1,13 @@
-"""How every figure looks: colours that colour-blind readers tell apart, and marks that print.
+"""The look of all figures, and bars and legends that several of them share.
 
-Colours: Okabe & Ito (2008). A series differs from another by colour and by hatch or marker.
+The colours are those of Okabe & Ito (2008), which colour-blind readers can tell apart. Series also
+differ by hatch or marker, so that they can be told apart in black and white.
 """
 
 import base64
 import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,8 +15,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-from medadv_jax.files import write_text
 
 WIDTH = 9.4  # inches, the width of the page
 
@@ -69,59 +66,50 @@ _OTHERS = (
 
 
 def look(index: int) -> Look:
-    """Returns the look of the series number `index`, of any kind."""
+    """Returns the look of series number `index`; looks repeat after eight."""
     return _OTHERS[index % len(_OTHERS)]
 
 
 def defense_look(defense: str) -> Look:
-    """Returns the look of a defence; unknown ones get one by their name."""
+    """Returns the look of a defence; that of an unknown one depends on its name only."""
     return DEFENSE_LOOKS.get(defense) or look(4 + sum(map(ord, defense)) % 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A figure that is drawn.
+    """A figure of the report.
 
     Attributes:
-      name: of the files.
-      caption: what it shows, what was done, on how many images.
-      svg: the figure, as text.
+      name: of its file, without suffix.
+      caption: what it shows, and on how many images.
+      svg: the content of the SVG file.
     """
 
     name: str
     caption: str
     svg: str
 
-    def html(self) -> str:
-        """Returns the figure as an element that needs no other file."""
-        data = base64.b64encode(self.svg.encode()).decode()
-        return (
-            f'<figure id="{escape(self.name)}"><img alt="{escape(self.caption)}"'
-            f' src="data:image/svg+xml;base64,{data}"><figcaption>{escape(self.caption)}'
-            f' <span class=files><a href="figures/{escape(self.name)}.svg">SVG</a>'
-            "</span></figcaption></figure>"
-        )
-
-    def write(self, folder: Path) -> None:
-        """Writes the SVG file."""
-        write_text(folder / f"{self.name}.svg", self.svg)
+    @property
+    def data_uri(self) -> str:
+        """The figure as a URI that needs no other file."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg.encode()).decode()}"
 
 
 @dataclasses.dataclass(frozen=True)
-class LeftOut:
-    """A figure that would be empty, and why."""
+class Omitted:
+    """A figure that would be empty, and the reason."""
 
     name: str
     reason: str
 
 
-Drawn = Picture | LeftOut
+Graphic = Picture | Omitted
 
 
 def draw(
     name: str, caption: str, size: tuple[float, float], paint: Callable[[Figure], None]
 ) -> Picture:
-    """Returns a figure that `paint` has painted on."""
+    """Returns a figure of `size` inches; `paint` draws on it."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06))
         paint(figure)
@@ -137,14 +125,14 @@ def bars(
     errors: Mapping[str, Sequence[tuple[float, float] | None]] | None = None,
     limit: tuple[float, float] = (0, 1),
 ) -> None:
-    """Draws grouped bars with their numbers' intervals; None leaves a gap with a small dash.
+    """Draws grouped bars with intervals; None leaves a gap, and 0 a line at the bottom.
 
     Args:
       axes: to draw on.
       labels: of the groups.
       series: name -> look and a value for each group.
-      errors: name -> (low, high) for each group.
-      limit: of the y axis.
+      errors: name -> interval (low, high) for each group.
+      limit: range of the y axis.
     """
     width = 0.82 / len(series)
     for i, (name, (style, values)) in enumerate(series.items()):
@@ -167,7 +155,7 @@ def bars(
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """Puts one legend under all panels, where it covers nothing."""
+    """Puts one legend below all panels."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))

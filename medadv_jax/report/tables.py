@@ -1,10 +1,9 @@
-"""A table, once: as CSV with every digit, as LaTeX and as HTML with those that mean something."""
+"""A table, written as CSV with all digits and as LaTeX with three decimals."""
 
 import csv
 import dataclasses
 import io
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
 from medadv_jax.evaluation.statistics import Interval
@@ -20,30 +19,26 @@ class Estimate(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation over runs; None for a single run."""
+    """Mean and standard deviation over runs; the latter is None for a single run."""
 
     mean: float
     sd: float | None
 
-
-_VERDICTS = ("pass", "warn", "fail")
-_LONG = 16  # rows; a longer table may be cut by the end of a printed page
-_SENTENCE = 60  # characters; longer text is given a width, lest it make its row tall
 
 Cell = str | int | float | Estimate | Spread | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows under columns.
+    """A table of the report.
 
     Attributes:
-      name: of the files.
+      name: of the files, without suffix.
       title: what it shows.
       columns: headers.
-      rows: cells, as many as there are columns.
-      notes: lines that belong below it.
-      rules: indices of the rows that begin a new block.
+      rows: cells, one for each column.
+      notes: paragraphs below the table.
+      rules: indices of the rows with a line above them.
     """
 
     name: str
@@ -53,52 +48,59 @@ class Table:
     notes: tuple[str, ...] = ()
     rules: frozenset[int] = frozenset()
 
-    def numeric(self, column: int) -> bool:
-        """True if a column holds numbers, which stand right; some may be strings as printed."""
-        texts = (row[column] for row in self.rows if isinstance(row[column], str))
-        return all(_is_number(text) for text in texts)
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column, whether all its texts are numbers; such columns are right-aligned."""
+        return [
+            all(_is_number(row[c]) for row in self.rows if isinstance(row[c], str))
+            for c in range(len(self.columns))
+        ]
 
 
 def _is_number(text: Cell) -> bool:
     return str(text).replace(".", "", 1).isdigit()
 
 
-def blocks(rows: list[tuple[Cell, ...]], column: int = 0) -> frozenset[int]:
-    """Returns where the value of a column changes."""
-    return frozenset(i for i in range(1, len(rows)) if rows[i][column] != rows[i - 1][column])
+def group_starts(rows: list[tuple[Cell, ...]], columns: int = 1) -> frozenset[int]:
+    """Returns the rows whose first `columns` cells differ from those of the row before."""
+    return frozenset(i for i in range(1, len(rows)) if rows[i][:columns] != rows[i - 1][:columns])
 
 
 def cell_text(cell: Cell) -> str:
-    """Returns a cell as a person reads it: three decimals, an interval in brackets."""
+    """Returns a cell as text: three decimals, then its interval in brackets or ± its SD."""
+    return " ".join(filter(None, cell_parts(cell)))
+
+
+def cell_parts(cell: Cell) -> tuple[str, str]:
+    """Returns the text of a cell's value, and of its interval or SD ("" without one)."""
     if cell is None:
-        return NOTHING
+        return NOTHING, ""
     if isinstance(cell, Estimate):
-        return f"{cell_text(cell.value)}{_brackets(cell.interval)}"
+        return cell_text(cell.value), _brackets(cell.interval)
     if isinstance(cell, Spread):
-        deviation = "" if cell.sd is None else f" ± {number_text(cell.sd)}"
-        return number_text(cell.mean) + deviation
-    return number_text(cell) if isinstance(cell, float) else str(cell)
+        return number_text(cell.mean), "" if cell.sd is None else f"± {number_text(cell.sd)}"
+    return number_text(cell) if isinstance(cell, float) else str(cell), ""
 
 
 def _brackets(interval: Interval | None) -> str:
     if interval is None:
         return ""
     between = " to " if interval[0] < 0 else "–"
-    return f" ({number_text(interval[0])}{between}{number_text(interval[1])})"
+    return f"({number_text(interval[0])}{between}{number_text(interval[1])})"
 
 
 def number_text(value: float, sign: str = "") -> str:
-    """Returns three decimals with a true minus sign; sign="+" shows the plus, too."""
+    """Returns a number with three decimals and the sign "−"; sign="+" writes "+", too."""
     return f"{round(value, 3) + 0.0:{sign}.3f}".replace("-", "−")  # + 0.0: no minus zero
 
 
 def p_text(p: float) -> str:
-    """Returns a p-value; below 0.001 no digit of it means anything."""
+    """Returns a p-value with three decimals, or "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def as_csv(table: Table) -> str:
-    """Returns a table with every digit; an interval takes two columns more, a spread one."""
+    """Returns a table as CSV with all digits; intervals and SDs get columns of their own."""
     kinds = [_kind(table, c) for c in range(len(table.columns))]
     header: list[str] = []
     for name, kind in zip(table.columns, kinds, strict=True):
@@ -140,13 +142,13 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """Returns text in which nothing is a command."""
+    """Returns text with all special characters of LaTeX escaped."""
     return "".join(_LATEX.get(character, character) for character in text.replace("\n", " "))
 
 
 def as_latex(table: Table) -> str:
     r"""Returns a table environment; needs \usepackage{booktabs}."""
-    align = "".join("r" if table.numeric(c) else "l" for c in range(len(table.columns)))
+    align = "".join("r" if numeric else "l" for numeric in table.numeric)
     lines = [
         r"\begin{table}", r"\centering", rf"\caption{{{latex_text(table.title)}}}",
         rf"\begin{{tabular}}{{{align}}}", r"\toprule", _latex_row(table.columns), r"\midrule",
@@ -162,45 +164,3 @@ def as_latex(table: Table) -> str:
 
 def _latex_row(cells: tuple[str, ...]) -> str:
     return " & ".join(map(latex_text, cells)) + r" \\"
-
-
-def as_html(table: Table) -> str:
-    """Returns a table element with its notes; every text is escaped."""
-    right = [table.numeric(c) for c in range(len(table.columns))]
-    head = "".join(
-        f'<th scope="col"{_class(r)}>{escape(name)}</th>'
-        for name, r in zip(table.columns, right, strict=True)
-    )
-    body = []
-    for i, row in enumerate(table.rows):
-        cells = "".join(
-            f"<td{_class(r)}>{_html_cell(cell)}</td>" for cell, r in zip(row, right, strict=True)
-        )
-        body.append(f"<tr{' class=rule' if i in table.rules else ''}>{cells}</tr>")
-    notes = "".join(f"<p class=note>{escape(note)}</p>" for note in table.notes)
-    size = "table long" if len(table.rows) > _LONG else "table"
-    files = f"{table.name}.csv", f"{table.name}.tex"
-    links = " ".join(f'<a href="tables/{escape(f)}">{escape(f)}</a>' for f in files)
-    return (
-        f'<figure class="{size}"><figcaption>{escape(table.title)} <span class=files>{links}</span>'
-        f"</figcaption><div class=scroll><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>{notes}</figure>"
-    )
-
-
-def _class(right: bool) -> str:
-    return " class=number" if right else ""
-
-
-def _html_cell(cell: Cell) -> str:
-    if isinstance(cell, Estimate) and cell.interval:
-        return (
-            f"{cell_text(cell.value)} <span class=interval>"
-            f"{escape(_brackets(cell.interval).strip())}</span>"
-        )
-    if isinstance(cell, Spread) and cell.sd is not None:
-        return f"{number_text(cell.mean)} <span class=interval>± {number_text(cell.sd)}</span>"
-    text = escape(cell_text(cell))
-    if len(text) > _SENTENCE:
-        return f"<div class=sentence>{text}</div>"
-    return f"<span class={text}>{text}</span>" if text in _VERDICTS else text

@@ -1,4 +1,4 @@
-"""What `scripts/evaluate_runs.py` leaves: who fools whom, and how well networks vote."""
+"""The output of `scripts/evaluate_runs.py`: transfer of attacks between networks, and ensembles."""
 
 import copy
 import csv
@@ -14,89 +14,8 @@ from medadv_jax.errors import UserError
 from medadv_jax.report.page import Section
 from medadv_jax.report.records import RunRecords, load_records
 from medadv_jax.report.run_tables import headline_table
-from medadv_jax.report.style import WIDTH, Drawn, LeftOut, draw
+from medadv_jax.report.style import WIDTH, Graphic, Omitted, draw
 from medadv_jax.report.tables import Cell, Table, number_text
-
-
-@dataclasses.dataclass(frozen=True)
-class Together:
-    """Runs tried on each other.
-
-    Attributes:
-      name: of the folder.
-      members: names of the runs.
-      matrix: lines of transfer.csv: made on, then the accuracy of each target.
-      votes: the committee as a run whose defences are "<defence>/<vote>"; None without one.
-    """
-
-    name: str
-    members: tuple[str, ...]
-    matrix: list[list[str]]
-    votes: RunRecords | None
-
-
-def is_together(path: Path) -> bool:
-    """Returns whether a folder holds runs that were tried on each other, and no run."""
-    return (path / "runs.json").is_file() and not (path / "config.json").exists()
-
-
-def load_together(path: Path, runs: Sequence[RunRecords]) -> Together:
-    """Reads such a folder.
-
-    Args:
-      path: the folder.
-      runs: the runs of the report, among them one of the folder's: it knows ε and the data set.
-
-    Raises:
-      UserError: none of the folder's runs is there, or a file is missing.
-    """
-    members = tuple(Path(run).name for run in _read(path / "runs.json")["runs"])
-    like = next((run for run in runs if run.name in members), None)
-    if like is None:
-        raise UserError(f"{path}: none of its runs is given; add {members[0]} to the command")
-    if not (path / "transfer.csv").is_file():
-        raise UserError(f"{path}: it has no transfer.csv; let evaluate_runs.py come to its end")
-    with (path / "transfer.csv").open(encoding="utf-8", newline="") as file:
-        matrix = list(csv.reader(file))
-    votes = None
-    if (path / "predictions.parquet").is_file():
-        config = copy.deepcopy(like.config)
-        config["model"]["name"] = f"committee of {len(members)}"
-        votes = load_records(path, {"config": config})
-    return Together(path.resolve().name, members, matrix, votes)
-
-
-def _suffix(together: Together) -> str:
-    return "".join(c if c.isalnum() else "_" for c in together.name)
-
-
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def together_section(together: Together) -> Section:
-    """Returns the matrix, and the votes beside it."""
-    suffix = _suffix(together)
-    parts: list[Table | Drawn | str | None] = [
-        f"Runs: {', '.join(together.members)}.",
-        transfer_heatmap(together, f"transfer_{suffix}"),
-    ]
-    if together.votes is None:
-        parts.append(LeftOut("Ensemble", "there is one run, or no defence that all runs have"))
-    else:
-        table = headline_table(together.votes)
-        note = (
-            "mean: the mean probability decides; majority: most votes, the mean between equal ones."
-            " adaptive: through the gradients of all members at once."
-        )
-        title = f"The committee: {len(together.members)} networks vote"
-        parts.append(
-            dataclasses.replace(
-                table, name=f"committee_{suffix}", title=title, notes=(*table.notes, note)
-            )
-        )
-    return Section(f"Transfer and committee: {together.name}", parts)
-
 
 _NOTE = (
     "A row: the classifier on which the adversarial examples are made (clean: none). A column: the"
@@ -105,20 +24,95 @@ _NOTE = (
 )
 
 
-def transfer_table(together: Together) -> Table:
-    """Returns the matrix as a table, for the files: it is too wide for a page."""
-    header, *lines = together.matrix
-    rows: list[tuple[Cell, ...]] = [(line[0], *map(float, line[1:])) for line in lines]
-    name = f"transfer_{_suffix(together)}"
-    return Table(name, "Transfer: accuracy on each other's examples", tuple(header), rows, (_NOTE,))
+@dataclasses.dataclass(frozen=True)
+class TransferRecords:
+    """Several runs, each attacked with the adversarial examples of the others.
+
+    Attributes:
+      name: of the folder.
+      members: names of the runs.
+      header: of transfer.csv: "made on", then the classifiers that are attacked.
+      lines: of transfer.csv: the classifier that the examples are made on, then accuracies.
+      ensemble: the ensemble as a run with the defences "<defence>/<vote>"; None without one.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    header: list[str]
+    lines: list[list[str]]
+    ensemble: RunRecords | None
+
+    @property
+    def suffix(self) -> str:
+        """The name as a part of file names."""
+        return "".join(c if c.isalnum() else "_" for c in self.name)
 
 
-def transfer_heatmap(together: Together, name: str) -> Drawn:
-    """Draws the matrix."""
-    header, *lines = together.matrix
-    values = np.array([[float(cell) for cell in line[1:]] for line in lines])
+def is_transfer(path: Path) -> bool:
+    """Returns whether a folder was written by evaluate_runs.py, and is no run."""
+    return (path / "runs.json").is_file() and not (path / "config.json").exists()
+
+
+def load_transfer(path: Path, runs: Sequence[RunRecords]) -> TransferRecords:
+    """Reads a folder written by evaluate_runs.py.
+
+    Args:
+      path: the folder.
+      runs: the runs of the report; ε and data set are those of the first that is a member.
+
+    Raises:
+      UserError: no run is a member, or a file is missing.
+    """
+    content = json.loads((path / "runs.json").read_text(encoding="utf-8"))
+    members = tuple(Path(run).name for run in content["runs"])
+    member = next((run for run in runs if run.name in members), None)
+    if member is None:
+        raise UserError(f"{path}: none of its runs is given; add {members[0]} to the command")
+    if not (path / "transfer.csv").is_file():
+        raise UserError(f"{path}: it has no transfer.csv; let evaluate_runs.py come to its end")
+    with (path / "transfer.csv").open(encoding="utf-8", newline="") as file:
+        header, *lines = csv.reader(file)
+    ensemble = None
+    if (path / "predictions.parquet").is_file():
+        config = copy.deepcopy(member.config)
+        config["model"]["name"] = f"committee of {len(members)}"
+        ensemble = load_records(path, {"config": config})
+    return TransferRecords(path.resolve().name, members, header, lines, ensemble)
+
+
+def transfer_section(records: TransferRecords) -> Section:
+    """Returns the transfer matrix, and the accuracy of the ensemble."""
+    parts = [f"Runs: {', '.join(records.members)}.", transfer_heatmap(records)]
+    if records.ensemble is None:
+        parts.append(Omitted("Ensemble", "there is one run, or no defence that all runs have"))
+    else:
+        parts.append(_ensemble_table(records, records.ensemble))
+    return Section(f"Transfer and committee: {records.name}", parts)
+
+
+def _ensemble_table(records: TransferRecords, ensemble: RunRecords) -> Table:
+    table = headline_table(ensemble)
+    note = (
+        "mean: the mean probability decides; majority: most votes, the mean between equal ones."
+        " adaptive: through the gradients of all members at once."
+    )
+    title = f"The committee: {len(records.members)} networks vote"
+    name = f"committee_{records.suffix}"
+    return dataclasses.replace(table, name=name, title=title, notes=(*table.notes, note))
+
+
+def transfer_table(records: TransferRecords) -> Table:
+    """Returns the transfer matrix as a table for the files; it is too wide for the page."""
+    rows: list[tuple[Cell, ...]] = [(line[0], *map(float, line[1:])) for line in records.lines]
+    title = "Transfer: accuracy on each other's examples"
+    return Table(f"transfer_{records.suffix}", title, tuple(records.header), rows, (_NOTE,))
+
+
+def transfer_heatmap(records: TransferRecords) -> Graphic:
+    """Returns the transfer matrix as a figure."""
+    values = np.array([[float(cell) for cell in line[1:]] for line in records.lines])
     if not values.size:
-        return LeftOut("Transfer matrix", "transfer.csv is empty")
+        return Omitted("Transfer matrix", "transfer.csv is empty")
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -127,9 +121,10 @@ def transfer_heatmap(together: Together, name: str) -> Drawn:
             color = "black" if values[i, j] > 0.55 else "white"
             text = number_text(float(values[i, j]))
             axes.text(j, i, text, ha="center", va="center", color=color, fontsize=9)
-        axes.set_xticks(range(values.shape[1]), header[1:], rotation=45, ha="right")
-        axes.set_yticks(range(values.shape[0]), [line[0] for line in lines])
+        axes.set_xticks(range(values.shape[1]), records.header[1:], rotation=45, ha="right")
+        axes.set_yticks(range(values.shape[0]), [line[0] for line in records.lines])
         axes.set(xlabel="tried on", ylabel="made on")
         axes.grid(False)
 
-    return draw(name, f"Transfer matrix. {_NOTE}", (WIDTH, 2.2 + 0.3 * len(lines)), paint)
+    name, caption = f"transfer_{records.suffix}", f"Transfer matrix. {_NOTE}"
+    return draw(name, caption, (WIDTH, 2.2 + 0.3 * len(values)), paint)

@@ -226,7 +226,7 @@ def _write_checks(path: Path, headline: str) -> None:
     (path / "self_checks.json").write_text(json.dumps({"headline": headline, "checks": checks}))
 
 
-def make_together(path: Path, runs: Sequence[Path], votes: bool = True) -> Path:
+def make_transfer(path: Path, runs: Sequence[Path], votes: bool = True) -> Path:
     """Writes what scripts/evaluate_runs.py leaves of runs with the same test images."""
     path.mkdir()
     names = [f"{run.name}/{d}" for run in runs for d in ("base", "hybrid")]

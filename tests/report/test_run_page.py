@@ -17,7 +17,7 @@ from medadv_jax.report import comparison, run_page, run_tables, write_report
 from medadv_jax.report.example_panels import RIGHT, WRONG, _choose, _says, panels
 from medadv_jax.report.records import RunRecords, load_run
 from medadv_jax.report.run_figures import figures
-from medadv_jax.report.style import LeftOut, Picture
+from medadv_jax.report.style import Omitted, Picture
 from medadv_jax.report.tables import Estimate, as_csv, as_latex
 from tests.helpers.synthetic_run import edit, make_run
 
@@ -123,7 +123,8 @@ def test_names_from_a_run_are_text_never_markup(tmp_path):
         return table
 
     edit(renamed, hostile)
-    page, tables, drawn = run_page.build(load_run(renamed))
+    report = run_page.build(load_run(renamed))
+    page = report.html()
     assert "<script" not in page
     assert "<b>run" not in page
     assert "&lt;script&gt;" in page
@@ -132,8 +133,10 @@ def test_names_from_a_run_are_text_never_markup(tmp_path):
         "section", "ul", "li", "span", "b", "nav", "a", "figure", "figcaption", "img", "table",
         "thead", "tbody", "tr", "th", "td",
     }  # fmt: skip
-    assert all("<script" not in p.svg for p in drawn if isinstance(p, Picture))
-    assert all("$a$" not in as_latex(table) for table in tables)
+    assert report.pictures
+    assert all("<script" not in picture.svg for picture in report.pictures)
+    assert report.tables
+    assert all("$a$" not in as_latex(table) for table in report.tables)
 
 
 def test_worst_case_is_for_each_image_the_attack_that_harms_most(full):
@@ -319,7 +322,7 @@ def test_pictures_say_what_the_classifier_says(full):
     assert isinstance(drawn, Picture)
     assert "16.7 times as strong" in drawn.caption  # 1 / (2 · 0.03)
     run.pictures = None
-    assert isinstance(panels(run)[0], LeftOut)
+    assert isinstance(panels(run)[0], Omitted)
 
 
 def test_figures_are_drawn_only_where_there_is_something(full):
@@ -327,7 +330,7 @@ def test_figures_are_drawn_only_where_there_is_something(full):
     run.outcomes = {k: v for k, v in run.outcomes.items() if k[2] == "clean"}
     run.__dict__.pop("attacks", None)
     run.curves, run.training = None, []
-    left = [f.name for f in figures(run) if isinstance(f, LeftOut)]
+    left = [f.name for f in figures(run) if isinstance(f, Omitted)]
     assert left == [
         "Accuracy by attack", "Accuracy against ε", "Accuracy against steps", "Training curves",
     ]  # fmt: skip

@@ -12,11 +12,12 @@ from medadv_jax.config import FIELDS_WITHOUT_RESULT
 from medadv_jax.errors import UserError
 from medadv_jax.report import runs_page, write_report
 from medadv_jax.report.aggregate import Series, make_groups
+from medadv_jax.report.page import Page
 from medadv_jax.report.records import load_run
-from medadv_jax.report.style import LeftOut
-from medadv_jax.report.tables import Estimate, Spread, Table, as_csv, as_html, as_latex
-from medadv_jax.report.transfer import load_together, together_section, transfer_table
-from tests.helpers.synthetic_run import edit, make_run, make_together
+from medadv_jax.report.style import Omitted
+from medadv_jax.report.tables import Estimate, Spread, Table, as_csv, as_latex
+from medadv_jax.report.transfer import load_transfer, transfer_section, transfer_table
+from tests.helpers.synthetic_run import edit, make_run, make_transfer
 
 
 def test_several_runs_stand_in_the_layout_of_the_paper(tmp_path):
@@ -111,23 +112,23 @@ def test_runs_of_other_test_images_are_told_apart(tmp_path):
 
 def test_runs_that_were_tried_on_each_other_are_read_beside_them(tmp_path):
     full = make_run(tmp_path / "full", optional=False)
-    path = make_together(tmp_path / "both", [full, full.with_name("other")])
+    path = make_transfer(tmp_path / "both", [full, full.with_name("other")])
     with pytest.raises(UserError, match="none of its runs is given; add full"):
         write_report([path], tmp_path / "out")
     stranger = load_run(full.rename(tmp_path / "stranger"))
     with pytest.raises(UserError, match="none of its runs is given; add full"):
-        load_together(path, [stranger])
+        load_transfer(path, [stranger])
     run = load_run(stranger.path.rename(full))
-    together = load_together(path, [run])
-    assert transfer_table(together).rows[1][:3] == ("full/base", 0.1, 0.275)
-    (committee,) = (p for p in together_section(together).parts if isinstance(p, Table))
+    transfer = load_transfer(path, [run])
+    assert transfer_table(transfer).rows[1][:3] == ("full/base", 0.1, 0.275)
+    (committee,) = (p for p in transfer_section(transfer).parts if isinstance(p, Table))
     worst = run.worst("hybrid")
     assert worst is not None
     attacked = (worst.predicted == run.label).mean()
     row: Any = committee.rows[0]
     assert (row[0], row[2].value) == ("hybrid/mean", attacked)
-    alone = load_together(make_together(tmp_path / "alone", [full], votes=False), [run])
-    left = [p for p in together_section(alone).parts if isinstance(p, LeftOut)]
+    alone = load_transfer(make_transfer(tmp_path / "alone", [full], votes=False), [run])
+    left = [p for p in transfer_section(alone).parts if isinstance(p, Omitted)]
     assert [p.name for p in left] == ["Ensemble"]
 
 
@@ -175,10 +176,10 @@ def test_a_table_three_times():
     assert r"\$y\_1\$ & -- & -- \\" in latex
     assert r"\caption{A \& B}" in latex
     assert latex.count("{") == latex.count("}")
-    html = as_html(table)
+    html = Page("t", "", (), [table], ()).html()
     assert "50 % &lt;x&gt;" in html
     assert "a note &amp; more" in html
-    assert re.search(r"0\.123 <span class=interval>\(−0\.100 to 0\.200\)", html)
+    assert re.search(r'0\.123 <span class="interval">\(−0\.100 to 0\.200\)', html)
 
 
 def test_a_sweep_stands_for_its_finished_cells(tmp_path):

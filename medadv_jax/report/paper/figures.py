@@ -11,9 +11,9 @@ from medadv_jax.report.run_tables import LABELS
 from medadv_jax.report.style import (
     DEFENSE_LOOKS,
     WIDTH,
-    Drawn,
-    LeftOut,
+    Graphic,
     Look,
+    Omitted,
     bars,
     defense_look,
     draw,
@@ -28,11 +28,11 @@ _OBLIVIOUS = {  # paler: the attacker knows less
 _BY_ATTACK = {"14": "accuracy", "15": "auc", "16": "f1", "17": "precision", "18": "recall"}
 
 
-def paper_figures(dataset: str, groups: Sequence[Group]) -> list[Drawn]:
+def paper_figures(dataset: str, groups: Sequence[Group]) -> list[Graphic]:
     """Returns Figures 5 to 7 and 14 to 18 of the groups of one data set."""
     drawn = [by_metric(dataset, groups)]
     if not any(group.attacks for group in groups):
-        return [*drawn, LeftOut(f"Figures 6 to 18 for {dataset}", "nothing was attacked")]
+        return [*drawn, Omitted(f"Figures 6 to 18 for {dataset}", "nothing was attacked")]
     drawn += [
         with_deviation(dataset, groups), improvements(dataset, groups),
         under_attack(dataset, groups), success_heatmap(dataset, groups),
@@ -40,17 +40,17 @@ def paper_figures(dataset: str, groups: Sequence[Group]) -> list[Drawn]:
     return drawn + [by_attack(dataset, groups, *figure) for figure in _BY_ATTACK.items()]
 
 
-def figures_of_one(group: Group) -> list[Drawn]:
+def figures_of_one(group: Group) -> list[Graphic]:
     """Returns the same of one network, where they say more than the figures of its run do."""
     dataset = group.runs[0].dataset
     if not group.attacks:
-        return [LeftOut("Figures 6, 7 and 15 to 18", "nothing was attacked")]
+        return [Omitted("Figures 6, 7 and 15 to 18", "nothing was attacked")]
     return [
         improvements(dataset, [group]), success_heatmap(dataset, [group]), metrics_of_one(group),
     ]  # fmt: skip
 
 
-def metrics_of_one(group: Group) -> Drawn:
+def metrics_of_one(group: Group) -> Graphic:
     """Figures 15 to 18 for one network: four metrics by attack and defence."""
     names = ["clean", *group.attacks]
     present = _present([group])
@@ -95,7 +95,7 @@ def _repeats(groups: Sequence[Group]) -> str:
     return f" Means over up to {most} runs (seeds or folds)." if most > 1 else ""
 
 
-def by_metric(dataset: str, groups: Sequence[Group]) -> Drawn:
+def by_metric(dataset: str, groups: Sequence[Group]) -> Graphic:
     """Figure 5: four metrics on clean images, by network and defence."""
     defenses = {s.defense: s for s in _present(groups)}  # clean images have no attacker
 
@@ -120,7 +120,7 @@ def _over_attacks(group: Group, series: Series, clean: bool) -> list[float]:
     return [v for e in evaluations for v in group.values(series, e, "accuracy")]
 
 
-def with_deviation(dataset: str, groups: Sequence[Group]) -> Drawn:
+def with_deviation(dataset: str, groups: Sequence[Group]) -> Graphic:
     """Figure 6a: mean accuracy over clean images and attacks, with its standard deviation."""
     present = _present(groups)
 
@@ -147,12 +147,12 @@ def with_deviation(dataset: str, groups: Sequence[Group]) -> Drawn:
     return draw(f"figure_06a_{dataset}", caption, (WIDTH, 3.6), paint)
 
 
-def improvements(dataset: str, groups: Sequence[Group]) -> Drawn:
+def improvements(dataset: str, groups: Sequence[Group]) -> Graphic:
     """Figure 6b: how far each defence lifts the accuracy of base, attack by attack."""
     defended = [s for s in _present(groups) if s.defense != "base"]
     gains = {s: [_gains(g, s) for g in groups] for s in defended}
     if not any(len(values) for rows in gains.values() for values in rows):
-        return LeftOut(f"Figure 6b, {dataset}", "no run has both base and a defence")
+        return Omitted(f"Figure 6b, {dataset}", "no run has both base and a defence")
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -196,7 +196,7 @@ def _gains(group: Group, series: Series) -> list[float]:
     return gains
 
 
-def under_attack(dataset: str, groups: Sequence[Group]) -> Drawn:
+def under_attack(dataset: str, groups: Sequence[Group]) -> Graphic:
     """Figure 7a: average accuracy over the attacks, and against the worst of them."""
     present = _present(groups)
 
@@ -223,7 +223,7 @@ def under_attack(dataset: str, groups: Sequence[Group]) -> Drawn:
     return draw(f"figure_07a_{dataset}", caption, (WIDTH, 3.9), paint)
 
 
-def success_heatmap(dataset: str, groups: Sequence[Group]) -> Drawn:
+def success_heatmap(dataset: str, groups: Sequence[Group]) -> Graphic:
     """Figure 7b: attack success rate by network, defence and attack."""
     attacks = list(dict.fromkeys(a for g in groups for a in g.attacks))
     names, rows = [], []
@@ -234,7 +234,7 @@ def success_heatmap(dataset: str, groups: Sequence[Group]) -> Drawn:
                 names.append(f"{group.label}: {s.label}")
                 rows.append([np.nan if rate is None else rate for rate in rates])
     if not rows:
-        return LeftOut(f"Figure 7b, {dataset}", "no image is right when clean")
+        return Omitted(f"Figure 7b, {dataset}", "no image is right when clean")
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -255,7 +255,7 @@ def success_heatmap(dataset: str, groups: Sequence[Group]) -> Drawn:
     return draw(f"figure_07b_{dataset}", caption, (WIDTH, 0.9 + 0.29 * len(rows)), paint)
 
 
-def by_attack(dataset: str, groups: Sequence[Group], number: str, metric: str) -> Drawn:
+def by_attack(dataset: str, groups: Sequence[Group], number: str, metric: str) -> Graphic:
     """Figures 14 to 18: one metric by attack and network, a panel for each defence."""
     present = _present(groups)
     attacks = list(dict.fromkeys(a for g in groups for a in g.attacks))

@@ -16,7 +16,7 @@ from medadv_jax.report.paper.consistency import (
 )
 from medadv_jax.report.paper.printed import METRICS, ROWS, TABLE_OF, PaperRow
 from medadv_jax.report.run_tables import LABELS
-from medadv_jax.report.tables import Cell, Table
+from medadv_jax.report.tables import Cell, Table, group_starts
 
 PAPER_EVALUATIONS = ("clean", "fgsm", "pgd", "mifgsm", "bim")
 NETWORKS = ("inception_v3", "resnet50", "vgg16", "vgg19")  # the order of the paper's tables
@@ -59,11 +59,7 @@ def paper_table(number: str, groups: Sequence[Group], only_ours: bool = False) -
     title = f"The layout of the paper's Table {number}: ours, and the paper's beside it"
     # The last column marks the paper's rows.
     return Table(f"table_{number.lower()}", title, (*columns, "paper's row"), rows, notes,
-                 _model_rules(rows))  # fmt: skip
-
-
-def _model_rules(rows: list[tuple[Cell, ...]]) -> frozenset[int]:
-    return frozenset(i for i in range(1, len(rows)) if rows[i][:2] != rows[i - 1][:2])
+                 group_starts(rows, 2))  # fmt: skip
 
 
 def _network_rows(
@@ -150,4 +146,4 @@ def verdict_table(number: str, groups: Sequence[Group], only_ours: bool) -> Tabl
     )  # fmt: skip
     title = f"Can one confusion matrix of up to {MOST_IMAGES} images give Table {number}'s rows?"
     return Table(f"paper_table_{number.lower()}", title, columns, rows, (),
-                 _model_rules(rows))  # fmt: skip
+                 group_starts(rows, 2))  # fmt: skip

@@ -120,7 +120,7 @@ def test_generated_images_and_few_images_decide_nothing(tmp_path):
     assert drawn.verdict == UNDECIDABLE
     assert drawn.number.startswith("generated images; ")
     page = write_report(paths[:2], tmp_path / "out").read_text(encoding="utf-8")
-    assert "The paper&#x27;s conclusions: phantoms_histology" in page
+    assert "The paper&#39;s conclusions: phantoms_histology" in page
     table = (tmp_path / "out" / "tables" / "conclusions_phantoms_histology.csv").read_text()
     assert "not decidable" in table
     assert ",reproduced" not in table
@@ -229,11 +229,11 @@ def test_folds_are_put_together_each_image_once(tmp_path):
 def test_folds_that_are_not_whole_are_not_put_together(tmp_path):
     paths = folds(tmp_path)
     (group,) = make_groups([load_run(path) for path in paths[:2]])
-    assert [one.why for one in pool(group)] == ["fold 2 of 3 is missing"]
+    assert [one.reason for one in pool(group)] == ["fold 2 of 3 is missing"]
     twice = paths[1] / "predictions.parquet"
     twice.write_bytes((paths[0] / "predictions.parquet").read_bytes())
     (group,) = make_groups([load_run(path) for path in paths])
-    assert [one.why for one in pool(group)] == ["120 images are in two test folds"]
+    assert [one.reason for one in pool(group)] == ["120 images are in two test folds"]
     page = write_report(paths, tmp_path / "out").read_text(encoding="utf-8")
     assert "not put together: 120 images are in two test folds" in page
     alone = make_run(tmp_path / "alone", images=20, patients=10, optional=False, defenses=["base"])
