@@ -1,11 +1,11 @@
-"""Draws the report of a run, or compares several: one page, its figures and its tables.
+"""Writes the report of a run, or a comparison of several: one page, its figures and its tables.
 
-    python scripts/report.py runs/x
+    python scripts/report.py runs/x          # --png: also figures/robustness_curves.png
     python scripts/report.py runs/x runs/y runs/z --output=runs/comparison
     python scripts/report.py runs/smoke    # all finished cells of a sweep
 
 Reads run directories, and beside them folders of evaluate_runs.py, which give a transfer matrix
-and a committee; runs no model and imports no JAX.
+and an ensemble; runs no model and imports no JAX.
 """
 
 import sys
@@ -17,17 +17,18 @@ from absl import app, flags
 from medadv_jax.errors import UserError
 from medadv_jax.report import write_report
 
+_PNG = flags.DEFINE_bool("png", False, "Also write figures/robustness_curves.png, of one run.")
 _OUTPUT = flags.DEFINE_string(
     "output", "", 'Folder for the report; "": RUN/report for one run, ./report for several.'
 )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the report and says where it lies; a user's error is one line, exit code 2."""
+    """Writes the report and prints its path; a UserError is one line and exit code 2."""
     runs = [Path(path) for path in argv[1:]]
     try:
         default = runs[0] / "report" if len(runs) == 1 else Path("report")
-        page = write_report(runs, Path(_OUTPUT.value) if _OUTPUT.value else default)
+        page = write_report(runs, Path(_OUTPUT.value or default), png=_PNG.value)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

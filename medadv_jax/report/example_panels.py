@@ -1,24 +1,23 @@
-"""Attacked images beside the clean ones, with what each classifier says of them."""
+"""Figures of attacked images beside the clean ones, with the predictions."""
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medadv_jax.report.records import DEFENSES, RunRecords
+from medadv_jax.report.records import RunRecords
 from medadv_jax.report.style import Graphic, Omitted, draw
 
 MOST_EXAMPLES = 4
-RIGHT, WRONG = "#00583b", "#a33c00"
+CORRECT, WRONG = "#00583b", "#a33c00"
 
 
 def panels(run: RunRecords) -> list[Graphic]:
-    """Returns a panel for each defence: clean, perturbation, attacked, purified."""
+    """Returns a figure for each defence: clean, perturbation, attacked, purified."""
     arrays = run.pictures
     if arrays is None or not len(arrays["images"]):
         return [Omitted("Perturbation panels", "the run has no pictures.npz")]
-    names = {key.split("/")[0] for key in arrays if key.endswith("/adversarial")}
-    ordered = [d for d in DEFENSES if d in names] + sorted(names.difference(DEFENSES))
-    return [_panel(run, arrays, defense) for defense in ordered]
+    defenses = [d for d in run.defenses if f"{d}/adversarial" in arrays]
+    return [_panel(run, arrays, defense) for defense in defenses]
 
 
 def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Graphic:
@@ -32,7 +31,7 @@ def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Grap
         for row, i in zip(grid, chosen, strict=True):
             clean, attacked = arrays["images"][i], arrays[f"{defense}/adversarial"][i]
             before, after = (
-                _says(run, arrays["label"][i], float(arrays[f"{defense}/score_{kind}"][i]))
+                _prediction(run, arrays["label"][i], float(arrays[f"{defense}/score_{kind}"][i]))
                 for kind in ("clean", "adversarial")
             )
             truth = run.class_names[int(arrays["label"][i])]
@@ -53,7 +52,7 @@ def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Grap
 
 
 def compact(run: RunRecords, label: str) -> Graphic:
-    """Figures 8 to 13: one image of each class, clean and as each defence is attacked.
+    """Returns the paper's Figures 8 to 13: one image of each class, clean and attacked.
 
     Args:
       run: with pictures.npz.
@@ -73,8 +72,8 @@ def compact(run: RunRecords, label: str) -> Graphic:
             _show(row[0], arrays["images"][i], "clean", (f"is {run.class_names[truth]}", "black"))
             for axes, defense in zip(row[1:], defenses, strict=True):
                 score = float(arrays[f"{defense}/score_adversarial"][i])
-                says = _says(run, truth, score)
-                _show(axes, arrays[f"{defense}/adversarial"][i], f"{defense}, attacked", says)
+                text = _prediction(run, truth, score)
+                _show(axes, arrays[f"{defense}/adversarial"][i], f"{defense}, attacked", text)
 
     caption = (
         f"Figures 8 to 13, {label} on {run.dataset} (run {run.name}): adaptive {arrays['attack']},"
@@ -89,20 +88,19 @@ def _file_name(text: str) -> str:
 
 
 def _choose(label: np.ndarray, most: int = MOST_EXAMPLES) -> list[int]:
-    """Returns the first examples, of both classes where there are both."""
+    """Returns up to `most` indices of labels (n,): the first of each class, then others."""
     half = most // 2
     first = [int(i) for c in (0, 1) for i in np.flatnonzero(label == c)[:half]]
     rest = [i for i in range(len(label)) if i not in first]
     return sorted((first + rest)[:most])
 
 
-def _says(run: RunRecords, label: int, score: float) -> tuple[str, str]:
-    """Returns what a classifier says, and the colour of right or wrong."""
+def _prediction(run: RunRecords, label: int, score: float) -> tuple[str, str]:
+    """Returns the predicted class with its probability, and the colour of correct or wrong."""
     predicted = int(score > 0.5)
-    right = predicted == label
     confidence = score if predicted else 1 - score
-    mark = "right" if right else "wrong"
-    return f"{run.class_names[predicted]} {confidence:.3f}: {mark}", RIGHT if right else WRONG
+    mark, color = ("correct", CORRECT) if predicted == label else ("wrong", WRONG)
+    return f"{run.class_names[predicted]} {confidence:.3f}: {mark}", color
 
 
 def _show(axes: Axes, image: np.ndarray, title: str, below: tuple[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The figures of one run. What would be empty is left out, with the reason."""
+"""The figures of one run. A figure that would be empty is omitted, with the reason."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -6,8 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, roc_curve
 
+from medadv_jax.errors import UserError
 from medadv_jax.evaluation.metrics import larger_class, reliability
-from medadv_jax.report.records import THREATS, Outcome, RunRecords
+from medadv_jax.report.records import THREATS, Curve, Outcome, RunRecords
 from medadv_jax.report.run_tables import accuracy
 from medadv_jax.report.style import (
     THREAT_LOOKS,
@@ -18,39 +19,58 @@ from medadv_jax.report.style import (
     bars,
     defense_look,
     draw,
+    draw_png,
     legend_below,
 )
-from medadv_jax.report.tables import Estimate
+
+_DASHED = (
+    Look("#D55E00", "", "s", "--"), Look("#009E73", "", "^", "-."), Look("#444444", "", "D", ":"),
+)  # fmt: skip
 
 
 def figures(run: RunRecords) -> list[Graphic]:
-    """Returns the figures of a run in the order of the page."""
+    """Returns the figures of a run but for the headline, in the order of the page."""
     return [
-        headline(run), by_attack(run), confusion(run), roc(run), calibration(run),
+        by_attack(run), confusion(run), roc(run), calibration(run),
         curve(run, "epsilon"), curve(run, "num_steps"), training(run),
     ]  # fmt: skip
 
 
+def robustness_curves(run: RunRecords) -> bytes:
+    """Returns a PNG: accuracy against epsilon beside accuracy by threat model.
+
+    Raises:
+      UserError: the run has no curves.
+    """
+    lines = run.curves_along("epsilon")
+    if not lines:
+        raise UserError(
+            f"{run.path}: no accuracy against ε to draw; run with --config.eval.curves=true"
+        )
+
+    def paint(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=[4, 5])
+        _accuracy_lines(left, lines, up_to=0.5)
+        left.set(
+            title=f"adaptive PGD of {lines[0].fixed:g} steps",
+            xlabel="ε (pixels in [0, 1])",
+            ylabel="accuracy",
+        )
+        _accuracy_bars(right, run, run.defenses, _by_threat(run))
+        title = f"worst attack on each image, ε = {run.epsilon:g}"
+        right.set(title=title, xlabel="defence", ylabel="")
+        for axes in (left, right):
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4, columnspacing=1)
+
+    return draw_png((WIDTH, 3.6), paint)
+
+
 def headline(run: RunRecords) -> Graphic:
-    """Accuracy clean and under the worst attack of each threat model."""
-    columns: dict[str, list[Estimate | None]] = {"clean": []}
-    for defense in run.defenses:
-        columns["clean"].append(accuracy(run, run.clean(defense)))
-        for threat in THREATS:
-            outcome = run.worst(defense, (threat,))
-            found = None if outcome is None else accuracy(run, outcome)
-            columns.setdefault(threat, []).append(found)
-    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    """Returns accuracy, clean and under the worst attack of each threat model."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        bars(
-            axes, run.defenses,
-            {n: (THREAT_LOOKS[n], [e and e.value for e in es]) for n, es in columns.items()},
-            {n: [e and e.interval for e in es] for n, es in columns.items()},
-        )  # fmt: skip
-        axes.set_ylabel("accuracy")
-        _chance(axes, run)
+        _accuracy_bars(axes, run, run.defenses, _by_threat(run))
         legend_below(figure, axes, 5)
 
     caption = (
@@ -61,31 +81,41 @@ def headline(run: RunRecords) -> Graphic:
     return draw("headline", caption, (WIDTH, 3.3), paint)
 
 
+Bars = dict[str, tuple[Look, list[Outcome | None]]]  # name -> look, an outcome for each group
+
+
+def _by_threat(run: RunRecords) -> Bars:
+    """Returns the outcomes of all defences, clean and under the worst attack of each threat."""
+    outcomes = {"clean": [run.clean(d) for d in run.defenses]}
+    outcomes |= {t: [run.worst(d, (t,)) for d in run.defenses] for t in THREATS}
+    return {name: (THREAT_LOOKS[name], found) for name, found in outcomes.items() if any(found)}
+
+
+def _accuracy_bars(axes: Axes, run: RunRecords, labels: list[str], series: Bars) -> None:
+    """Draws accuracies with intervals, and the accuracy of always predicting the larger class."""
+    cells = {n: [o and accuracy(run, o) for o in found] for n, (_, found) in series.items()}
+    values = {n: (series[n][0], [e and e.value for e in found]) for n, found in cells.items()}
+    bars(axes, labels, values, {n: [e and e.interval for e in es] for n, es in cells.items()})
+    axes.set_ylabel("accuracy")
+    axes.axhline(larger_class(run.label) / len(run.label), color="#555555", lw=1, ls=":", zorder=1)
+
+
 def by_attack(run: RunRecords) -> Graphic:
-    """Accuracy of each defence under each adaptive attack."""
+    """Returns the accuracy of each defence under each adaptive attack."""
     if not run.attacks:
         return Omitted("Accuracy by attack", "nothing was attacked at this ε")
     names = ["clean", *run.attacks]
-    found = {d: [run.get(d, "adaptive", a) for a in names] for d in run.defenses}
+    series: Bars = {
+        d: (defense_look(d), [run.get(d, "adaptive", a) for a in names]) for d in run.defenses
+    }
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        cells = {d: [o and accuracy(run, o) for o in os] for d, os in found.items()}
-        bars(
-            axes, names,
-            {d: (defense_look(d), [e and e.value for e in es]) for d, es in cells.items()},
-            {d: [e and e.interval for e in es] for d, es in cells.items()},
-        )  # fmt: skip
-        axes.set_ylabel("accuracy")
-        _chance(axes, run)
+        _accuracy_bars(axes, run, names, series)
         legend_below(figure, axes, 5)
 
     caption = f"Accuracy by attack and defence, adaptive attacks, ε = {run.epsilon:g}."
     return draw("accuracy_by_attack", caption, (WIDTH, 3.3), paint)
-
-
-def _chance(axes: Axes, run: RunRecords) -> None:
-    axes.axhline(larger_class(run.label) / len(run.label), color="#555555", lw=1, ls=":", zorder=1)
 
 
 def _conditions(run: RunRecords) -> list[tuple[str, dict[str, Outcome]]]:
@@ -96,7 +126,7 @@ def _conditions(run: RunRecords) -> list[tuple[str, dict[str, Outcome]]]:
 
 
 def confusion(run: RunRecords) -> Graphic:
-    """Confusion matrices, clean and attacked."""
+    """Returns confusion matrices, clean and attacked."""
     conditions = _conditions(run)
 
     def paint(figure: Figure) -> None:
@@ -134,7 +164,7 @@ def _matrix(axes: Axes, run: RunRecords, outcome: Outcome) -> None:
 
 
 def roc(run: RunRecords) -> Graphic:
-    """ROC curves, clean and attacked."""
+    """Returns ROC curves, clean and attacked."""
     if len(np.unique(run.label)) < 2:
         return Omitted("ROC curves", "the test images are of one class")
     conditions = _conditions(run)
@@ -165,7 +195,7 @@ def _line(
 
 
 def calibration(run: RunRecords) -> Graphic:
-    """Reliability curves, clean and attacked."""
+    """Returns reliability curves, clean and attacked."""
     conditions = _conditions(run)
     curves = [
         {d: reliability(run.label, o.score, o.predicted) for d, o in outcomes.items()}
@@ -188,18 +218,18 @@ def calibration(run: RunRecords) -> Graphic:
                     )  # fmt: skip
             axes.set(title=title, xlabel="probability of the predicted class", xlim=(0.48, 1.02))
             axes.set_ylim(-0.03, 1.03)
-        panels[0].set_ylabel("share right")
+        panels[0].set_ylabel("share correct")
         legend_below(figure, panels[0], 5)
 
     caption = (
-        "Reliability: how often a classifier is right when it is so sure. Dotted: perfectly"
+        "Reliability: how often a classifier is correct when it is so sure. Dotted: perfectly"
         " calibrated. Larger marks stand for more images."
     )
     return draw("reliability", caption, (min(WIDTH, 4.8 * len(conditions)), 3.9), paint)
 
 
 def curve(run: RunRecords, axis: str) -> Graphic:
-    """Accuracy against epsilon or steps of adaptive PGD."""
+    """Returns accuracy against `axis`, "epsilon" or "num_steps", under adaptive PGD."""
     title = {"epsilon": "Accuracy against ε", "num_steps": "Accuracy against steps"}[axis]
     lines = run.curves_along(axis)
     if not lines:
@@ -210,19 +240,13 @@ def curve(run: RunRecords, axis: str) -> Graphic:
         panels = figure.subplots(
             1, 1 + clip, sharey=True, squeeze=False, width_ratios=[7, 1][: 1 + clip]
         )[0]
-        for line in lines:
-            style = defense_look(line.defense)
-            for axes, inside in zip(panels, (line.x <= 0.5, line.x > 0.5), strict=False):
-                at = inside if clip else np.full(len(line.x), True)
-                _line(axes, line.x[at], line.accuracy[at], style, line.defense)
-                axes.fill_between(
-                    line.x[at], line.low[at], line.high[at], color=style.color, alpha=0.13, lw=0
-                )
+        _accuracy_lines(panels[0], lines, up_to=0.5 if clip else np.inf)
         panels[0].set(ylabel="accuracy", ylim=(-0.03, 1.03))
         panels[0].set_xlabel("ε (pixels in [0, 1])" if axis == "epsilon" else "steps of PGD")
         if axis == "num_steps":
             panels[0].set_xticks(lines[0].x, [f"{x:g}" for x in lines[0].x])
         if clip:
+            _accuracy_lines(panels[1], lines, above=0.5)
             panels[1].set(xlabel="clip value", xticks=[1], xlim=(0.8, 1.2))
         legend_below(figure, panels[0], 5)
 
@@ -233,11 +257,21 @@ def curve(run: RunRecords, axis: str) -> Graphic:
     return draw(f"accuracy_{axis}", caption, (WIDTH, 3.4), paint)
 
 
+def _accuracy_lines(
+    axes: Axes, lines: list[Curve], above: float = -np.inf, up_to: float = np.inf
+) -> None:
+    """Draws the points of curves with above < x <= up_to, and their intervals."""
+    for line in lines:
+        at, style = (line.x > above) & (line.x <= up_to), defense_look(line.defense)
+        _line(axes, line.x[at], line.accuracy[at], style, line.defense)
+        low, high = line.low[at], line.high[at]
+        axes.fill_between(line.x[at], low, high, color=style.color, alpha=0.13, lw=0)
+
+
 def training(run: RunRecords) -> Graphic:
-    """Loss and accuracy over the epochs, a column for each trained classifier."""
-    names = list(dict.fromkeys(line["defense"] for line in run.training))
-    epochs = {d: _by_epoch(run, d) for d in names}
-    epochs = {d: values for d, values in epochs.items() if values}
+    """Returns loss and accuracy by epoch, a column for each trained classifier."""
+    names = dict.fromkeys(line["defense"] for line in run.training)
+    epochs = {d: values for d in names if (values := _by_epoch(run, d))}
     if not epochs:
         return Omitted("Training curves", "metrics.jsonl holds no epoch")
 
@@ -247,7 +281,7 @@ def training(run: RunRecords) -> Graphic:
             for axes, kind in zip(column, ("accuracy", "loss"), strict=True):
                 chosen = [name for name in values if kind in name]
                 for i, name in enumerate(chosen):
-                    style = (THREAT_LOOKS["clean"], *DASHED)[min(i, len(DASHED))]
+                    style = (THREAT_LOOKS["clean"], *_DASHED)[min(i, len(_DASHED))]
                     x, y = values[name]
                     axes.plot(x, y, color=style.color, ls=style.line, marker=style.marker, ms=3.5,
                               lw=1.4, label=name.replace("_", " "))  # fmt: skip
@@ -265,13 +299,8 @@ def training(run: RunRecords) -> Graphic:
     return draw("training", caption, (min(WIDTH, 3 + 3.2 * len(epochs)), 5), paint)
 
 
-DASHED = (
-    Look("#D55E00", "", "s", "--"), Look("#009E73", "", "^", "-."), Look("#444444", "", "D", ":"),
-)  # fmt: skip
-
-
 def _by_epoch(run: RunRecords, defense: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Returns metric -> (epochs, values at their ends), of accuracies and losses."""
+    """Returns metric -> (epochs, last value in each), for accuracies and losses."""
     last: dict[tuple[str, int], float] = {}
     for line in run.training:
         if line["defense"] == defense and "epoch" in line:

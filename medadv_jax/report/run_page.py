@@ -1,25 +1,14 @@
-"""The page of one run: what stands on it, and in which order."""
+"""The page of one run."""
 
 import numpy as np
 
-from medadv_jax.report import run_figures, run_tables
+from medadv_jax.report import comparison, run_figures, run_tables
 from medadv_jax.report.aggregate import make_groups
-from medadv_jax.report.comparison import (
-    ATTACKED,
-    Comparison,
-    attacked_accuracy,
-    best_defense,
-    compare,
-    find,
-    pairwise_table,
-    verdict,
-)
 from medadv_jax.report.example_panels import panels
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Section
 from medadv_jax.report.paper.figures import figures_of_one
 from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
-from medadv_jax.report.style import Graphic
 from medadv_jax.report.tables import Cell, Estimate, Table, cell_parts
 
 TRUSTED = "trusted"
@@ -28,26 +17,25 @@ NOT_RUN = "The self-checks have not been run."
 
 def build(run: RunRecords) -> Page:
     """Returns the page of a run."""
-    comparisons = compare(run)
+    comparisons = comparison.compare(run)
     headline = run_tables.headline_table(run)
-    first, *figures = run_figures.figures(run)
-    sections = _sections(run, comparisons, headline, figures)
-    title = f"{run.model} on {run.dataset}"
-    answers = cards(run, comparisons, headline)
-    return Page(title, lead(run), answers, [first], sections, [run_tables.metrics_table(run)])
+    return Page(
+        f"{run.model} on {run.dataset}",
+        lead(run),
+        cards(run, comparisons, headline),
+        [run_figures.headline(run)],
+        _sections(run, comparison.pairwise_table(comparisons), headline),
+        [run_tables.metrics_table(run)],
+    )
 
 
-def _sections(
-    run: RunRecords, comparisons: list[Comparison], headline: Table, figures: list[Graphic]
-) -> list[Section]:
-    by_attack, confusion, roc, calibration, epsilon, steps, training = figures
-    detection = run_tables.detection_table(run)
+def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[Section]:
+    by_attack, confusion, roc, calibration, epsilon, steps, training = run_figures.figures(run)
     groups = make_groups([run])
     return [
         Section("Warnings", warnings(run)),
         Section("Self-checks", [run_tables.checks_summary(run)]),
-        Section("Results", [headline, run_tables.results_table(run), by_attack,
-                            pairwise_table(comparisons) if comparisons else None]),
+        Section("Results", [headline, run_tables.results_table(run), by_attack, pairwise]),
         Section("Accuracy against ε and steps", [epsilon, steps]),
         Section("Errors and scores", [confusion, roc]),
         Section("Calibration", [run_tables.calibration_table(run), calibration]),
@@ -55,7 +43,7 @@ def _sections(
             run_tables.subgroup_table(run, by) for by in ("magnification", "subtype")
         ]),
         Section("Attacked images", panels(run)),
-        Section("Detector", [detection]),
+        Section("Detector", [run_tables.detection_table(run)]),
         Section("Self-checks in full", [run_tables.checks_table(run)]),
         *paper_section(run.dataset, groups, only_ours=True),
         Section("In the figures of the paper", figures_of_one(groups[0])),
@@ -65,7 +53,7 @@ def _sections(
 
 
 def lead(run: RunRecords) -> str:
-    """Returns what was tested, on one line."""
+    """Returns the line below the title: test images, split and attacks."""
     attacks = f"{', '.join(run.attacks)} at ε = {run.epsilon:g}" if run.attacks else "no attack"
     return (
         f"Run {run.name}: {len(run.label)} test images of {len(np.unique(run.group))} patients"
@@ -73,14 +61,14 @@ def lead(run: RunRecords) -> str:
     )
 
 
-def cards(run: RunRecords, comparisons: list[Comparison], headline: Table) -> list[Card]:
-    """Returns the four answers of the first screen."""
-    good = bool(attacked_accuracy(run)) and is_best_significant(run, comparisons)
+def cards(run: RunRecords, comparisons: list[comparison.Comparison], headline: Table) -> list[Card]:
+    """Returns the four answers at the top of the page."""
+    kind = GOOD if comparison.is_best_significant(run, comparisons) else UNSURE
     return [
         Card("How good on clean images?", PLAIN, _lines(headline, 1)),
         Card("How good under attack? (for each image the worst, adaptive)", PLAIN,
              _lines(headline, 2)),
-        Card("Which defence is best?", GOOD if good else UNSURE, (), verdict(run, comparisons)),
+        Card("Which defence is best?", kind, (), comparison.conclusion(run, comparisons)),
         trust(run),
     ]  # fmt: skip
 
@@ -94,25 +82,16 @@ def _line(name: str, cell: Cell) -> tuple[str, str, str]:
     return (name, *cell_parts(cell)) if isinstance(cell, Estimate) else (name, "–", "not attacked")
 
 
-def is_best_significant(run: RunRecords, comparisons: list[Comparison]) -> bool:
-    """Returns whether the leading defence is significantly better than every other one."""
-    best = best_defense(run)
-    others = [d for d in attacked_accuracy(run) if d != best]
-    return bool(others) and all(
-        find(comparisons, ATTACKED, str(best), other).significant for other in others
-    )
-
-
 def trust(run: RunRecords) -> Card:
-    """Returns what the self-checks say, and whether there are enough images and patients."""
+    """Returns whether self-checks and numbers of images and patients allow trust."""
     question = "May I trust this?"
-    doubts = [f"{doubt[0].upper()}{doubt[1:]}." for doubt in run.doubts()]
+    doubts = [_sentence(doubt) for doubt in run.doubts()]
     if run.checks is None:
         first = "No: too little data." if doubts else NOT_RUN
         rest = [NOT_RUN, *doubts] if doubts else ["No number below has been verified."]
         return Card(question, BAD if doubts else UNSURE, (), (first, *rest))
-    headline = str(run.checks.get("headline", ""))
-    counts = _verdicts(run)
+    headline = str(run.checks.get("headline") or "no headline in self_checks.json")
+    counts = _check_counts(run)
     if headline != TRUSTED:
         return Card(question, BAD, (), (_sentence(headline), *doubts, counts))
     if doubts:
@@ -123,12 +102,11 @@ def trust(run: RunRecords) -> Card:
 
 
 def _sentence(text: str) -> str:
-    text = text or "no headline in self_checks.json"
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _verdicts(run: RunRecords) -> str:
-    """Returns how many self-checks passed, warn and fail, and which do not pass."""
+def _check_counts(run: RunRecords) -> str:
+    """Returns how many self-checks pass, warn and fail, and which do not pass."""
     found = (run.checks or {}).get("checks", [])
     counts = {v: sum(c.get("verdict") == v for c in found) for v in ("pass", "warn", "fail")}
     numbers = sorted({int(c["number"]) for c in found if c.get("verdict") != "pass"})
@@ -139,7 +117,7 @@ def _verdicts(run: RunRecords) -> str:
 
 
 def warnings(run: RunRecords) -> list[str]:
-    """Returns what a reader must know before any number."""
+    """Returns the warnings to read before any number."""
     found = [f"{d[0].upper()}{d[1:]}: these accuracies mean little." for d in run.doubts()]
     if run.checks is None:
         found.append(NOT_RUN)

@@ -5,7 +5,7 @@ import numpy as np
 from medadv_jax.config import flatten
 from medadv_jax.evaluation.metrics import patient_accuracy, reliability
 from medadv_jax.evaluation.statistics import proportion_interval
-from medadv_jax.report.comparison import ATTACKED, CLEAN, right_answers
+from medadv_jax.report.comparison import ATTACKED, CLEAN, correct_by_defense
 from medadv_jax.report.records import PURIFIED, THREATS, Outcome, RunRecords
 from medadv_jax.report.tables import NOTHING, Cell, Estimate, Table, group_starts
 
@@ -18,7 +18,7 @@ WORST = "worst"
 
 
 def interval_note(run: RunRecords) -> str:
-    """Returns where the intervals of this run come from."""
+    """Returns the note that explains how the intervals of this run are computed."""
     n, patients = len(run.label), len(np.unique(run.group))
     if not run.clustered:
         return (
@@ -27,19 +27,20 @@ def interval_note(run: RunRecords) -> str:
         )
     return (
         f"Brackets: 95 % intervals by resampling the {patients} patients (groups), not the {n}"
-        " images: images of one patient are alike. Where all answers agree, Wilson's interval with"
-        " patients for images. results.csv holds Wilson's over images, which are too narrow here."
+        " images: images of one patient are alike. Where all are correct, or all wrong, Wilson's"
+        " interval with patients for images. results.csv holds Wilson's over images, which are too"
+        " narrow here."
     )
 
 
 def results_table(run: RunRecords) -> Table:
-    """Returns defence × attack: accuracy under each threat model, side by side."""
+    """Returns accuracy by defence, attack and threat model, and other metrics."""
     rows = [row for defense in run.defenses for row in _defense_rows(run, defense)]
     notes = [
         interval_note(run),
         "transfer: examples made on base. oblivious: the attacker does not know the purifier."
         " adaptive: the attacker knows everything deployed. Precision to success rate are those of"
-        " the adaptive attack. Success rate: share of the images right when clean that the attack"
+        " the adaptive attack. Success rate: share of the images correct when clean that the attack"
         f" breaks. {WORST}: for each image, the attack that harms most; it may also be left alone.",
     ]
     if any(d not in PURIFIED for d in run.defenses):
@@ -72,13 +73,12 @@ def _defense_rows(run: RunRecords, defense: str) -> list[tuple[Cell, ...]]:
 
 
 def accuracy(run: RunRecords, outcome: Outcome) -> Estimate:
-    """Returns the accuracy and its interval, by patient where patients repeat."""
-    right = outcome.predicted == run.label
-    return Estimate(float(right.mean()), proportion_interval(right, run.group, run.weights))
+    """Returns accuracy and interval, by patient where a patient has several images."""
+    return _share(run, outcome.predicted == run.label)
 
 
 def metrics_table(run: RunRecords) -> Table:
-    """Returns every metric of every evaluation at the headline's epsilon, with intervals."""
+    """Returns all metrics of all evaluations at the run's epsilon, with intervals."""
     names = ("accuracy", *METRICS)
     rows: list[tuple[Cell, ...]] = []
     for defense in run.defenses:
@@ -98,7 +98,7 @@ def metrics_table(run: RunRecords) -> Table:
 
 
 def _shown(run: RunRecords, defense: str) -> list[tuple[str, str, Outcome]]:
-    """Returns (threat model, evaluation, outcome) of what has an adaptive partner."""
+    """Returns (threat model, evaluation, outcome), clean and attacked."""
     shown: list[tuple[str, str, Outcome]] = [("none", "clean", run.clean(defense))]
     for threat in THREATS:
         for attack in run.attacks:
@@ -110,16 +110,16 @@ def _shown(run: RunRecords, defense: str) -> list[tuple[str, str, Outcome]]:
 
 
 def headline_table(run: RunRecords) -> Table:
-    """Returns one row for each defence: clean, worst case, per patient, everything tried."""
-    attacked, rows = right_answers(run, ATTACKED), []
-    clean = right_answers(run, CLEAN)
+    """Returns accuracy by defence: clean, worst case, per patient."""
+    attacked, rows = correct_by_defense(run, ATTACKED), []
+    clean = correct_by_defense(run, CLEAN)
     for defense in run.defenses:
         everything = run.worst(defense, THREATS)
         cells: list[Cell] = [accuracy(run, run.clean(defense))]
         cells.append(None if defense not in attacked else _share(run, attacked[defense]))
-        cells.append(None if everything is None else _share(run, everything.predicted == run.label))
-        for right in (clean, attacked):
-            cells.append(_by_patient(run, right[defense]) if defense in right else None)
+        cells.append(None if everything is None else accuracy(run, everything))
+        for correct in (clean, attacked):
+            cells.append(_by_patient(run, correct[defense]) if defense in correct else None)
         rows.append((defense, *cells))
     columns = (
         "defence", "clean", "worst adaptive attack", "worst of all threat models",
@@ -127,24 +127,24 @@ def headline_table(run: RunRecords) -> Table:
     )  # fmt: skip
     notes = (
         interval_note(run),
-        "By patient: mean over patients of the share of their images that is right. Worst of all"
+        "By patient: mean over patients of the share of their images that is correct. Worst of all"
         " threat models below worst adaptive: the adaptive attack missed what a weaker one found.",
     )
     return Table("headline", "Accuracy: the headline", columns, rows, notes)
 
 
-def _share(run: RunRecords, right: np.ndarray) -> Estimate:
-    return Estimate(float(right.mean()), proportion_interval(right, run.group, run.weights))
+def _share(run: RunRecords, correct: np.ndarray) -> Estimate:
+    return Estimate(float(correct.mean()), proportion_interval(correct, run.group, run.weights))
 
 
-def _by_patient(run: RunRecords, right: np.ndarray) -> Estimate:
-    return Estimate(*patient_accuracy(right, run.group, run.weights))
+def _by_patient(run: RunRecords, correct: np.ndarray) -> Estimate:
+    return Estimate(*patient_accuracy(correct, run.group, run.weights))
 
 
 def subgroup_table(run: RunRecords, by: str) -> Table | None:
-    """Returns clean and attacked accuracy within each magnification or subtype.
+    """Returns clean and attacked accuracy by magnification or subtype.
 
-    None if there are fewer than two.
+    None if the test images have fewer than two of them.
     """
     values = getattr(run, by)
     kinds = [kind for kind in np.unique(values) if kind not in (0, "")]
@@ -158,17 +158,17 @@ def subgroup_table(run: RunRecords, by: str) -> Table | None:
         for defense in run.defenses:
             cells = []
             for on in (CLEAN, ATTACKED):
-                right = right_answers(run, on).get(defense)
-                cells.append(None if right is None else _inside(run, right, inside))
+                correct = correct_by_defense(run, on).get(defense)
+                cells.append(None if correct is None else _inside(run, correct, inside))
             rows.append((name, int(inside.sum()), patients, defense, *cells))
     columns = (by, "images", "patients", "defence", "clean", "worst adaptive attack")
     notes = ("Few images or patients in a row: the interval says how little it means.",)
     return Table(f"by_{by}", f"Accuracy by {by}", columns, rows, notes, group_starts(rows))
 
 
-def _inside(run: RunRecords, right: np.ndarray, inside: np.ndarray) -> Estimate:
-    interval = proportion_interval(right[inside], run.group[inside])
-    return Estimate(float(right[inside].mean()), interval)
+def _inside(run: RunRecords, correct: np.ndarray, inside: np.ndarray) -> Estimate:
+    interval = proportion_interval(correct[inside], run.group[inside])
+    return Estimate(float(correct[inside].mean()), interval)
 
 
 def calibration_table(run: RunRecords) -> Table:
@@ -184,14 +184,14 @@ def calibration_table(run: RunRecords) -> Table:
         rows.append((defense, *cells))
     note = (
         "Expected calibration error (Guo et al. 2017): mean distance between how sure the"
-        " classifier is of its prediction and how often it is right, in 10 equal bins. 0 is best."
+        " classifier is of its prediction and how often it is correct, in 10 equal bins. 0 is best."
     )
     columns = ("defence", "clean", "worst adaptive attack")
     return Table("calibration", "Calibration error", columns, rows, (note,))
 
 
 def detection_table(run: RunRecords) -> Table | None:
-    """Returns how well attacked images are told from clean ones; None without a detector."""
+    """Returns the detectors' results; None without a detector."""
     rows: list[tuple[Cell, ...]] = []
     for row in run.detection:
         counts = [int(float(row[c])) for c in ("n_clean", "n_attacked")]
@@ -215,7 +215,7 @@ def detection_table(run: RunRecords) -> Table | None:
 
 
 def checks_table(run: RunRecords) -> Table | None:
-    """Returns the self-checks as they were written; None if the summary has them all."""
+    """Returns every self-check; None if the summary already shows them all."""
     if run.checks is None:
         return None
     rows = [_check_row(check) for check in run.checks.get("checks", [])]
@@ -227,7 +227,7 @@ def checks_table(run: RunRecords) -> Table | None:
 
 
 def checks_summary(run: RunRecords) -> Table | None:
-    """Returns a line for each self-check: its worst verdict over the defences."""
+    """Returns the worst verdict of each self-check over the defences."""
     if run.checks is None:
         return None
     severity = {"pass": 0, "warn": 1, "fail": 2}
@@ -237,17 +237,20 @@ def checks_summary(run: RunRecords) -> Table | None:
         held = worst.get(number)
         if held is None or severity.get(check["verdict"], 2) > severity.get(held["verdict"], 2):
             worst[number] = check
-    rows = [_check_row(worst[n] | {"defense": _whose(run, worst[n])}) for n in sorted(worst)]
+    rows = [
+        _check_row(check | {"defense": _defenses_with(run, check)})
+        for _, check in sorted(worst.items())
+    ]
     title = "Self-checks: the worst verdict of each over the defences"
     note = "Value and explanation are those of the first defence with this verdict."
     return Table("self_checks", title, _CHECK_COLUMNS, rows, (note,))
 
 
-def _whose(run: RunRecords, worst: dict) -> str:
-    """Returns the defences to which a check gives its worst verdict."""
-    alike = [c for c in (run.checks or {})["checks"] if c["number"] == worst["number"]]
-    names = [str(c.get("defense") or "all") for c in alike if c["verdict"] == worst["verdict"]]
-    return "all" if len(names) == len(alike) else ", ".join(names)
+def _defenses_with(run: RunRecords, worst: dict) -> str:
+    """Returns the defences for which a check has its worst verdict."""
+    same = [c for c in (run.checks or {})["checks"] if c["number"] == worst["number"]]
+    names = [str(c.get("defense") or "all") for c in same if c["verdict"] == worst["verdict"]]
+    return "all" if len(names) == len(same) else ", ".join(names)
 
 
 _CHECK_COLUMNS = ("no.", "check", "defence", "verdict", "value", "explanation")
@@ -263,7 +266,7 @@ def _check_row(check: dict) -> tuple[Cell, ...]:
 
 
 def settings_table(run: RunRecords) -> Table:
-    """Returns what was run: every field of the config, versions, device, commit."""
+    """Returns every field of the config, and versions, device and commit."""
     rows: list[tuple[Cell, ...]] = [
         ("device", str(run.about.get("device", NOTHING))),
         ("git commit", str(run.about.get("git_commit") or NOTHING)),

@@ -1,4 +1,4 @@
-"""The page of several runs: in the paper's layout, and what each run says by itself."""
+"""The page that compares several runs, in the paper's layout."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,26 +6,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from medadv_jax.evaluation.metrics import is_trivial
+from medadv_jax.report import comparison
 from medadv_jax.report.aggregate import Group, Pooled, Series, make_groups, pool
-from medadv_jax.report.comparison import (
-    Comparison,
-    attacked_accuracy,
-    best_defense,
-    compare,
-    pairwise_table,
-)
 from medadv_jax.report.example_panels import compact
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Section
 from medadv_jax.report.paper.claims import claims_section
 from medadv_jax.report.paper.figures import paper_figures
 from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
-from medadv_jax.report.run_page import is_best_significant, trust
+from medadv_jax.report.run_page import trust
 from medadv_jax.report.run_tables import accuracy, headline_table, results_table
 from medadv_jax.report.tables import Cell, Table, cell_text
 from medadv_jax.report.transfer import TransferRecords, transfer_section, transfer_table
 
-MOST_LINES = 6  # of a card
+MOST_LINES = 6  # on a card
+Comparisons = list[list[comparison.Comparison]]  # of each run
 
 
 def build(
@@ -38,7 +33,7 @@ def build(
       transfers: runs attacked with each other's adversarial examples.
       missing: a sentence about each cell of a sweep that is not among the runs.
     """
-    comparisons = [compare(run) for run in runs]
+    comparisons = [comparison.compare(run) for run in runs]
     groups = {name: make_groups([r for r in runs if r.dataset == name]) for name in _datasets(runs)}
     sections = [Section("Warnings", [*missing, *warnings(runs)])]
     for dataset, inside in groups.items():
@@ -58,14 +53,12 @@ def _datasets(runs: Sequence[RunRecords]) -> list[str]:
 
 
 def _dataset_sections(dataset: str, groups: list[Group]) -> list[Section]:
-    table = paper_section(dataset, groups, only_ours=False)
-    figures = paper_figures(dataset, groups)
     pictures = [compact(group.runs[0], group.label) for group in groups]
     return [
         claims_section(dataset, groups),
         *_folds_sections(dataset, groups),
-        *table,
-        Section(f"Figures 5 to 7 and 14 to 18: {dataset}", figures),
+        *paper_section(dataset, groups, only_ours=False),
+        Section(f"Figures 5 to 7 and 14 to 18: {dataset}", paper_figures(dataset, groups)),
         Section(f"Figures 8 to 13, attacked images: {dataset}", pictures),
     ]
 
@@ -81,31 +74,33 @@ def _folds_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
     """Returns a section for each group with folds."""
     sections = []
     for number, group in enumerate(groups):
-        parts: list[Table | str] = []
-        for pooled in pool(group):
-            parts += _folds_tables(pooled, f"folds_{dataset}_{number}_seed{pooled.seed}")
+        parts = [
+            part
+            for pooled in pool(group)
+            for part in _folds_parts(pooled, f"folds_{dataset}_{number}_seed{pooled.seed}")
+        ]
         if parts:
             sections.append(Section(f"All folds together: {group.label} on {dataset}", parts))
     return sections
 
 
-def _folds_tables(pooled: Pooled, suffix: str) -> list[Table] | list[str]:
+def _folds_parts(pooled: Pooled, suffix: str) -> list[Table | str]:
     """Returns headline, results and comparisons of pooled folds, or why they are not pooled."""
-    run = pooled.run
+    run, seed = pooled.run, pooled.seed
     if run is None:
-        return [f"Seed {pooled.seed}: not put together: {pooled.reason}."]
-    comparisons = compare(run)
-    tables = [headline_table(run), results_table(run)]
-    tables += [pairwise_table(comparisons)] if comparisons else []
+        return [f"Seed {seed}: not put together: {pooled.reason}."]
+    tables = [
+        headline_table(run),
+        results_table(run),
+        comparison.pairwise_table(comparison.compare(run)),
+    ]
     return [
         dataclasses.replace(
-            table,
-            name=f"{table.name}_{suffix}",
-            title=f"{table.title} (seed {pooled.seed})",
+            table, name=f"{table.name}_{suffix}", title=f"{table.title} (seed {seed})",
             notes=(*table.notes, _FOLDS_NOTE),
         )
-        for table in tables
-    ]
+        for table in tables if table
+    ]  # fmt: skip
 
 
 def _lead(runs: Sequence[RunRecords], groups: list[Group]) -> str:
@@ -122,20 +117,16 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def overview_table(runs: Sequence[RunRecords], comparisons: list[list[Comparison]]) -> Table:
-    """Returns the four answers of each run."""
+def overview_table(runs: Sequence[RunRecords], comparisons: Comparisons) -> Table:
+    """Returns the four answers of each run as a table."""
     rows: list[tuple[Cell, ...]] = []
     for run, pairs in zip(runs, comparisons, strict=True):
-        best = best_defense(run)
-        clean = attacked = None
-        if best:
-            worst = run.worst(best)
-            clean = accuracy(run, run.clean(best))
-            attacked = None if worst is None else accuracy(run, worst)
-        apart = "yes" if is_best_significant(run, pairs) else "no"
+        best = comparison.best_defense(run)
+        outcomes = (run.clean(best), run.worst(best)) if best else (None, None)
         rows.append(
             (run.name, run.model, run.dataset, len(run.label), len(np.unique(run.group)),
-             _leader(best, [run]) if best else "–", clean, attacked, apart, trust(run).text[0])
+             _leader(best, [run]) if best else "–", *(o and accuracy(run, o) for o in outcomes),
+             "yes" if comparison.is_best_significant(run, pairs) else "no", trust(run).text[0])
         )  # fmt: skip
     columns = (
         "run", "network", "data", "images", "patients", "leading defence", "its clean accuracy",
@@ -150,67 +141,57 @@ def overview_table(runs: Sequence[RunRecords], comparisons: list[list[Comparison
 
 
 def _leader(best: str, runs: Sequence[RunRecords]) -> str:
-    """Returns the name of a defence of these runs, and whether it leads by not looking."""
-    little = sum(is_trivial(run.label, run.clean(best).predicted) for run in runs)
-    where = f"in {little} of {len(runs)} runs " if len(runs) > 1 else ""
-    return f"{best} ({where}no better than one class always)" if little else best
+    """Returns a defence, and in how many runs it is no better than predicting one class."""
+    trivial = sum(is_trivial(run.label, run.clean(best).predicted) for run in runs)
+    where = f"in {trivial} of {len(runs)} runs " if len(runs) > 1 else ""
+    return f"{best} ({where}no better than always predicting one class)" if trivial else best
 
 
-def cards(
-    runs: Sequence[RunRecords], comparisons: list[list[Comparison]], groups: list[Group]
-) -> list[Card]:
-    """Returns the four answers of the first screen."""
+def cards(runs: Sequence[RunRecords], comparisons: Comparisons, groups: list[Group]) -> list[Card]:
+    """Returns the four answers at the top of the page."""
     clean, attacked = [], []
     several = len(_datasets(runs)) > 1
     for group in groups:
         best = _best_of(group)
         if best is None:
             continue
-        series = Series(best, "adaptive")
         place = f" on {group.runs[0].dataset}" if several else ""
         leader = _leader(best, [run for run in group.runs if best in run.defenses])
-        name = f"{group.label}{place}: {leader}"
+        count = f"{len(group.runs)} runs" if len(group.runs) > 1 else ""
         for lines, evaluation in ((clean, "clean"), (attacked, "worst")):
-            spread = group.spread(series, evaluation, "accuracy")
-            lines.append((name, cell_text(spread), _runs_text(len(group.runs))))
-    return [
-        Card("How good on clean images? (each network's leading defence)", PLAIN, _cut(clean),
-             _more(clean)),
-        Card("How good under attack? (for each image the worst, adaptive)", PLAIN, _cut(attacked),
-             _more(attacked)),
-        _best_card(runs, comparisons),
-        _trust_card(runs),
-    ]  # fmt: skip
+            spread = group.spread(Series(best, "adaptive"), evaluation, "accuracy")
+            lines.append((f"{group.label}{place}: {leader}", cell_text(spread), count))
+    questions = {
+        "How good on clean images? (each network's leading defence)": clean,
+        "How good under attack? (for each image the worst, adaptive)": attacked,
+    }
+    numbers = [
+        Card(question, PLAIN, tuple(lines[:MOST_LINES]), _more(lines))
+        for question, lines in questions.items()
+    ]
+    return [*numbers, _best_card(runs, comparisons), _trust_card(runs)]
 
 
-def _cut(lines: list[tuple[str, str, str]]) -> tuple[tuple[str, str, str], ...]:
-    return tuple(lines[:MOST_LINES])
-
-
-def _more(lines: list[tuple[str, str, str]]) -> tuple[str, ...]:
+def _more(lines: Sequence) -> tuple[str, ...]:
     hidden = len(lines) - MOST_LINES
     return (f"… and {hidden} more in the table below.",) if hidden > 0 else ()
 
 
-def _runs_text(count: int) -> str:
-    return f"{count} runs" if count > 1 else ""
-
-
 def _best_of(group: Group) -> str | None:
-    """Returns the defence with the highest mean headline."""
+    """Returns the defence with the highest mean attacked accuracy."""
     found: dict[str, list[float]] = {}
     for run in group.runs:
-        for defense, value in attacked_accuracy(run).items():
+        for defense, value in comparison.attacked_accuracy(run).items():
             found.setdefault(defense, []).append(value)
     return max(found, key=lambda d: float(np.mean(found[d]))) if found else None
 
 
-def _best_card(runs: Sequence[RunRecords], comparisons: list[list[Comparison]]) -> Card:
+def _best_card(runs: Sequence[RunRecords], comparisons: Comparisons) -> Card:
     leading: dict[str, list[bool]] = {}
     for run, pairs in zip(runs, comparisons, strict=True):
-        best = best_defense(run)
+        best = comparison.best_defense(run)
         if best:
-            leading.setdefault(best, []).append(is_best_significant(run, pairs))
+            leading.setdefault(best, []).append(comparison.is_best_significant(run, pairs))
     ordered = sorted(leading.items(), key=lambda item: -len(item[1]))
     sentences = [
         f"{d} leads in {len(wins)} of {len(runs)} runs, significantly in {sum(wins) or 'none'}."
@@ -228,13 +209,11 @@ def _trust_card(runs: Sequence[RunRecords]) -> Card:
     kind = BAD if BAD in kinds else UNSURE if UNSURE in kinds else GOOD
     first = f"{len(runs) - len(doubtful)} of {len(runs)} runs may be trusted."
     rest = [f"{run.name}: {card.text[0]}" for run, card in doubtful]
-    hidden = len(rest) - MOST_LINES
-    more = [f"… and {hidden} more in the table below."] if hidden > 0 else []
-    return Card("May I trust this?", kind, (), (first, *rest[:MOST_LINES], *more))
+    return Card("May I trust this?", kind, (), (first, *rest[:MOST_LINES], *_more(rest)))
 
 
 def warnings(runs: Sequence[RunRecords]) -> list[str]:
-    """Returns what a reader must know before comparing the runs."""
+    """Returns the warnings to read before comparing the runs."""
     found = [f"{run.name}: {doubt}." for run in runs for doubt in run.doubts()]
     for dataset in _datasets(runs):
         inside = [run for run in runs if run.dataset == dataset]
@@ -246,14 +225,12 @@ def warnings(runs: Sequence[RunRecords]) -> list[str]:
         if len({run.epsilon for run in inside}) > 1:
             found.append(f"{dataset}: the runs have different ε.")
     names = [run.name for run in runs]
-    found += [
-        f"{n}: several runs have this name." for n in sorted(set(names)) if names.count(n) > 1
-    ]
-    return found
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return [*found, *(f"{name}: several runs have this name." for name in repeated)]
 
 
 def settings_table(runs: Sequence[RunRecords]) -> Table:
-    """Returns where each run comes from, and by which code."""
+    """Returns device and git commit of each run."""
     rows: list[tuple[Cell, ...]] = [
         (run.name, str(run.about.get("device", "–")), str(run.about.get("git_commit") or "–"))
         for run in runs

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from medadv_jax.report.records import DEFENSES
+
 WIDTH = 9.4  # inches, the width of the page
 
 STYLE: dict[Any, Any] = {
@@ -46,33 +48,28 @@ class Look:
     line: str = "-"
 
 
-DEFENSE_LOOKS = {
-    "base": Look("#D55E00", "", "o"),
-    "adversarial": Look("#0072B2", "//", "s", "--"),
-    "autoencoder": Look("#E69F00", "..", "^", "-."),
-    "hybrid": Look("#009E73", "xx", "D", ":"),
-}
+_LOOKS = (
+    Look("#D55E00", "", "o"), Look("#0072B2", "//", "s", "--"), Look("#E69F00", "..", "^", "-."),
+    Look("#009E73", "xx", "D", ":"), Look("#CC79A7", "\\\\", "v"), Look("#56B4E9", "++", "P", "--"),
+    Look("#F0E442", "oo", "X", "-."), Look("#444444", "--", "*", ":"),
+)  # fmt: skip
 THREAT_LOOKS = {
     "clean": Look("#56B4E9", "", "o"),
     "transfer": Look("#F0E442", "..", "^", ":"),
     "oblivious": Look("#CC79A7", "//", "s", "--"),
     "adaptive": Look("#444444", "xx", "D"),
 }
-_OTHERS = (
-    Look("#D55E00", "", "o"), Look("#0072B2", "//", "s", "--"), Look("#E69F00", "..", "^", "-."),
-    Look("#009E73", "xx", "D", ":"), Look("#CC79A7", "\\\\", "v"), Look("#56B4E9", "++", "P", "--"),
-    Look("#F0E442", "oo", "X", "-."), Look("#444444", "--", "*", ":"),
-)  # fmt: skip
 
 
 def look(index: int) -> Look:
     """Returns the look of series number `index`; looks repeat after eight."""
-    return _OTHERS[index % len(_OTHERS)]
+    return _LOOKS[index % len(_LOOKS)]
 
 
 def defense_look(defense: str) -> Look:
     """Returns the look of a defence; that of an unknown one depends on its name only."""
-    return DEFENSE_LOOKS.get(defense) or look(4 + sum(map(ord, defense)) % 4)
+    known = defense in DEFENSES
+    return look(DEFENSES.index(defense) if known else 4 + sum(map(ord, defense)) % 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +107,24 @@ def draw(
     name: str, caption: str, size: tuple[float, float], paint: Callable[[Figure], None]
 ) -> Picture:
     """Returns a figure of `size` inches; `paint` draws on it."""
+    svg = _save(size, paint, "svg", metadata={"Date": None, "Creator": None})
+    return Picture(name, caption, svg.decode())
+
+
+def draw_png(size: tuple[float, float], paint: Callable[[Figure], None]) -> bytes:
+    """Returns a figure as `draw` does, but as a PNG of 150 pixels an inch."""
+    return _save(size, paint, "png", metadata={"Software": None}, dpi=150)
+
+
+def _save(
+    size: tuple[float, float], paint: Callable[[Figure], None], kind: str, **options: Any
+) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.06))
         paint(figure)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return Picture(name, caption, text.getvalue())
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, **options)
+    return content.getvalue()
 
 
 def bars(
@@ -152,6 +161,18 @@ def bars(
     axes.set_xticks(np.arange(len(labels)), labels)
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(*limit)
+
+
+def heatmap(figure: Figure, values: np.ndarray, digits: int, size: float) -> Axes:
+    """Draws a matrix of shares in [0, 1] with its numbers in font size `size`; NaN is a dash."""
+    axes = figure.subplots()
+    axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for i, j in np.ndindex(*values.shape):
+        text = "–" if np.isnan(values[i, j]) else f"{values[i, j]:.{digits}f}"
+        color = "white" if values[i, j] <= 0.55 else "black"
+        axes.text(j, i, text, ha="center", va="center", color=color, fontsize=size)
+    axes.grid(False)
+    return axes
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:

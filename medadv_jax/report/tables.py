@@ -94,11 +94,6 @@ def number_text(value: float, sign: str = "") -> str:
     return f"{round(value, 3) + 0.0:{sign}.3f}".replace("-", "−")  # + 0.0: no minus zero
 
 
-def p_text(p: float) -> str:
-    """Returns a p-value with three decimals, or "< 0.001"."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def as_csv(table: Table) -> str:
     """Returns a table as CSV with all digits; intervals and SDs get columns of their own."""
     kinds = [_kind(table, c) for c in range(len(table.columns))]

@@ -14,8 +14,8 @@ from medadv_jax.errors import UserError
 from medadv_jax.report.page import Section
 from medadv_jax.report.records import RunRecords, load_records
 from medadv_jax.report.run_tables import headline_table
-from medadv_jax.report.style import WIDTH, Graphic, Omitted, draw
-from medadv_jax.report.tables import Cell, Table, number_text
+from medadv_jax.report.style import WIDTH, Graphic, Omitted, draw, heatmap
+from medadv_jax.report.tables import Cell, Table
 
 _NOTE = (
     "A row: the classifier on which the adversarial examples are made (clean: none). A column: the"
@@ -75,7 +75,7 @@ def load_transfer(path: Path, runs: Sequence[RunRecords]) -> TransferRecords:
     ensemble = None
     if (path / "predictions.parquet").is_file():
         config = copy.deepcopy(member.config)
-        config["model"]["name"] = f"committee of {len(members)}"
+        config["model"]["name"] = f"ensemble of {len(members)}"
         ensemble = load_records(path, {"config": config})
     return TransferRecords(path.resolve().name, members, header, lines, ensemble)
 
@@ -87,7 +87,7 @@ def transfer_section(records: TransferRecords) -> Section:
         parts.append(Omitted("Ensemble", "there is one run, or no defence that all runs have"))
     else:
         parts.append(_ensemble_table(records, records.ensemble))
-    return Section(f"Transfer and committee: {records.name}", parts)
+    return Section(f"Transfer and ensemble: {records.name}", parts)
 
 
 def _ensemble_table(records: TransferRecords, ensemble: RunRecords) -> Table:
@@ -96,8 +96,8 @@ def _ensemble_table(records: TransferRecords, ensemble: RunRecords) -> Table:
         "mean: the mean probability decides; majority: most votes, the mean between equal ones."
         " adaptive: through the gradients of all members at once."
     )
-    title = f"The committee: {len(records.members)} networks vote"
-    name = f"committee_{records.suffix}"
+    title = f"The ensemble: {len(records.members)} networks vote"
+    name = f"ensemble_{records.suffix}"
     return dataclasses.replace(table, name=name, title=title, notes=(*table.notes, note))
 
 
@@ -115,16 +115,10 @@ def transfer_heatmap(records: TransferRecords) -> Graphic:
         return Omitted("Transfer matrix", "transfer.csv is empty")
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        for i, j in np.ndindex(*values.shape):
-            color = "black" if values[i, j] > 0.55 else "white"
-            text = number_text(float(values[i, j]))
-            axes.text(j, i, text, ha="center", va="center", color=color, fontsize=9)
+        axes = heatmap(figure, values, digits=3, size=9)
         axes.set_xticks(range(values.shape[1]), records.header[1:], rotation=45, ha="right")
         axes.set_yticks(range(values.shape[0]), [line[0] for line in records.lines])
         axes.set(xlabel="tried on", ylabel="made on")
-        axes.grid(False)
 
     name, caption = f"transfer_{records.suffix}", f"Transfer matrix. {_NOTE}"
     return draw(name, caption, (WIDTH, 2.2 + 0.3 * len(values)), paint)

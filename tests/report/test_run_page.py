@@ -1,5 +1,6 @@
 """What a report says of records; see synthetic_run.py for where these come from."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from medadv_jax.errors import UserError
 from medadv_jax.evaluation.statistics import cluster_bootstrap, holm, wilson_interval
 from medadv_jax.report import comparison, run_page, run_tables, write_report
-from medadv_jax.report.example_panels import RIGHT, WRONG, _choose, _says, panels
+from medadv_jax.report.example_panels import CORRECT, WRONG, _choose, _prediction, panels
 from medadv_jax.report.records import RunRecords, load_run
-from medadv_jax.report.run_figures import figures
+from medadv_jax.report.run_figures import figures, robustness_curves
 from medadv_jax.report.style import Omitted, Picture
 from medadv_jax.report.tables import Estimate, as_csv, as_latex
 from tests.helpers.synthetic_run import edit, make_run
@@ -114,6 +117,7 @@ def test_names_from_a_run_are_text_never_markup(tmp_path):
     (renamed / "self_checks.json").write_text(json.dumps(checks))
     config = json.loads((renamed / "config.json").read_text())
     config["config"]["model"]["name"] = config["device"] = HOSTILE
+    config["config"]["data"]["dir"] = "scans & <i>more</i>"  # a value in the table of settings
     (renamed / "config.json").write_text(json.dumps(config))
 
     def hostile(table):
@@ -128,6 +132,7 @@ def test_names_from_a_run_are_text_never_markup(tmp_path):
     assert "<script" not in page
     assert "<b>run" not in page
     assert "&lt;script&gt;" in page
+    assert page.count("scans &amp; &lt;i&gt;more&lt;/i&gt;") == 1
     assert Links(page).tags <= {
         "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "p", "div",
         "section", "ul", "li", "span", "b", "nav", "a", "figure", "figcaption", "img", "table",
@@ -226,14 +231,14 @@ def test_first_screen_repeats_what_the_self_checks_say(tmp_path):
 def test_best_defence_needs_a_significant_lead(tmp_path):
     run = load_run(make_run(tmp_path / "x", defenses=["base", "adversarial"]))
     pairs = comparison.compare(run)
-    sentences = comparison.verdict(run, pairs)
+    sentences = comparison.conclusion(run, pairs)
     assert sentences[0] == "adversarial is best."
     assert ", significant" in sentences[1]
-    assert run_page.is_best_significant(run, pairs)
+    assert comparison.is_best_significant(run, pairs)
     tie = load_run(make_run(tmp_path / "y", defenses=["base", "autoencoder"]))
     pairs = comparison.compare(tie)
-    assert comparison.verdict(tie, pairs)[0] == "None can be called best."
-    assert not run_page.is_best_significant(tie, pairs)
+    assert comparison.conclusion(tie, pairs)[0] == "None can be called best."
+    assert not comparison.is_best_significant(tie, pairs)
 
 
 def with_answers(run: RunRecords, right_base: np.ndarray, right_other: np.ndarray) -> RunRecords:
@@ -308,12 +313,12 @@ def test_curves_keep_their_axes_apart(full):
     assert lines[0].n == len(rows) == 64
 
 
-def test_pictures_say_what_the_classifier_says(full):
+def test_pictures_show_the_predictions(full):
     run = load_run(full)
     assert run.pictures is not None
-    assert _says(run, 1, 0.2) == ("benign 0.800: wrong", WRONG)
-    assert _says(run, 1, 0.8) == ("malignant 0.800: right", RIGHT)
-    assert _says(run, 0, 0.2) == ("benign 0.800: right", RIGHT)
+    assert _prediction(run, 1, 0.2) == ("benign 0.800: wrong", WRONG)
+    assert _prediction(run, 1, 0.8) == ("malignant 0.800: correct", CORRECT)
+    assert _prediction(run, 0, 0.2) == ("benign 0.800: correct", CORRECT)
     assert _choose(np.array([0, 0, 0, 1, 0, 1])) == [0, 1, 3, 5]
     assert _choose(np.array([1, 1, 1])) == [0, 1, 2]
     kept = ("images", "label", "epsilon", "attack")
@@ -334,9 +339,23 @@ def test_figures_are_drawn_only_where_there_is_something(full):
     assert left == [
         "Accuracy by attack", "Accuracy against ε", "Accuracy against steps", "Training curves",
     ]  # fmt: skip
-    assert comparison.verdict(run, comparison.compare(run)) == (
+    assert comparison.conclusion(run, comparison.compare(run)) == (
         "Nothing was attacked, so no defence can be called best.",
     )
+
+
+def test_robustness_curves_are_a_png_of_one_run_with_curves(full, tmp_path):
+    write_report([full], tmp_path / "out", png=True)
+    content = (tmp_path / "out" / "figures" / "robustness_curves.png").read_bytes()
+    assert content == robustness_curves(load_run(full))  # nothing of time or machine in it
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.size) == ("PNG", (1410, 540))
+    with pytest.raises(UserError, match="the PNG is of one run"):
+        write_report([full, full], tmp_path / "out", png=True)
+    run = load_run(full)
+    run.curves = None
+    with pytest.raises(UserError, match="has no accuracy against ε"):
+        robustness_curves(run)
 
 
 def test_self_checks_are_summed_up_by_their_worst_verdict(full):

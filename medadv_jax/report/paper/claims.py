@@ -1,8 +1,8 @@
-"""What the paper concludes, and whether these runs show it too.
+"""The paper's conclusions, and whether the runs reproduce them.
 
-A conclusion is put as contrasts: an accuracy that is larger than another one, on the same images.
-It is reproduced if every contrast is above 0 with its whole 95 % interval, not reproduced if one of
-them is at or below 0 with its whole interval, else not decidable. `evidence.py` measures contrasts.
+A conclusion is a set of contrasts: one accuracy minus another one, on the same images. It is
+reproduced if the 95 % interval of every contrast is above 0, not reproduced if the interval of one
+is at or below 0, and otherwise not decidable. `evidence.py` measures contrasts.
 """
 
 import dataclasses
@@ -10,15 +10,7 @@ from collections.abc import Sequence
 
 from medadv_jax.report.aggregate import Group
 from medadv_jax.report.page import Section
-from medadv_jax.report.paper.evidence import (
-    ATTACKED,
-    CLEAN,
-    Contrast,
-    Evidence,
-    Measured,
-    Term,
-    View,
-)
+from medadv_jax.report.paper.evidence import ATTACKED, CLEAN, Contrast, Evidence, Result, Term, View
 from medadv_jax.report.tables import Cell, Estimate, Table, cell_text
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDABLE = "reproduced", "not reproduced", "not decidable"
@@ -33,10 +25,10 @@ class Claim:
     """A conclusion of the paper.
 
     Attributes:
-      where: the section that draws it.
+      where: the paper's section.
       text: in our words.
-      datasets: on which it is drawn.
-      contrasts: all of which must be above 0.
+      datasets: that it is about.
+      contrasts: all must be above 0.
     """
 
     where: str
@@ -48,12 +40,12 @@ class Claim:
 def _each(
     higher: tuple[str, str], lower: tuple[str, str], networks: Sequence[str] = NETWORKS
 ) -> tuple[Contrast, ...]:
-    """One contrast for each network; (defence, what) of both sides."""
+    """Returns a contrast for each network; each side is (defence, what)."""
     return tuple(Contrast(n, Term(n, *higher), Term(n, *lower)) for n in networks)
 
 
 def _among(defense: str, best: Sequence[str], rest: Sequence[str]) -> tuple[Contrast, ...]:
-    """Each of the best networks above each of the rest, under attack."""
+    """Returns contrasts of each of the best networks with each of the rest, under attack."""
     return tuple(
         Contrast(f"{a} − {b}", Term(a, defense, ATTACKED), Term(b, defense, ATTACKED))
         for a in best
@@ -62,11 +54,14 @@ def _among(defense: str, best: Sequence[str], rest: Sequence[str]) -> tuple[Cont
 
 
 def _below(limit: float, network: str) -> tuple[Contrast, ...]:
-    """The undefended network's accuracy under attack is below a limit."""
+    """Returns the contrast of a limit with the undefended network under attack."""
     return (Contrast(f"{limit:g} − {network}", limit, Term(network, "base", ATTACKED)),)
 
 
-def _between_attacks(network: str, strong: Sequence[str], weak: Sequence[str]):
+def _between_attacks(
+    network: str, strong: Sequence[str], weak: Sequence[str]
+) -> tuple[Contrast, ...]:
+    """Returns contrasts of weak with strong attacks on the undefended network."""
     return tuple(
         Contrast(f"{b} − {a}", Term(network, "base", b), Term(network, "base", a))
         for a in strong
@@ -77,7 +72,7 @@ def _between_attacks(network: str, strong: Sequence[str], weak: Sequence[str]):
 def _variants(
     field: str, best: float, others: Sequence[float], defense: str, what: str
 ) -> tuple[Contrast, ...]:
-    """One value of a field above others, for ResNet50."""
+    """Returns contrasts of one value of a config field with others, for ResNet50."""
     return tuple(
         Contrast(
             f"{best:g} − {other:g}",
@@ -129,7 +124,7 @@ CLAIMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """The answer to a claim.
+    """The verdict on a claim.
 
     Attributes:
       verdict: REPRODUCED, NOT_REPRODUCED or UNDECIDABLE.
@@ -141,45 +136,45 @@ class Finding:
 
 
 def judge_claim(claim: Claim, evidence: Evidence, view: View) -> Finding:
-    """Returns what the runs of a data set say of a claim.
+    """Returns the verdict of the runs of one data set.
 
     Args:
-      claim: one.
+      claim: a conclusion of the paper.
       evidence: the runs.
-      view: how attacks are counted.
+      view: attackers, and how accuracies under attack are combined.
     """
-    found = [evidence.measure(contrast, view) for contrast in claim.contrasts]
-    against = [one for one in found if one.interval and one.interval[1] <= 0]
-    open_ = [one for one in found if not (one.interval and one.interval[0] > 0)]
+    measured = [evidence.measure(contrast, view) for contrast in claim.contrasts]
+    against = [one for one in measured if one.interval and one.interval[1] <= 0]
+    undecided = [one for one in measured if not (one.interval and one.interval[0] > 0)]
     if against:
         verdict, deciding = NOT_REPRODUCED, _lowest(against)
-    elif open_:
-        measured = [one for one in open_ if one.value is not None]
-        verdict, deciding = UNDECIDABLE, _lowest(measured) if measured else open_[0]
+    elif undecided:
+        known = [one for one in undecided if one.value is not None]
+        verdict, deciding = UNDECIDABLE, _lowest(known) if known else undecided[0]
     else:
-        verdict, deciding = REPRODUCED, _lowest(found)
+        verdict, deciding = REPRODUCED, _lowest(measured)
     number = f"{deciding.label}: {_number(deciding)}"
     if verdict != UNDECIDABLE and evidence.doubts:
         return Finding(UNDECIDABLE, f"{evidence.doubts[0]}; {number}")
     return Finding(verdict, number)
 
 
-def _lowest(found: Sequence[Measured]) -> Measured:
-    return min(found, key=lambda one: one.value if one.value is not None else 0.0)
+def _lowest(measured: Sequence[Result]) -> Result:
+    return min(measured, key=lambda one: one.value if one.value is not None else 0.0)
 
 
-def _number(one: Measured) -> str:
+def _number(one: Result) -> str:
     if one.value is None:
-        return one.why
-    return cell_text(Estimate(one.value, one.interval)) + (f"; {one.why}" if one.why else "")
+        return one.reason
+    return cell_text(Estimate(one.value, one.interval)) + (f"; {one.reason}" if one.reason else "")
 
 
 def claims_table(dataset: str, paper_dataset: str, groups: Sequence[Group]) -> Table:
     """Returns the paper's conclusions on a data set, each with two verdicts.
 
     Args:
-      dataset: as the report calls it.
-      paper_dataset: whose conclusions; where it is another than `dataset`, nothing is decided.
+      dataset: the runs' data set.
+      paper_dataset: the data set of the conclusions.
       groups: the runs.
     """
     evidence = Evidence(groups)
@@ -211,7 +206,7 @@ def claims_table(dataset: str, paper_dataset: str, groups: Sequence[Group]) -> T
 
 
 def claims_section(dataset: str, groups: Sequence[Group]) -> Section:
-    """Returns the section of a data set; generated images stand for theirs, and decide nothing."""
+    """Returns the section of a data set; generated images decide no conclusion."""
     paper = TISSUE if dataset in (TISSUE, "phantoms_histology") else XRAYS
     table = claims_table(dataset, paper, groups)
     return Section(f"The paper's conclusions: {dataset}", [table])

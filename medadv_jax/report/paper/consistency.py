@@ -1,4 +1,4 @@
-"""Can one confusion matrix have produced a printed row? Tried for every matrix there is.
+"""Whether one confusion matrix can have produced a printed row, by exhaustive search.
 
 A row prints accuracy, precision, recall, F1 and AUC, rounded. All but the AUC follow from four
 counts (tp, fp, fn, tn), and these counts bound the AUC, if the prediction is the score against a
@@ -42,17 +42,17 @@ class Counts:
 
     @property
     def n(self) -> int:
-        """Images."""
+        """Number of images."""
         return self.tn + self.fp + self.fn + self.tp
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What arithmetic says of a row.
+    """Whether a row is possible.
 
     Attributes:
       kind: POSSIBLE (on balanced classes), UNBALANCED (only on others) or IMPOSSIBLE.
-      counts: the fewest images that round to the row, balanced ones first.
+      counts: the smallest matrix that rounds to the row, balanced ones first; or None.
       reason: one line.
     """
 
@@ -83,7 +83,7 @@ Windows = dict[str, tuple[float, float]]
 
 
 def _window(printed: str, fewest_digits: int) -> tuple[float, float]:
-    """Returns the numbers that round to what is printed, both ends included."""
+    """Returns the interval of numbers that round to a printed one."""
     digits = len(printed.partition(".")[2])
     half = 0.5 * 10.0 ** -min(max(digits, fewest_digits), DIGITS) + 1e-9
     return float(printed) - half, float(printed) + half
@@ -104,16 +104,16 @@ def _fewest(windows: Windows, balanced: bool) -> Counts | None:
 def _with_positives(
     windows: Windows, positives: int, balanced: bool, most: int
 ) -> Iterator[Counts]:
-    """Yields the matrices with so many positives that fit everything but the AUC."""
+    """Yields the matrices with `positives` positives that fit all numbers but the AUC."""
     low, high = windows["recall"]
-    for tp in _whole(low * positives, high * positives, 0, positives):
+    for tp in _integers(low * positives, high * positives, 0, positives):
         for fp in _false_positives(windows, tp, positives, most - positives):
             for negatives in _negatives(windows["accuracy"], tp, fp, positives, most, balanced):
                 yield Counts(negatives - fp, fp, positives - tp, tp)
 
 
 def _false_positives(windows: Windows, tp: int, positives: int, most: int) -> range:
-    """Returns the fp that precision and F1 allow; without a prediction of class 1 both print 0."""
+    """Returns the fp that precision and F1 allow; without predictions of class 1 both are 0."""
     (p_low, p_high), (f_low, f_high) = windows["precision"], windows["f1"]
     if tp == 0:
         return range(0, most + 1) if p_low <= 0 and f_low <= 0 else range(0)
@@ -124,7 +124,7 @@ def _false_positives(windows: Windows, tp: int, positives: int, most: int) -> ra
         tp / p_low - tp if p_low > 0 else math.inf,
         2 * tp / f_low - tp - positives if f_low > 0 else math.inf,
     )
-    return _whole(low, high, 0, most)
+    return _integers(low, high, 0, most)
 
 
 def _negatives(
@@ -140,11 +140,11 @@ def _negatives(
         low = max(low, (a_low * positives - tp + fp) / (1 - a_low))
     if a_high < 1:
         high = min(high, (a_high * positives - tp + fp) / (1 - a_high))
-    return _whole(low, high, 1, most)
+    return _integers(low, high, 1, most)
 
 
-def _whole(low: float, high: float, least: int, most: int) -> range:
-    """Returns the whole numbers from low to high, and from least to most."""
+def _integers(low: float, high: float, least: int, most: int) -> range:
+    """Returns the integers within both [low, high] and [least, most]."""
     if low > most or high < least:
         return range(0)
     return range(max(least, math.ceil(low)), math.floor(min(high, most)) + 1)

@@ -1,6 +1,6 @@
 """The paper's Figures 5 to 18 over several networks of one data set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,19 +9,20 @@ from matplotlib.figure import Figure
 from medadv_jax.report.aggregate import Group, Series, all_series
 from medadv_jax.report.run_tables import LABELS
 from medadv_jax.report.style import (
-    DEFENSE_LOOKS,
     WIDTH,
     Graphic,
     Look,
     Omitted,
+    Picture,
     bars,
     defense_look,
     draw,
+    heatmap,
     legend_below,
     look,
-)
+)  # fmt: skip
 
-_OBLIVIOUS = {  # paler: the attacker knows less
+_OBLIVIOUS = {  # paler than the adaptive attacker's
     "autoencoder": Look("#F7D48A", "||", "v", ":"),
     "hybrid": Look("#8FD8C0", "--", "P", "-."),
 }
@@ -41,7 +42,7 @@ def paper_figures(dataset: str, groups: Sequence[Group]) -> list[Graphic]:
 
 
 def figures_of_one(group: Group) -> list[Graphic]:
-    """Returns the same of one network, where they say more than the figures of its run do."""
+    """Returns those figures of one network that add to the figures of its run."""
     dataset = group.runs[0].dataset
     if not group.attacks:
         return [Omitted("Figures 6, 7 and 15 to 18", "nothing was attacked")]
@@ -51,30 +52,47 @@ def figures_of_one(group: Group) -> list[Graphic]:
 
 
 def metrics_of_one(group: Group) -> Graphic:
-    """Figures 15 to 18 for one network: four metrics by attack and defence."""
+    """Returns Figures 15 to 18 of one network: four metrics by attack and defence."""
     names = ["clean", *group.attacks]
-    present = _present([group])
+    panels = {
+        LABELS[metric]: {
+            s.label: (series_look(s), [_mean(group, s, n, metric) for n in names])
+            for s in _present([group])
+        }
+        for metric in ("auc", "f1", "precision", "recall")
+    }
+    caption = "Figures 15 to 18: AUC, F1, precision and recall, clean and by attack."
+    return _bar_panels("figures_15_to_18", caption, 5.8, names, panels, 3)
+
+
+Bars = Mapping[str, tuple[Look, Sequence[float | None]]]  # name -> look, a value for each group
+
+
+def _bar_panels(
+    name: str, caption: str, height: float, labels: Sequence[str], panels: Mapping[str, Bars],
+    legend_columns: int, ylabel: str = "",
+) -> Picture:  # fmt: skip
+    """Returns a figure with grouped bars in each panel; panels: title -> bars."""
 
     def paint(figure: Figure) -> None:
-        grid = figure.subplots(2, 2, sharey=True)
-        for axes, metric in zip(grid.flat, ("auc", "f1", "precision", "recall"), strict=True):
-            series = {
-                s.label: (series_look(s), [_mean(group, s, n, metric) for n in names])
-                for s in present
-            }
-            bars(axes, names, series)
-            axes.set_title(LABELS[metric])
-        legend_below(figure, grid[0, 0], 3)
+        shape = -(-len(panels) // 2), min(2, len(panels))
+        grid = figure.subplots(*shape, sharey=True, squeeze=False)
+        for axes, (title, series) in zip(grid.flat, panels.items(), strict=False):
+            bars(axes, labels, series)
+            axes.set_title(title)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel(ylabel)
+        legend_below(figure, grid[0, 0], legend_columns)
 
-    caption = "Figures 15 to 18: AUC, F1, precision and recall, clean and by attack."
-    return draw("figures_15_to_18", caption, (WIDTH, 5.8), paint)
+    return draw(name, caption, (WIDTH, height), paint)
 
 
 def series_look(series: Series) -> Look:
-    """Returns the look of a defence under one kind of attacker."""
-    if series.threat == "oblivious" and series.defense in _OBLIVIOUS:
-        return _OBLIVIOUS[series.defense]
-    return DEFENSE_LOOKS.get(series.defense) or defense_look(series.defense)
+    """Returns the look of a defence attacked by one kind of attacker."""
+    oblivious = _OBLIVIOUS.get(series.defense) if series.threat == "oblivious" else None
+    return oblivious or defense_look(series.defense)
 
 
 def _present(groups: Sequence[Group]) -> list[Series]:
@@ -96,22 +114,17 @@ def _repeats(groups: Sequence[Group]) -> str:
 
 
 def by_metric(dataset: str, groups: Sequence[Group]) -> Graphic:
-    """Figure 5: four metrics on clean images, by network and defence."""
+    """Returns Figure 5: four metrics on clean images, by network and defence."""
     defenses = {s.defense: s for s in _present(groups)}  # clean images have no attacker
-
-    def paint(figure: Figure) -> None:
-        grid = figure.subplots(2, 2, sharey=True)
-        for axes, metric in zip(grid.flat, ("accuracy", "precision", "recall", "f1"), strict=True):
-            series = {
-                d: (defense_look(d), [_mean(g, s, "clean", metric) for g in groups])
-                for d, s in defenses.items()
-            }
-            bars(axes, _labels(groups), series)
-            axes.set_title(LABELS[metric])
-        legend_below(figure, grid[0, 0], 5)
-
+    panels = {
+        LABELS[metric]: {
+            d: (defense_look(d), [_mean(g, s, "clean", metric) for g in groups])
+            for d, s in defenses.items()
+        }
+        for metric in ("accuracy", "precision", "recall", "f1")
+    }
     caption = f"Figure 5, {dataset}: clean images, by network and defence.{_repeats(groups)}"
-    return draw(f"figure_05_{dataset}", caption, (WIDTH, 5.6), paint)
+    return _bar_panels(f"figure_05_{dataset}", caption, 5.6, _labels(groups), panels, 5)
 
 
 def _over_attacks(group: Group, series: Series, clean: bool) -> list[float]:
@@ -121,7 +134,7 @@ def _over_attacks(group: Group, series: Series, clean: bool) -> list[float]:
 
 
 def with_deviation(dataset: str, groups: Sequence[Group]) -> Graphic:
-    """Figure 6a: mean accuracy over clean images and attacks, with its standard deviation."""
+    """Returns Figure 6a: mean and SD of accuracy over clean images and all attacks."""
     present = _present(groups)
 
     def paint(figure: Figure) -> None:
@@ -148,7 +161,7 @@ def with_deviation(dataset: str, groups: Sequence[Group]) -> Graphic:
 
 
 def improvements(dataset: str, groups: Sequence[Group]) -> Graphic:
-    """Figure 6b: how far each defence lifts the accuracy of base, attack by attack."""
+    """Returns Figure 6b: gain in accuracy of each defence over base, attack by attack."""
     defended = [s for s in _present(groups) if s.defense != "base"]
     gains = {s: [_gains(g, s) for g in groups] for s in defended}
     if not any(len(values) for rows in gains.values() for values in rows):
@@ -197,7 +210,7 @@ def _gains(group: Group, series: Series) -> list[float]:
 
 
 def under_attack(dataset: str, groups: Sequence[Group]) -> Graphic:
-    """Figure 7a: average accuracy over the attacks, and against the worst of them."""
+    """Returns Figure 7a: mean accuracy over the attacks, and under the worst of them."""
     present = _present(groups)
 
     def paint(figure: Figure) -> None:
@@ -224,7 +237,7 @@ def under_attack(dataset: str, groups: Sequence[Group]) -> Graphic:
 
 
 def success_heatmap(dataset: str, groups: Sequence[Group]) -> Graphic:
-    """Figure 7b: attack success rate by network, defence and attack."""
+    """Returns Figure 7b: attack success rate by network, defence and attack."""
     attacks = list(dict.fromkeys(a for g in groups for a in g.attacks))
     names, rows = [], []
     for group in groups:
@@ -234,52 +247,33 @@ def success_heatmap(dataset: str, groups: Sequence[Group]) -> Graphic:
                 names.append(f"{group.label}: {s.label}")
                 rows.append([np.nan if rate is None else rate for rate in rates])
     if not rows:
-        return Omitted(f"Figure 7b, {dataset}", "no image is right when clean")
+        return Omitted(f"Figure 7b, {dataset}", "no image is correct when clean")
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        values = np.array(rows)
-        axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        for i, j in np.ndindex(*values.shape):
-            text = "–" if np.isnan(values[i, j]) else f"{values[i, j]:.2f}"
-            color = "black" if values[i, j] > 0.55 or np.isnan(values[i, j]) else "white"
-            axes.text(j, i, text, ha="center", va="center", color=color, fontsize=9.5)
+        axes = heatmap(figure, np.array(rows), digits=2, size=9.5)
         axes.set_xticks(range(len(attacks)), attacks)
         axes.set_yticks(range(len(names)), names)
-        axes.grid(False)
 
     caption = (
-        f"Figure 7b, {dataset}: attack success rate, the share of the images right when clean that"
-        " an attack breaks. Lower is better for the defence."
+        f"Figure 7b, {dataset}: attack success rate, the share of the images correct when"
+        " clean that an attack breaks. Lower is better for the defence."
     )
     return draw(f"figure_07b_{dataset}", caption, (WIDTH, 0.9 + 0.29 * len(rows)), paint)
 
 
 def by_attack(dataset: str, groups: Sequence[Group], number: str, metric: str) -> Graphic:
-    """Figures 14 to 18: one metric by attack and network, a panel for each defence."""
-    present = _present(groups)
-    attacks = list(dict.fromkeys(a for g in groups for a in g.attacks))
-    names = ["clean", *attacks]
-
-    def paint(figure: Figure) -> None:
-        rows = -(-len(present) // 2)
-        grid = figure.subplots(rows, min(2, len(present)), sharey=True, squeeze=False)
-        for axes, s in zip(grid.flat, present, strict=False):
-            series = {
-                g.label: (look(i), [_mean(g, s, n, metric) for n in names])
-                for i, g in enumerate(groups)
-            }
-            bars(axes, names, series)
-            axes.set_title(s.label)
-        for axes in grid.flat[len(present) :]:
-            axes.set_axis_off()
-        for axes in grid[:, 0]:
-            axes.set_ylabel(LABELS[metric])
-        legend_below(figure, grid[0, 0], 4)
-
+    """Returns one of Figures 14 to 18: a metric by attack and network for each defence."""
+    names = ["clean", *dict.fromkeys(a for g in groups for a in g.attacks)]
+    panels = {
+        s.label: {
+            g.label: (look(i), [_mean(g, s, n, metric) for n in names])
+            for i, g in enumerate(groups)
+        }
+        for s in _present(groups)
+    }
     caption = (
         f"Figure {number}, {dataset}: {LABELS[metric]} by attack and network, for each defence."
         f"{_repeats(groups)} A gap has no value."
     )
-    height = 0.8 + 2.3 * -(-len(present) // 2)
-    return draw(f"figure_{number}_{dataset}", caption, (WIDTH, height), paint)
+    name, height = f"figure_{number}_{dataset}", 0.8 + 2.3 * -(-len(panels) // 2)
+    return _bar_panels(name, caption, height, names, panels, 4, LABELS[metric])

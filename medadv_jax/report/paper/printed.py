@@ -1,10 +1,10 @@
-"""The paper's Tables IV and V as data, and which of their rows no classifier can have produced.
+"""The rows of the paper's Tables IV and V, as printed.
 
 Source: Surekha et al., "Robustness against adversarial attacks through a hybrid defense approach
 in medical imaging", Electrica 25 (2025), doi 10.5152/electrica.2025.25127. Copied as printed, also
 where an attack is called MFGSM and where the caption of Table V names the other data set; the
 names of networks, defences and attacks are ours. Columns: network, defence, evaluation, accuracy,
-precision, recall, AUC, F1. Whether a row is possible is decided in `arithmetic.py`.
+precision, recall, AUC, F1. `consistency.py` tells which rows are possible.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ TABLE_OF = {"chest_xray": "IV", "breakhis": "V"}  # our data set -> the paper's 
 
 @dataclasses.dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper; the numbers are the strings that it prints."""
+    """A row of the paper; the numbers are the printed strings."""
 
     table: str
     model: str

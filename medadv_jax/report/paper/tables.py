@@ -1,20 +1,13 @@
-"""The paper's Tables IV and V: ours beside theirs, with a mark where theirs cannot be."""
+"""The paper's Tables IV and V with our numbers; rows that cannot be correct are marked."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from medadv_jax.report.aggregate import Group, Series, all_series
 from medadv_jax.report.page import Section
-from medadv_jax.report.paper.consistency import (
-    IMPOSSIBLE,
-    MARKS,
-    MOST_IMAGES,
-    POSSIBLE,
-    RULE,
-    UNBALANCED,
-    judge,
-)
+from medadv_jax.report.paper.consistency import MARKS, MOST_IMAGES, RULE, judge
 from medadv_jax.report.paper.printed import METRICS, ROWS, TABLE_OF, PaperRow
+from medadv_jax.report.records import DEFENSES
 from medadv_jax.report.run_tables import LABELS
 from medadv_jax.report.tables import Cell, Table, group_starts
 
@@ -23,7 +16,7 @@ NETWORKS = ("inception_v3", "resnet50", "vgg16", "vgg19")  # the order of the pa
 
 
 def paper_section(dataset: str, groups: Sequence[Group], only_ours: bool) -> list[Section]:
-    """Returns the section with the paper's table of a data set, none if it has none."""
+    """Returns the section with the paper's table of a data set, [] if the paper has none."""
     number = TABLE_OF.get(dataset)
     if number is None:
         return []
@@ -32,19 +25,18 @@ def paper_section(dataset: str, groups: Sequence[Group], only_ours: bool) -> lis
 
 
 def paper_table(number: str, groups: Sequence[Group], only_ours: bool = False) -> Table:
-    """Returns the layout of Table IV or V: every row of the paper, and ours beside it.
+    """Returns Table IV or V: every row of the paper, and our numbers beside it.
 
     Args:
       number: "IV" or "V".
       groups: of that table's data set.
-      only_ours: leaves out the paper's networks that no group has.
+      only_ours: without the paper's networks that no group has.
     """
     printed = {(r.model, r.defense, r.evaluation): r for r in ROWS[number]}
     models = [g.model for g in groups] if only_ours else [*NETWORKS, *(g.model for g in groups)]
     rows: list[tuple[Cell, ...]] = []
     for model in dict.fromkeys(models):
-        mine = [g for g in groups if g.model == model]
-        for group in mine or [None]:
+        for group in [g for g in groups if g.model == model] or [None]:
             rows += _network_rows(model, group, printed)
     columns: list[str] = ["network", "defence", "attack", "attacker"]
     for metric in METRICS:
@@ -65,15 +57,15 @@ def paper_table(number: str, groups: Sequence[Group], only_ours: bool = False) -
 def _network_rows(
     model: str, group: Group | None, printed: dict[tuple[str, str, str], PaperRow]
 ) -> list[tuple[Cell, ...]]:
-    """Returns the rows of one network: those of the paper, and what else we have."""
+    """Returns the rows of one network: those of the paper and of our runs."""
     series = all_series(group.runs) if group else []
-    have = {s.defense for s in series}
-    of_paper = [Series(d, t) for d, t in _PAPER_SERIES if d not in have and _in(printed, model, d)]
-    evaluations = [*PAPER_EVALUATIONS, *(a for a in (group.attacks if group else ()))]
+    missing = {d for m, d, _ in printed if m == model} - {s.defense for s in series}
+    of_paper = [Series(d, t) for d, t in _PAPER_SERIES if d in missing]
+    evaluations = [*PAPER_EVALUATIONS, *(group.attacks if group else ())]
     rows: list[tuple[Cell, ...]] = []
     for s in sorted([*series, *of_paper], key=_order):
         for evaluation in dict.fromkeys(evaluations):
-            theirs = printed.get((model, s.defense, evaluation)) if _theirs(s) else None
+            theirs = printed.get((model, s.defense, evaluation)) if _is_in_paper(s) else None
             ours = [group.spread(s, evaluation, m) if group else None for m in METRICS]
             clean = evaluation == "clean"
             if (clean and s.threat == "adaptive" and s.label != s.defense) or not (
@@ -83,48 +75,40 @@ def _network_rows(
             cells: list[Cell] = []
             for metric, own in zip(METRICS, ours, strict=True):
                 cells += [own, getattr(theirs, metric) if theirs else None]
-            mark = _mark(theirs)
-            attacker = "–" if clean else s.threat
-            name = group.label if group else model
-            rows.append((name, s.defense, evaluation, attacker, *cells, mark))
+            row = group.label if group else model, s.defense, evaluation, "–" if clean else s.threat
+            rows.append((*row, *cells, _mark(theirs)))
     return rows
 
 
 _PAPER_SERIES = (("base", "adaptive"), ("adversarial", "adaptive"), ("autoencoder", "oblivious"))
 
 
-def _theirs(series: Series) -> bool:
-    """True for the attacker that the paper has."""
+def _is_in_paper(series: Series) -> bool:
+    """Whether the paper attacks this defence with this attacker."""
     return (series.defense, series.threat) in _PAPER_SERIES
 
 
-def _in(printed: dict[tuple[str, str, str], PaperRow], model: str, defense: str) -> bool:
-    return any(key[:2] == (model, defense) for key in printed)
-
-
 def _order(series: Series) -> tuple[int, int]:
-    known = ("base", "adversarial", "autoencoder", "hybrid")
-    place = known.index(series.defense) if series.defense in known else len(known)
+    place = DEFENSES.index(series.defense) if series.defense in DEFENSES else len(DEFENSES)
     return place, int(series.threat == "adaptive")
 
 
 def _mark(row: PaperRow | None) -> str:
-    if row is None:
-        return ""
-    kind = judge(row).kind
-    return f"{kind}{MARKS[kind]}"
+    kind = judge(row).kind if row else ""
+    return kind + MARKS.get(kind, "")
 
 
 def counts_sentence(number: str) -> str:
-    """Returns how many rows of a table of the paper are impossible."""
+    """Returns a sentence: how many rows of a table of the paper are impossible."""
     verdicts = [judge(row) for row in ROWS[number]]
     kinds = Counter(v.kind for v in verdicts)
-    lenient = sum(judge(row, fewest_digits=3).kind == IMPOSSIBLE for row in ROWS[number])
+    possible, unbalanced, impossible = (kinds[kind] for kind in MARKS)
+    lenient = sum(judge(row, fewest_digits=3).counts is None for row in ROWS[number])
     sentence = (
-        f"Table {number}, {len(verdicts)} rows: {kinds[IMPOSSIBLE]} impossible (*),"
-        f" {kinds[UNBALANCED]} possible only on unbalanced classes (†), {kinds[POSSIBLE]} possible."
+        f"Table {number}, {len(verdicts)} rows: {impossible} impossible (*), {unbalanced} possible"
+        f" only on unbalanced classes (†), {possible} possible."
     )
-    if kinds[IMPOSSIBLE]:
+    if impossible:
         sentence += f" Reading 0.5 as rounded to three decimals leaves {lenient} impossible."
     if number == "IV":
         sentence += " All of it fits 100 images, 53 of them pneumonia."
@@ -132,7 +116,7 @@ def counts_sentence(number: str) -> str:
 
 
 def verdict_table(number: str, groups: Sequence[Group], only_ours: bool) -> Table:
-    """Returns the paper's rows as printed, with verdict and reason."""
+    """Returns the paper's rows as printed, each with a verdict and a reason."""
     rows: list[tuple[Cell, ...]] = []
     ours = {group.model for group in groups}
     for row in (r for r in ROWS[number] if not only_ours or r.model in ours):

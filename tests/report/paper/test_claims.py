@@ -147,7 +147,7 @@ def test_other_test_images_cannot_be_compared(tmp_path):
     paths += paper_runs(tmp_path, networks=("vgg16",), images=140)
     evidence = Evidence(make_groups([load_run(path) for path in paths]))
     terms = (Term(model, "base", CLEAN) for model in ("resnet50", "vgg16"))
-    assert evidence.measure(Contrast("x", *terms), View.PAPER).why == (
+    assert evidence.measure(Contrast("x", *terms), View.PAPER).reason == (
         "the runs have different test images"
     )
 
@@ -181,7 +181,7 @@ def test_radii_are_compared_on_the_curves_at_one_radius(tmp_path):
     assert (at[0] > 0.2, at[1]) == (True, 0.0)
     assert found.value == pytest.approx(at[0])
     alone = Evidence(make_groups([load_run(paths[2])]))
-    assert "was not run" in alone.measure(of_radii.contrasts[0], View.PAPER).why
+    assert "was not run" in alone.measure(of_radii.contrasts[0], View.PAPER).reason
 
 
 def folds(tmp_path, count=3, images=120):
