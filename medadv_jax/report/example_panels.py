@@ -24,9 +24,9 @@ def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Grap
     chosen = _choose(arrays["label"])
     epsilon, attack = float(arrays["epsilon"]), str(arrays["attack"])
     purified = arrays.get(f"{defense}/purified")
+    columns = 3 + (purified is not None)
 
     def paint(figure: Figure) -> None:
-        columns = 3 + (purified is not None)
         grid = figure.subplots(len(chosen), columns, squeeze=False)
         for row, i in zip(grid, chosen, strict=True):
             clean, attacked = arrays["images"][i], arrays[f"{defense}/adversarial"][i]
@@ -47,7 +47,6 @@ def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Grap
         f" perturbation is drawn {1 / (2 * epsilon):.3g} times as strong, around"
         f" grey: black is −ε, white +ε. Numbers: the probability of the class that is named."
     )
-    columns = 3 + (purified is not None)
     return draw(f"panel_{defense}", caption, (1.95 * columns, 2.3 * len(chosen)), paint)
 
 

@@ -153,11 +153,10 @@ def _matrix(axes: Axes, run: RunRecords, outcome: Outcome) -> None:
     counts = confusion_matrix(run.label, outcome.predicted, labels=[0, 1])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for i in range(2):
-        for j in range(2):
-            text = f"{counts[i, j]}\n{shares[i, j]:.0%}"
-            axes.text(j, i, text, ha="center", va="center",
-                      color="white" if shares[i, j] > 0.55 else "black")  # fmt: skip
+    for i, j in np.ndindex(2, 2):
+        text = f"{counts[i, j]}\n{shares[i, j]:.0%}"
+        color = "white" if shares[i, j] > 0.55 else "black"
+        axes.text(j, i, text, ha="center", va="center", color=color)
     axes.set_xticks([0, 1], run.class_names)
     axes.set_yticks([0, 1], run.class_names, rotation=90, va="center")
     axes.grid(False)
@@ -282,7 +281,7 @@ def training(run: RunRecords) -> Graphic:
                 chosen = [name for name in values if kind in name]
                 for i, name in enumerate(chosen):
                     style = (THREAT_LOOKS["clean"], *_DASHED)[min(i, len(_DASHED))]
-                    x, y = values[name]
+                    x, y = zip(*values[name].items(), strict=True)
                     axes.plot(x, y, color=style.color, ls=style.line, marker=style.marker, ms=3.5,
                               lw=1.4, label=name.replace("_", " "))  # fmt: skip
                 if chosen:
@@ -299,17 +298,12 @@ def training(run: RunRecords) -> Graphic:
     return draw("training", caption, (min(WIDTH, 3 + 3.2 * len(epochs)), 5), paint)
 
 
-def _by_epoch(run: RunRecords, defense: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Returns metric -> (epochs, last value in each), for accuracies and losses."""
-    last: dict[tuple[str, int], float] = {}
+def _by_epoch(run: RunRecords, defense: str) -> dict[str, dict[int, float]]:
+    """Returns metric -> {epoch: last value in it}, for accuracies and losses."""
+    curves: dict[str, dict[int, float]] = {}
     for line in run.training:
         if line["defense"] == defense and "epoch" in line:
             for name, value in line.items():
                 if isinstance(value, float) and ("accuracy" in name or "loss" in name):
-                    last[name, line["epoch"]] = value
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    for (name, epoch), value in last.items():
-        x, y = curves.setdefault(name, ([], []))
-        x.append(epoch)
-        y.append(value)
+                    curves.setdefault(name, {})[line["epoch"]] = value
     return curves

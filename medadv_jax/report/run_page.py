@@ -9,7 +9,7 @@ from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Section
 from medadv_jax.report.paper.figures import figures_of_one
 from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
-from medadv_jax.report.tables import Cell, Estimate, Table, cell_parts
+from medadv_jax.report.tables import Table, cell_parts
 
 TRUSTED = "trusted"
 NOT_RUN = "The self-checks have not been run."
@@ -74,12 +74,10 @@ def cards(run: RunRecords, comparisons: list[comparison.Comparison], headline: T
 
 
 def _lines(headline: Table, column: int) -> tuple[tuple[str, str, str], ...]:
-    """Returns a line for each defence."""
-    return tuple(_line(str(row[0]), row[column]) for row in headline.rows)
-
-
-def _line(name: str, cell: Cell) -> tuple[str, str, str]:
-    return (name, *cell_parts(cell)) if isinstance(cell, Estimate) else (name, "–", "not attacked")
+    """Returns (defence, accuracy, interval) of each defence."""
+    cells = {str(row[0]): row[column] for row in headline.rows}
+    missing = "–", "not attacked"
+    return tuple((d, *(cell_parts(c) if c is not None else missing)) for d, c in cells.items())
 
 
 def trust(run: RunRecords) -> Card:

@@ -234,9 +234,8 @@ def checks_summary(run: RunRecords) -> Table | None:
     worst: dict[int, dict] = {}
     for check in run.checks.get("checks", []):
         number = int(check["number"])
-        held = worst.get(number)
-        if held is None or severity.get(check["verdict"], 2) > severity.get(held["verdict"], 2):
-            worst[number] = check
+        both = worst.get(number, check), check
+        worst[number] = max(both, key=lambda c: severity.get(c["verdict"], 2))
     rows = [
         _check_row(check | {"defense": _defenses_with(run, check)})
         for _, check in sorted(worst.items())
