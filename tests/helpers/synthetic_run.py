@@ -1,7 +1,7 @@
-"""Run directories with every file that a report can read, drawn from a simple model of margins.
+"""Synthetic run directories with every file that a report can read.
 
-An example has a margin (positive: right). A patient shifts it, an attack lowers it. No network is
-involved: these runs show what a report does with records, never what a defence is worth.
+Predictions come from a simple model: an image has a margin, and is correct if it is positive. The
+patient shifts the margin, an attack lowers it. No network is involved.
 """
 
 import csv
@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 
 from medadv_jax.evaluation.predictions import SCHEMA
 
-ATTACKS = {"fgsm": 1.0, "pgd": 1.5, "bim": 1.45, "mifgsm": 1.3}  # how much they harm
-# How much of an attack's harm each defence lets through, by threat model.
+ATTACKS = {"fgsm": 1.0, "pgd": 1.5, "bim": 1.45, "mifgsm": 1.3}  # strength
+# Factor on the strength of an attack, by defence and threat model.
 HARM = {
     "base": {"adaptive": 3.0},
     "adversarial": {"transfer": 0.15, "adaptive": 0.8},
     "autoencoder": {"transfer": 0.5, "oblivious": 0.6, "adaptive": 2.6},
     "hybrid": {"transfer": 0.1, "oblivious": 0.3, "adaptive": 0.75},
 }
-SHIFT = {"base": 2.2, "adversarial": 1.9, "autoencoder": 1.8, "hybrid": 1.75}  # clean margins
+CLEAN_MARGIN = {"base": 2.2, "adversarial": 1.9, "autoencoder": 1.8, "hybrid": 1.75}
 MAGNIFICATIONS, SUBTYPES = (40, 100, 200, 400), (("A", "F"), ("DC", "LC"))
 
 
@@ -56,7 +56,7 @@ def make_run(
     rng = np.random.default_rng(seed)
     examples = _examples(rng, images, patients, dataset)
     _write_config(path, dataset, model, seed, defenses, config or {})
-    tables = [_rows(examples, key, *_answer(rng, examples, *key)) for key in _keys(defenses)]
+    tables = [_rows(examples, key, *_predict(rng, examples, *key)) for key in _keys(defenses)]
     pq.write_table(pa.concat_tables(tables), path / "predictions.parquet")
     _write_metrics(path, defenses)
     (path / "splits.json").write_text(json.dumps({"notes": ["28 exact copies dropped"]}))
@@ -90,7 +90,7 @@ def _keys(defenses: Sequence[str]) -> list[tuple[str, str, str, float]]:
     return keys
 
 
-def _answer(
+def _predict(
     rng: np.random.Generator, examples: dict[str, Any], defense: str, threat: str, evaluation: str,
     epsilon: float,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
@@ -99,7 +99,7 @@ def _answer(
     if evaluation != "clean":
         harm = HARM[defense][threat] * ATTACKS[evaluation] * epsilon / 0.03
     noise = rng.normal(scale=0.15, size=len(examples["label"]))
-    margin = SHIFT[defense] - examples["difficulty"] - harm + noise
+    margin = CLEAN_MARGIN[defense] - examples["difficulty"] - harm + noise
     true = 1 / (1 + np.exp(-2 * margin))
     score = np.where(examples["label"] == 1, true, 1 - true).astype(np.float32)
     return score, (score > 0.5).astype(np.int32)
@@ -173,7 +173,7 @@ def _write_curves(
     for defense in defenses:
         for epsilon, steps in points:
             harm = epsilon * (1 - 0.5 / steps)
-            score, predicted = _answer(rng, subset, defense, "adaptive", "pgd", harm)
+            score, predicted = _predict(rng, subset, defense, "adaptive", "pgd", harm)
             table = _rows(subset, (defense, "adaptive", "pgd", epsilon), score, predicted)
             column = pa.array([steps] * len(score), pa.int32())
             tables.append(table.append_column("num_steps", column))
@@ -227,7 +227,7 @@ def _write_checks(path: Path, headline: str) -> None:
 
 
 def make_transfer(path: Path, runs: Sequence[Path], votes: bool = True) -> Path:
-    """Writes what scripts/evaluate_runs.py leaves of runs with the same test images."""
+    """Writes the output of scripts/evaluate_runs.py for runs with the same test images."""
     path.mkdir()
     names = [f"{run.name}/{d}" for run in runs for d in ("base", "hybrid")]
     lines = [["made on", *names], ["clean", *["0.9500"] * len(names)]]

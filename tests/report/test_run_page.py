@@ -1,4 +1,4 @@
-"""What a report says of records; see synthetic_run.py for where these come from."""
+"""The report of one run, over the synthetic runs of tests/helpers/synthetic_run.py."""
 
 import io
 import json
@@ -217,7 +217,7 @@ def test_first_screen_warns_of_few_images_by_itself(tmp_path, full):
     assert "22 pass, 2 warn, 0 fail" in enough.text[1]
 
 
-def test_first_screen_repeats_what_the_self_checks_say(tmp_path):
+def test_first_screen_repeats_the_headline_of_the_self_checks(tmp_path):
     reason = "not to be trusted, because check 5 fails for hybrid"
     run = load_run(make_run(tmp_path / "x", headline=reason, defenses=["base"]))
     card = run_page.trust(run)
@@ -241,11 +241,10 @@ def test_best_defence_needs_a_significant_lead(tmp_path):
     assert not comparison.is_best_significant(tie, pairs)
 
 
-def with_answers(run: RunRecords, right_base: np.ndarray, right_other: np.ndarray) -> RunRecords:
-    """Lets every attack and the clean images have these answers."""
+def with_correct(run: RunRecords, base: np.ndarray, other: np.ndarray) -> RunRecords:
+    """Makes these images correct, (n,) bool, clean and under every attack."""
     for key, outcome in run.outcomes.items():
-        right = right_base if key[0] == "base" else right_other
-        predicted = np.where(right, run.label, 1 - run.label)
+        predicted = np.where(base if key[0] == "base" else other, run.label, 1 - run.label)
         run.outcomes[key] = type(outcome)(predicted.astype(float), predicted)
     return run
 
@@ -255,7 +254,7 @@ def test_many_images_of_few_patients_are_not_significant(tmp_path):
     run = load_run(path)
     # The other is better on every image of two patients, and on nothing else.
     gained = np.isin(run.group, ["patient-000", "patient-001"])
-    pair = comparison.compare(with_answers(run, ~gained, np.full(160, True)))[0]
+    pair = comparison.compare(with_correct(run, ~gained, np.full(160, True)))[0]
     assert pair.p_holm < 0.001  # 40 to 0, if images were independent
     assert not pair.significant
     run.group = run.example  # now each image is a patient
@@ -271,7 +270,7 @@ def test_p_values_are_adjusted_over_the_whole_table(full):
     assert any(0.001 < pair.p < pair.p_holm for pair in pairs)
 
 
-def test_the_interval_is_by_patient_where_patients_repeat_and_says_so(full):
+def test_the_interval_is_by_patient_where_patients_repeat(full):
     run = load_run(full)
     right = run.clean("base").predicted == run.label
     assert "resampling the 40 patients" in run_tables.interval_note(run)

@@ -1,4 +1,4 @@
-"""Several runs in one report, records that do not fit, and how a table is written."""
+"""Several runs in one report, damaged records, and tables as files."""
 
 import json
 import re

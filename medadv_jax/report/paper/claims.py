@@ -193,13 +193,13 @@ def claims_table(dataset: str, paper_dataset: str, groups: Sequence[Group]) -> T
         ),
         rows,
         (
-            "Numbers: a difference of accuracies, what the paper calls better less the other, with"
+            "Numbers: a difference of accuracies, what the paper calls better minus the other, with"
             " its 95 % interval (by patient; over seeds or folds that cannot be pooled: Student's"
             " t). Reproduced: every difference of a sentence is above 0 with its whole interval;"
             " not reproduced: one is at or below 0 with its whole interval; else not decidable."
             " The number is that of the smallest difference which decides.",
             "Attacked as in the paper: mean over the attacks, the purifier unknown to the attacker."
-            " Worst adaptive attack: for each image the worst attack of one who knows all.",
+            " Worst adaptive attack: for each image the worst attack, the purifier known.",
             *evidence.notes,
         ),
     )  # fmt: skip

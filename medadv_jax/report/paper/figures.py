@@ -31,14 +31,14 @@ _BY_ATTACK = {"14": "accuracy", "15": "auc", "16": "f1", "17": "precision", "18"
 
 def paper_figures(dataset: str, groups: Sequence[Group]) -> list[Graphic]:
     """Returns Figures 5 to 7 and 14 to 18 of the groups of one data set."""
-    drawn = [by_metric(dataset, groups)]
+    figures = [by_metric(dataset, groups)]
     if not any(group.attacks for group in groups):
-        return [*drawn, Omitted(f"Figures 6 to 18 for {dataset}", "nothing was attacked")]
-    drawn += [
+        return [*figures, Omitted(f"Figures 6 to 18 for {dataset}", "nothing was attacked")]
+    figures += [
         with_deviation(dataset, groups), improvements(dataset, groups),
         under_attack(dataset, groups), success_heatmap(dataset, groups),
     ]  # fmt: skip
-    return drawn + [by_attack(dataset, groups, *figure) for figure in _BY_ATTACK.items()]
+    return figures + [by_attack(dataset, groups, *figure) for figure in _BY_ATTACK.items()]
 
 
 def figures_of_one(group: Group) -> list[Graphic]:
@@ -183,8 +183,8 @@ def improvements(dataset: str, groups: Sequence[Group]) -> Graphic:
         legend_below(figure, axes, 3)
 
     caption = (
-        f"Figure 6b, {dataset}: accuracy of a defence less that of base under the same attack, over"
-        " the attacks and runs. Box: quartiles; bar: median; points: every value."
+        f"Figure 6b, {dataset}: accuracy of a defence minus that of base under the same attack,"
+        " over the attacks and runs. Box: quartiles; bar: median; points: every value."
     )
     return draw(f"figure_06b_{dataset}", caption, (WIDTH, 3.6), paint)
 

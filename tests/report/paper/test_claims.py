@@ -1,4 +1,4 @@
-"""The paper's conclusions on runs whose outcome is known, and folds that are put together."""
+"""The paper's conclusions on runs with a known outcome, and pooled folds."""
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +23,8 @@ from medadv_jax.report.records import load_run
 from tests.helpers.synthetic_run import edit, make_run
 
 
-def set_right(path, share, defense, threats=("oblivious", "adaptive", "none"), evaluations=()):
-    """Makes the first `share` of the images right under some evaluations, the others wrong."""
+def set_correct(path, share, defense, threats=("oblivious", "adaptive", "none"), evaluations=()):
+    """Makes the first `share` of the images correct in some evaluations, the others wrong."""
 
     def change(table):
         names = table["example"].to_pylist()
@@ -51,15 +51,15 @@ def paper_runs(tmp_path, dataset="breakhis", networks=NETWORKS, seeds=(0,), **se
                 tmp_path / f"{network}-{seed}", dataset=dataset, model=network, seed=seed,
                 optional=False, **settings,
             )  # fmt: skip
-            # Every network answers the images of one seed; other shares for each would be as good.
+            # All networks have the same accuracies.
             for defense in ("adversarial", "autoencoder", "hybrid"):
-                set_right(path, 1.0, defense, ("none",))
-            set_right(path, 0.9, "base", ("none",))
-            set_right(path, 0.1, "base", ("adaptive",))
-            set_right(path, 0.6, "adversarial", ("adaptive",))
-            set_right(path, 0.8, "autoencoder", ("oblivious",))
-            set_right(path, 0.2, "autoencoder", ("adaptive",))
-            set_right(path, 0.6, "hybrid", ("oblivious", "adaptive"))
+                set_correct(path, 1.0, defense, ("none",))
+            set_correct(path, 0.9, "base", ("none",))
+            set_correct(path, 0.1, "base", ("adaptive",))
+            set_correct(path, 0.6, "adversarial", ("adaptive",))
+            set_correct(path, 0.8, "autoencoder", ("oblivious",))
+            set_correct(path, 0.2, "autoencoder", ("adaptive",))
+            set_correct(path, 0.6, "hybrid", ("oblivious", "adaptive"))
             paths.append(path)
     return paths
 
@@ -74,10 +74,10 @@ def judged(paths, text, view, dataset="breakhis"):
     return judge_claim(claim(text, dataset), evidence, view)
 
 
-def test_a_conclusion_may_hold_for_the_papers_attacker_and_not_for_one_who_knows_all(tmp_path):
+def test_a_conclusion_may_hold_for_the_oblivious_attacker_but_not_for_the_adaptive(tmp_path):
     paths = paper_runs(tmp_path)
     for path in paths:  # the weakest attack does not count where the worst does
-        set_right(path, 0.5, "autoencoder", ("adaptive",), ("fgsm",))
+        set_correct(path, 0.5, "autoencoder", ("adaptive",), ("fgsm",))
     text = "The autoencoder withstands the attacks better"
     naive, adaptive = (judged(paths, text, view) for view in View)
     assert naive.verdict == REPRODUCED
@@ -98,11 +98,13 @@ def test_one_network_against_a_conclusion_is_enough_and_a_missing_one_leaves_it_
     found = judged(some, text, View.PAPER)
     assert found.verdict == UNDECIDABLE
     assert found.number == "inception_v3: inception_v3 was not run"
-    set_right(some[0], 0.3, "autoencoder", ("oblivious",))
+    set_correct(some[0], 0.3, "autoencoder", ("oblivious",))
     found = judged(some, text, View.PAPER)
     assert found.verdict == NOT_REPRODUCED
     assert found.number.startswith("vgg16: −0.300 (")
-    set_right(some[0], 0.61, "autoencoder", ("oblivious",))  # two images: within the interval of 0
+    set_correct(
+        some[0], 0.61, "autoencoder", ("oblivious",)
+    )  # two images: within the interval of 0
     found = judged(some, text, View.PAPER)
     assert found.verdict == UNDECIDABLE
     assert found.number.startswith("vgg16: 0.01")
@@ -129,7 +131,7 @@ def test_generated_images_and_few_images_decide_nothing(tmp_path):
 def test_over_seeds_the_interval_is_students_t(tmp_path):
     paths = paper_runs(tmp_path, networks=("resnet50",), seeds=(0, 1, 2))
     for path, share in zip(paths, (0.7, 0.8, 0.9), strict=True):
-        set_right(path, share, "autoencoder", ("oblivious",))
+        set_correct(path, share, "autoencoder", ("oblivious",))
     evidence = Evidence(make_groups([load_run(path) for path in paths]))
     term = Term("resnet50", "autoencoder", "attacked")
     measured = evidence.measure(
@@ -202,12 +204,12 @@ def folds(tmp_path, count=3, images=120):
             return table
 
         edit(path, rename)
-        set_right(path, (fold + 1) / 10, "base", ("adaptive",))
+        set_correct(path, (fold + 1) / 10, "base", ("adaptive",))
         paths.append(path)
     return paths
 
 
-def test_folds_are_put_together_each_image_once(tmp_path):
+def test_pooled_folds_hold_each_image_once(tmp_path):
     paths = folds(tmp_path)
     (group,) = make_groups([load_run(path) for path in paths])
     (pooled,) = pool(group)
@@ -226,7 +228,7 @@ def test_folds_are_put_together_each_image_once(tmp_path):
     assert measured.value == pytest.approx(0.3)
 
 
-def test_folds_that_are_not_whole_are_not_put_together(tmp_path):
+def test_incomplete_or_overlapping_folds_are_not_pooled(tmp_path):
     paths = folds(tmp_path)
     (group,) = make_groups([load_run(path) for path in paths[:2]])
     assert [one.reason for one in pool(group)] == ["fold 2 of 3 is missing"]
