@@ -86,7 +86,7 @@ Bars = dict[str, tuple[Look, list[Outcome | None]]]  # name -> look, an outcome 
 
 def _by_threat(run: RunRecords) -> Bars:
     """Returns the outcomes of all defences, clean and under the worst attack of each threat."""
-    outcomes = {"clean": [run.clean(d) for d in run.defenses]}
+    outcomes: dict[str, list[Outcome | None]] = {"clean": [run.clean(d) for d in run.defenses]}
     outcomes |= {t: [run.worst(d, (t,)) for d in run.defenses] for t in THREATS}
     return {name: (THREAT_LOOKS[name], found) for name, found in outcomes.items() if any(found)}
 

@@ -76,8 +76,10 @@ def cards(run: RunRecords, comparisons: list[comparison.Comparison], headline: T
 def _lines(headline: Table, column: int) -> tuple[tuple[str, str, str], ...]:
     """Returns (defence, accuracy, interval) of each defence."""
     cells = {str(row[0]): row[column] for row in headline.rows}
-    missing = "–", "not attacked"
-    return tuple((d, *(cell_parts(c) if c is not None else missing)) for d, c in cells.items())
+    return tuple(
+        (name, "–", "not attacked") if cell is None else (name, *cell_parts(cell))
+        for name, cell in cells.items()
+    )
 
 
 def trust(run: RunRecords) -> Card:

@@ -234,7 +234,7 @@ def checks_summary(run: RunRecords) -> Table | None:
     worst: dict[int, dict] = {}
     for check in run.checks.get("checks", []):
         number = int(check["number"])
-        both = worst.get(number, check), check
+        both = worst.setdefault(number, check), check
         worst[number] = max(both, key=lambda c: severity.get(c["verdict"], 2))
     rows = [
         _check_row(check | {"defense": _defenses_with(run, check)})
