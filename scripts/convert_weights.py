@@ -1,10 +1,10 @@
-"""Converts a torchvision or Keras file of weights into ours, once, with every array checked.
+"""Converts a torchvision or Keras weights file into a safetensors file of ours, fully checked.
 
     python scripts/convert_weights.py --arch=resnet50 --input=resnet50-0676ba61.pth \
         --output=resnet50.safetensors --verify
 
-Reads .pth .pt .safetensors .h5 .weights.h5 .keras, with and without the top, and finds out which
-it is. A run takes the result, or the original file itself, as `--config.model.weights=FILE`.
+Reads .pth .pt .safetensors .h5 .weights.h5 .keras, with or without a head; the content decides
+which. A run takes the result, or the original file itself, as `--config.model.weights=FILE`.
 """
 
 from pathlib import Path
@@ -14,13 +14,13 @@ from absl import flags
 from medadv_jax import cli
 from medadv_jax.errors import UserError
 from medadv_jax.models import MODELS
-from medadv_jax.models.pretrained.load import match, store
+from medadv_jax.models.pretrained.load import match_arrays, save_matched
 from medadv_jax.models.pretrained.read import read_weights
 from medadv_jax.models.pretrained.verify import verify
 
 _ARCH = flags.DEFINE_string("arch", "", f"The network: {', '.join(sorted(MODELS))}.")
 _SOURCE = flags.DEFINE_enum(
-    "source", "auto", ["auto", "torchvision", "keras"], "Refuse any other layout than this."
+    "source", "auto", ["auto", "torchvision", "keras"], "Raise an error for any other layout."
 )
 _INPUT = flags.DEFINE_string("input", "", "The file to convert.")
 _OUTPUT = flags.DEFINE_string("output", "", "The safetensors file to write.")
@@ -28,7 +28,7 @@ _VERIFY = flags.DEFINE_bool("verify", False, "Compare the logits with the origin
 
 
 def main() -> None:
-    """Converts one file; a UserError where the user must help, and then nothing is written."""
+    """Converts one file. On a UserError nothing is written."""
     for name, flag in (("arch", _ARCH), ("input", _INPUT), ("output", _OUTPUT)):
         if not flag.value:
             raise UserError(f"--{name} is missing; see the head of scripts/convert_weights.py")
@@ -38,9 +38,9 @@ def main() -> None:
     raw = read_weights(source)
     if _SOURCE.value not in ("auto", raw.layout):
         raise UserError(f"--source={_SOURCE.value}: {source} is in the layout of {raw.layout}")
-    matched = match(_ARCH.value, raw)
+    matched = match_arrays(_ARCH.value, raw)
     checked = f"logits agree to {verify(raw, matched):.1e}; " if _VERIFY.value else ""
-    store(target, matched, source)
+    save_matched(target, matched, source)
     count = sum(array.size for array in matched.arrays.values())
     head = f"{matched.num_classes} classes" if matched.num_classes else "no head"
     print(

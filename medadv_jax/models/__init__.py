@@ -1,4 +1,4 @@
-"""The networks, by name. They know no data and no attack.
+"""The networks, by name.
 
     net = create_model("resnet50", num_classes=2)
     variables = net.init(jax.random.key(0), images)            # images: (B, H, W, 3), normalised
@@ -29,10 +29,10 @@ from medadv_jax.models.vgg import vgg16, vgg19
 DTYPES = ("float32", "bfloat16")
 Option = bool | int | float | str  # JSON scalars: options are stored beside converted weights
 
-# Arguments that every network has, and what flax, folding or a network's name sets: not options.
+# Fields of the networks' classes that are no options: common arguments, flax's own, and `folded`.
 _COMMON = {"num_classes", "width", "dtype", "conv_impl", "folded", "parent", "name"}
 
-# name -> (whether a value is possible, what is)
+# option -> (whether a value is possible, the possible values in words)
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dropout": (lambda rate: 0 <= rate < 1, "a rate from 0 to below 1"),
     "bn_epsilon": (lambda epsilon: epsilon > 0, "a number above 0"),
@@ -55,15 +55,14 @@ def create_model(
         num_classes: the number of logits, at least 1.
         width: multiplies every layer's channels, which are then rounded to a multiple of 8.
         dtype: of the computation, float32 or bfloat16 (or the name). Parameters, the statistics of
-            batch normalisation and the logits are float32 all the same.
-        conv_impl: "plain", "cpu", or "auto": what the backend is quick at. Values, gradients and
-            parameters are the same (see `ops/convolution.py`).
+            batch normalisation and the logits are always float32.
+        conv_impl: implementation of convolutions and pooling, "plain", "cpu", or "auto": by the
+            backend. Values, gradients and parameters are the same (see `ops/convolution.py`).
         options: differences between the published versions of a network, and its head; see
             `default_options` and the network's class. The defaults are torchvision's network.
 
     Raises:
-        UserError: for an unknown name, form or option, or an impossible value; it says what is
-            possible.
+        UserError: for an unknown name or option, or an impossible value; it lists the possible.
     """
     if name not in MODELS:
         raise UserError(f"model {name!r} is unknown; choose one of {', '.join(sorted(MODELS))}")

@@ -1,12 +1,12 @@
-"""Inception v3 (Szegedy et al. 2016), with the names of torchvision's port of the authors' weights.
+"""Inception v3 (Szegedy et al. 2016); layers are named as in torchvision.
 
-`Conv2d_1a_3x3` … `Mixed_7c`, each convolution a pair `conv`, `bn`; `AuxLogits`, if asked for; `fc`.
+`Conv2d_1a_3x3` … `Mixed_7c`, each convolution a pair `conv`, `bn`; optionally `AuxLogits`; `fc`.
 The options' defaults are torchvision's network; Keras has `bn_scale=False`, `bn_momentum=0.99`,
-`bn_unbiased=False`, `count_padding=False`, `dropout=0.0`. Both pad symmetrically: Keras' `SAME` is
-used at stride 1 only, so padding is no option.
+`bn_unbiased=False`, `count_padding=False`, `dropout=0.0`. Both libraries pad symmetrically, so
+padding is no option.
 
-The paper gives no initialiser; as in torchvision's port, kernels start from a normal distribution
-of deviation 0.1 (0.01 and 0.001 in the auxiliary head), cut at two deviations.
+The paper gives no initialiser. As in torchvision, kernels are drawn from a normal distribution of
+standard deviation 0.1 (0.01 and 0.001 in the auxiliary head), truncated at two deviations.
 """
 
 import functools
@@ -31,20 +31,20 @@ from medadv_jax.models.ops import pooling
 
 Layer = Callable[..., nn.Module]
 
-SMALLEST = 75  # pixels: `Mixed_7a`, which does not pad, then still has one window
-SMALLEST_AUX = 299  # pixels: the same of `AuxLogits`
+SMALLEST = 75  # pixels: `Mixed_7a`, which does not pad, has one window left
+SMALLEST_AUX = 299  # pixels: `AuxLogits` has one window left
 
 
 def truncated_normal(deviation: float) -> Initializer:
-    """A normal distribution cut at two deviations, unscaled, as TensorFlow's."""
+    """Normal, truncated at two deviations without rescaling, as TensorFlow's initialiser."""
     return nn.initializers.truncated_normal(deviation)
 
 
 class ConvNorm(nn.Module):
     """Convolution, BatchNorm, ReLU: (B, H, W, C) → (B, H', W', features·width).
 
-    At stride 1 it keeps the size, unless `padding` is "valid". `conv` and `norm` make the
-    layers, so that dtype, form and mode are set once, by the network.
+    At stride 1 it keeps the size, unless `padding` is "valid". `conv` and `norm` make the layers;
+    the network passes them with dtype, conv_impl and mode set.
     """
 
     features: int
@@ -85,7 +85,7 @@ def _maximum(images: jax.Array, conv_impl: str) -> jax.Array:
 
 
 class Mixed(nn.Module):
-    """A block of parallel branches, joined along the channels; the kinds differ in `_branches`.
+    """A block of parallel branches, concatenated along the channels; see `_branches`.
 
     `layer` makes a `ConvNorm`; `average` is the 3×3 mean at stride 1, `maximum` the 3×3 maximum at
     stride 2 without padding.
@@ -245,7 +245,8 @@ class InceptionV3(nn.Module):
     logits a train-mode `apply` with `mutable=["aux"]` returns as `updated["aux"]["logits"]`;
     `count_padding`, whether padded zeros count in the mean of the pooling branches; scale, ε,
     momentum (share kept of the running statistics) and variance of BatchNorm; `freeze_norm`:
-    BatchNorm normalises by its running statistics in train mode too. `folded`: see `folding.py`.
+    BatchNorm normalises by its running statistics in train mode too. `folded`: see
+    `ops/batchnorm_folding.py`.
     """
 
     num_classes: int
@@ -328,7 +329,7 @@ class InceptionV3(nn.Module):
     def _aux(self, maps: jax.Array, images: jax.Array, layer: Layer) -> None:
         check_size(images, SMALLEST_AUX, "inception_v3 with aux=True")
         logits = AuxLogits(self.num_classes, layer, self.conv_impl, name="AuxLogits")(maps)
-        if not self.is_initializing():  # else `init` would return it beside the parameters
+        if not self.is_initializing():  # else `init` would return it, too
             self.sow("aux", "logits", logits, reduce_fn=lambda _, new: new, init_fn=lambda: logits)
 
 

@@ -1,8 +1,8 @@
 """The layers that all networks are built of.
 
-Parameters have the names, shapes and dtypes of flax's own layers (`kernel` HWIO, `bias`; `scale`,
-`bias`; running `mean` and `var`), float32 whatever the compute dtype, and the same ones in every
-form: a form only changes how a value is computed (see `ops/convolution.py`).
+Parameters have the names and shapes of flax's own layers (`kernel` HWIO, `bias`; `scale`, `bias`;
+running `mean` and `var`). They are float32 for every compute dtype and do not depend on
+`conv_impl`, which only changes how values are computed (see `ops/convolution.py`).
 """
 
 import functools
@@ -43,7 +43,7 @@ class Conv(nn.Module):
         shape = (*self.kernel_size, images.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         images, kernel = images.astype(self.dtype), kernel.astype(self.dtype)
-        prepared = self.get_variable("spectra", "kernel")  # None, but in an attack: `folding.py`
+        prepared = self.get_variable("spectra", "kernel")  # only in attacks: `batchnorm_folding.py`
         prepared = jax.tree.map(lambda x: x.astype(self.dtype), prepared)
         result = ops.conv(images, kernel, self.strides, self.padding, self.conv_impl, prepared)
         if self.use_bias:
@@ -53,18 +53,18 @@ class Conv(nn.Module):
 
 
 def _along_channels(vector: jax.Array, like: jax.Array) -> jax.Array:
-    """(C,) → (1, …, 1, C): rank promotion is never left to chance."""
+    """(C,) → (1, …, 1, C), so that no rank promotion is needed."""
     return vector.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 class BatchNorm(nn.Module):
     """Normalises each channel, (..., C) → (..., C) in `dtype`; statistics in float32.
 
-    With `train` the statistics are the batch's (all examples on all devices, under jit), and the
-    running ones move by `1 - momentum` towards them: apply with `mutable=["batch_stats"]`. They get
-    the biased variance, as in flax and Keras, or with `unbiased` the unbiased one, as in PyTorch
-    (which normalises by the biased one all the same), and no gradient. `folded`: the convolution
-    before does the work, and nothing is left; see `folding.py`.
+    With `train`, the batch's statistics normalise (under jit those of all examples on all devices),
+    and the running ones move by `1 - momentum` towards them: apply with `mutable=["batch_stats"]`.
+    The running variance is biased, as in flax and Keras; with `unbiased` it is unbiased, as in
+    PyTorch, which also normalises by the biased one. Running statistics get no gradient. `folded`:
+    the identity, for a network whose variables are folded; see `ops/batchnorm_folding.py`.
     """
 
     train: bool = False
@@ -119,7 +119,7 @@ def check_size(images: jax.Array, smallest: int, network: str) -> None:
         )
 
 
-# Both are programs of their own while a network is traced: once for each shape, not for each layer.
+# Both are jitted, so that they are traced once for each shape instead of once for each layer.
 
 
 @jax.jit
@@ -131,7 +131,7 @@ def _normalize(
     bias: jax.Array,
     epsilon: float,
 ) -> jax.Array:
-    """One multiplication and one addition a value: the rest is a vector over channels."""
+    """One multiplication and one addition per value; the rest are vectors over channels."""
     factor = scale * lax.rsqrt(var + epsilon)
     offset = bias - mean * factor
     return inputs * _along_channels(factor, inputs) + _along_channels(offset, inputs)

@@ -5,8 +5,8 @@ Parameters are named as in torchvision: `conv1`, `bn1`, then `layer<stage>_<bloc
 (torchvision: `layer<stage>.<block>.downsample.0` and `.1`), and `fc`.
 
 The options' defaults are torchvision's network; Keras has `variant="v1"`, `conv_bias=True`,
-`bn_epsilon=1.001e-5`, `bn_momentum=0.99`, `bn_unbiased=False`. Both pad symmetrically, Keras by
-layers of its own and by `SAME` at stride 1, which is the same, so padding is no option.
+`bn_epsilon=1.001e-5`, `bn_momentum=0.99`, `bn_unbiased=False`. Both libraries pad symmetrically,
+so padding is no option.
 """
 
 import functools
@@ -27,8 +27,8 @@ Layer = Callable[..., nn.Module]
 class Bottleneck(nn.Module):
     """1×1, 3×3, 1×1 convolution and a shortcut, (B, H, W, C) → (B, H/stride, W/stride, 4·features).
 
-    `conv` and `norm` make the layers, so that dtype, form and mode are set once, by the network.
-    `stride_in` is the convolution that has the stride: 1 in the paper ("v1"), else 2 ("v1.5").
+    `conv` and `norm` make the layers; the network passes them with dtype, conv_impl and mode set.
+    `stride_in` is the convolution with the stride: 1, as in the paper ("v1"), or 2 ("v1.5").
     """
 
     features: int
@@ -42,13 +42,13 @@ class Bottleneck(nn.Module):
         """Runs the block; see the class."""
         strides, wide = (self.stride, self.stride), 4 * self.features
         first, second = (strides, (1, 1)) if self.stride_in == 1 else ((1, 1), strides)
-        # At stride 1 or 2 a 1×1 window needs no padding, so "SAME" and "VALID" are one.
+        # A 1×1 window needs no padding: "SAME" and "VALID" are equal.
         hidden = self.conv(self.features, (1, 1), first, padding=0, name="conv1")(images)
         hidden = nn.relu(self.norm(name="bn1")(hidden))
         hidden = self.conv(self.features, (3, 3), second, padding=1, name="conv2")(hidden)
         hidden = nn.relu(self.norm(name="bn2")(hidden))
         hidden = self.conv(wide, (1, 1), name="conv3")(hidden)
-        # A block begins as its shortcut (Goyal et al. 2017); deep networks train sooner so.
+        # Zero: a block starts as its shortcut, which eases training (Goyal et al. 2017, 5.1).
         hidden = self.norm(scale_init=nn.initializers.zeros, name="bn3")(hidden)
         if self.stride != 1 or images.shape[-1] != wide:
             images = self.conv(wide, (1, 1), strides, padding=0, name="downsample_conv")(images)
@@ -59,10 +59,10 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Bottleneck ResNet, normalised images (B, H, W, 3) → logits (B, num_classes) float32.
 
-    Options: `variant`, the place of a block's stride: "v1.5" its 3×3, "v1" its first convolution;
+    Options: `variant`, the convolution with a block's stride: "v1.5" the 3×3, "v1" the first;
     `conv_bias`; ε, momentum (share kept of the running statistics) and variance of BatchNorm;
     `freeze_norm`: BatchNorm normalises by its running statistics in train mode too.
-    `folded`: see `folding.py`.
+    `folded`: see `ops/batchnorm_folding.py`.
     """
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"variant": ("v1.5", "v1")}

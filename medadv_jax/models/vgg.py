@@ -1,12 +1,12 @@
 """VGG (Simonyan & Zisserman 2015), configurations D (16 layers) and E (19), without BatchNorm.
 
-Layers are named as in the authors' release: `conv<stage>_<layer>`; then `fc1`, `fc2` and `fc`. The
-maps are flattened in the order height, width, channels; a converter from another order permutes
-the rows of `fc1`. Both originals are the same function, but for dropout, which Keras leaves out.
+Layers are named as in the authors' release: `conv<stage>_<layer>`; then `fc1`, `fc2` and `fc`. Maps
+are flattened in the order height, width, channels; a converter from another order permutes the rows
+of `fc1`. torchvision's and Keras' networks differ only in dropout, which Keras leaves out.
 
-The paper starts from N(0, 0.1²) and, because that does not train, from a shallower trained network.
-Here convolutions start from He et al. (2015), which trains from scratch, dense layers from
-N(0, 0.01²), as in torchvision.
+The paper initialises with N(0, 0.1²) and copies layers from a shallower trained network. Here
+convolutions are initialised as in He et al. (2015), which trains from scratch, and dense layers
+with N(0, 0.01²), as in torchvision.
 """
 
 import functools
@@ -25,16 +25,16 @@ from medadv_jax.models.ops import convolution as ops
 from medadv_jax.models.ops import pooling
 
 MAP = 7  # height and width of the map that the classifier takes
-SMALLEST = 32  # pixels: five halvings
+SMALLEST = 32  # pixels: the maps are halved five times
 DENSE_INIT = nn.initializers.normal(0.01)
 
 
 class VGG(nn.Module):
     """VGG, normalised images (B, H, W, 3) → logits (B, num_classes) float32.
 
-    Images have at least 32×32 pixels. Options: `head`, "fc": maps averaged to 7×7 (at 224 pixels
-    they are) and two hidden layers of 4096, or "gap": the mean over all places; `dropout`, the
-    rate before each hidden layer's successor, used in train mode with the key named `dropout`.
+    Images have at least 32×32 pixels. Options: `head`, "fc": maps averaged to 7×7 (unchanged for
+    224 pixels) and two hidden layers of 4096, or "gap": global average pooling; `dropout`, the rate
+    after each hidden layer, used in train mode with the key named `dropout`.
     """
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"head": ("fc", "gap")}
@@ -84,10 +84,10 @@ class VGG(nn.Module):
 
 
 def adaptive_avg_pool(images: jax.Array, size: ops.Pair) -> jax.Array:
-    """Mean over `size` even, possibly overlapping windows, (B, H, W, C) → (B, *size, C).
+    """Mean over `size` evenly spaced windows that may overlap, (B, H, W, C) → (B, *size, C).
 
-    Window i of n covers pixels floor(i·H/n) up to ceil((i+1)·H/n), as in PyTorch: smaller images
-    are repeated, images of just this size are left alone.
+    As in PyTorch, window i of n covers pixels floor(i·H/n) to ceil((i+1)·H/n), exclusive. Smaller
+    images are enlarged by repetition; images of this size are returned unchanged.
     """
     if images.shape[1:3] == size:
         return images

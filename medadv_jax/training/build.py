@@ -69,7 +69,7 @@ def _network(config: Config) -> tuple[nn.Module, Variables | None, str, list[str
             model.name, NUM_CLASSES, model.width, model.dtype, model.conv_impl, **options
         )
         return network, None, "imagenet", []
-    loaded = pretrained.load(
+    loaded = pretrained.load_network(
         model.name,
         model.weights,
         NUM_CLASSES,

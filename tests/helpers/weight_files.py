@@ -1,4 +1,4 @@
-"""Files of weights made by hand, byte by byte, as the libraries write them. And what is not one."""
+"""Writes weights files byte by byte, as the libraries do, and damaged or hostile ones."""
 
 import dataclasses
 import io
@@ -16,14 +16,14 @@ _TYPES = {"f4": "Float", "f8": "Double", "f2": "Half", "i8": "Long"}
 
 @dataclasses.dataclass
 class Name:
-    """A class or function by its name, as pickles refer to it."""
+    """A class or function by its name, as a pickle refers to it."""
 
     name: str
 
 
 @dataclasses.dataclass
 class Call:
-    """A call that a pickle asks for."""
+    """A call in a pickle."""
 
     name: str
     arguments: tuple
@@ -109,14 +109,15 @@ def torch_legacy(path: Path, state: Any, storages: list[np.ndarray]) -> Path:
 
 
 def safetensors(path: Path, arrays: dict[str, np.ndarray], metadata: Any = None) -> Path:
-    """Writes a safetensors file of float32 arrays."""
+    """Writes a safetensors file of float32 arrays without the library for it."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     position = 0
     for name, array in arrays.items():
         end = position + array.nbytes
         header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [position, end]}
         position = end
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     numbers = b"".join(array.tobytes() for array in arrays.values())
     path.write_bytes(struct.pack("<Q", len(text)) + text + numbers)
     return path

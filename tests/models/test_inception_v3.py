@@ -1,4 +1,4 @@
-"""Inception v3: the published sizes, one function in both forms, the auxiliary head, options."""
+"""Inception v3: published sizes, equality of implementations, the auxiliary head, options."""
 
 import functools
 from typing import Any
@@ -83,8 +83,8 @@ def variables():
     return filled(small(), normal(1, 75, 75, 3))
 
 
-def test_forms_agree(variables):
-    """Each form: ops/test_convolution.py; the whole network: pretrained/test_golden.py."""
+def test_implementations_agree(variables):
+    """Each operation: ops/test_convolution.py; the whole network: pretrained/test_golden.py."""
     images = normal(2, 81, 75, 3)
 
     def run(conv_impl):

@@ -1,4 +1,4 @@
-"""The layers have flax's parameters and flax's values, in every form."""
+"""The layers have flax's parameters and flax's values, for every conv_impl."""
 
 import functools
 from typing import Any

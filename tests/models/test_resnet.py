@@ -1,4 +1,4 @@
-"""The whole network: the published size, one function in both forms, pure in eval mode."""
+"""ResNet: the published size, equality of implementations, purity in eval mode."""
 
 import functools
 from typing import Any
@@ -82,7 +82,7 @@ def test_published_number_of_parameters():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-def test_parameters_do_not_depend_on_form_or_dtype():
+def test_parameters_do_not_depend_on_conv_impl_or_dtype():
     expected = parameter_shapes(small())
     assert parameter_shapes(small(conv_impl="cpu")) == expected
     assert parameter_shapes(small(conv_impl="cpu", dtype=jnp.bfloat16)) == expected
@@ -106,12 +106,12 @@ def train(variables):
     return train_gradient(small(conv_impl="cpu"), variables)
 
 
-def test_forms_agree_in_eval_mode(variables, evaluate):
+def test_implementations_agree_in_eval_mode(variables, evaluate):
     images = normal(3, 33, 47, 3)
     assert_trees_close(evaluate(images), eval_gradient(small(), variables)(images))
 
 
-def test_forms_agree_in_train_mode(variables, train):
+def test_implementations_agree_in_train_mode(variables, train):
     images = normal(4, 33, 33, 3)
     assert_trees_close(train(images), train_gradient(small(), variables)(images), 2e-3)
 

@@ -1,4 +1,4 @@
-"""VGG: the published size, one function in both forms, heads, dropout, and its options' errors."""
+"""VGG: published sizes, equality of implementations, heads, dropout, errors of options."""
 
 import functools
 from typing import Any
@@ -70,7 +70,7 @@ def test_head_and_last_stage_name_layers_that_exist(name):
     assert sum(layer.startswith(last.split("_")[0]) for layer in layers) == len(LAST_STAGE[name])
 
 
-def test_forms_agree_in_value_and_gradient(variables):
+def test_implementations_agree_in_value_and_gradient(variables):
     """On maps that are neither square nor even, so that poolings drop a row."""
     images, weights = normal(2, 45, 32, 3), normal(2, 3, seed=1)
 

@@ -1,1 +1,1 @@
-"""Convolutions, pools and folded BatchNorm, in the form that suits the backend."""
+"""Convolution, pooling and BatchNorm folding, with an implementation for each backend."""

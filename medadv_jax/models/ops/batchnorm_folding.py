@@ -1,11 +1,11 @@
-"""An attack runs one network many times: what depends on its weights alone is done once.
+"""Prepares a network for an attack, which runs it many times with the same weights.
 
-BatchNorm in eval mode is affine, so it is folded into the convolution before it; whoever sits
-beside a convolution `…conv…` as `…bn…` is its norm. The forms for CPUs want some kernels as their
-spectra (`ops/convolution.py`). It is the same function to rounding.
+BatchNorm in eval mode is affine, so it is folded into the convolution before it: layer `…bn…` into
+its neighbour `…conv…`. For conv_impl "cpu", some kernels are also transformed once (`spectrum` in
+`convolution.py`). The network computes the same function up to rounding.
 
-Compiled are the single layers and not `fold`: a compiled function copies what it passes on, and the
-head of VGG16 alone is half a GB.
+Each layer is compiled, but not `fold`: a compiled function copies the arrays that it passes on, and
+the head of VGG16 alone is half a GB.
 """
 
 import functools
@@ -22,7 +22,7 @@ Tree = Mapping[str, Any]
 
 
 def folded_network(network: nn.Module) -> nn.Module:
-    """Returns the network that takes the variables of `fold`; itself if it has no BatchNorm."""
+    """Returns the network for the variables of `fold`; the same network if it has no BatchNorm."""
     return network.clone(folded=True) if hasattr(network, "folded") else network
 
 
@@ -34,8 +34,8 @@ def fold(network: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
         variables: its "params" and "batch_stats"; other collections are kept as they are.
 
     Returns:
-        The same with the kernels (KH, KW, C, F) scaled, a bias (F,) to each, and no norm; and with
-        the collection "spectra", where the network's forms have a use for it.
+        The variables with scaled kernels (KH, KW, C, F), a bias (F,) for each, and no BatchNorm;
+        and the collection "spectra" if the network's conv_impl is "cpu" and a kernel has one.
     """
     if hasattr(network, "folded"):
         epsilon: float = network.bn_epsilon  # pyright: ignore[reportAttributeAccessIssue]
@@ -46,7 +46,7 @@ def fold(network: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spectra(params: Tree) -> dict[str, Any]:
-    """The tree of those kernels that have one."""
+    """The tree of the spectra of those kernels that have one."""
     kernel = params.get("kernel")
     if kernel is not None:
         return {"kernel": convolution.spectrum(kernel)} if convolution.has_spectrum(kernel) else {}
@@ -61,7 +61,7 @@ def _fold(params: Tree, statistics: Tree, epsilon: float) -> dict[str, Any]:
         if "conv" in name and norm in statistics:
             folded[name] = _fold_one(value, params[norm], statistics[norm], epsilon=epsilon)
         elif name not in statistics or "kernel" in value:
-            folded[name] = value  # a layer without norm, such as the head
+            folded[name] = value  # a layer without BatchNorm, such as the head
         elif "mean" not in statistics[name]:
             folded[name] = _fold(value, statistics[name], epsilon)
     return folded

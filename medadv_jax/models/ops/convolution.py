@@ -1,13 +1,13 @@
-"""Convolution, computed in the form that the backend is quick at; `pooling.py` has pooling.
+"""Convolution with two implementations, `plain` and `cpu`; `pooling.py` does the same for pooling.
 
-Every operation has a `plain` form, one XLA operation, right for GPU and TPU, and a `cpu` form,
-equal in value and gradient, that walks around the cliffs of XLA's CPU backend. The numbers beside
-the rules are from 2 AVX-512 cores, jax 0.10.2, 2026-11-22 and 23, float32. The backend chooses in
-one place, `resolve_conv_impl`; a convolution picks its form for each direction (forward, gradient
-to the images, gradient to the kernel) in `_directions`, from static shapes alone.
+`plain` is one XLA operation, for GPU and TPU. `cpu` has the same values and gradients and avoids
+slow cases of XLA's CPU backend. `resolve_conv_impl` chooses between them by the backend. `cpu`
+chooses an algorithm for each of the forward pass, the gradient to the images and the gradient to
+the kernel, from static shapes alone (`_algorithms`). The numbers beside its rules were measured on
+2 AVX-512 cores, jax 0.10.2, 2026-11-22 and 23, float32.
 
-The `cpu` forms are custom VJPs: reverse-mode gradients, `jit`, `vmap` and sharding work, forward
-mode (`jax.jvp`, `jax.jacfwd`) does not.
+`cpu` is a custom VJP: reverse-mode gradients, `jit`, `vmap` and sharding work; forward mode
+(`jax.jvp`, `jax.jacfwd`) does not.
 """
 
 import functools
@@ -29,7 +29,7 @@ Padding = str | int | Sequence[int | Sequence[int]]
 
 
 def resolve_conv_impl(conv_impl: str) -> str:
-    """Returns `cpu` or `plain`; `auto` follows the default backend. Raises UserError if unknown."""
+    """Returns "cpu" or "plain"; "auto" follows jax's default backend. UserError if unknown."""
     if conv_impl not in CONV_IMPLS:
         raise UserError(
             f"conv_impl={conv_impl!r} is unknown; choose one of {', '.join(CONV_IMPLS)}"
@@ -58,14 +58,14 @@ def resolve_padding(padding: Padding, size: Pair, window: Pair, strides: Pair) -
 
 
 def output_size(size: Sequence[int], window: Sequence[int], strides: Pair, pads: Pads) -> Pair:
-    """Height and width of what a convolution or a pool returns."""
+    """Returns the output height and width of a convolution or a pooling."""
     height = (size[0] + sum(pads[0]) - window[0]) // strides[0] + 1
     width = (size[1] + sum(pads[1]) - window[1]) // strides[1] + 1
     return height, width
 
 
 def shifted(padded: jax.Array, window: Pair, strides: Pair, out: Pair) -> list[jax.Array]:
-    """The padded images as each tap of the window sees them, row by row: (B, *out, C) each."""
+    """Returns the pixels under each position of the window, row by row: a list of (B, *out, C)."""
     last = (strides[0] * (out[0] - 1) + 1, strides[1] * (out[1] - 1) + 1)
     return [
         padded[:, i : i + last[0] : strides[0], j : j + last[1] : strides[1], :]
@@ -92,12 +92,12 @@ def _conv_plain(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads)
 
 def _conv_pointwise(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
     """A 1×1 convolution as one matrix product; the pixels that a stride skips are dropped first."""
-    del pads  # none, by the rule in `_directions`
+    del pads  # none, by the rule in `_algorithms`
     return images[:, :: strides[0], :: strides[1], :] @ kernel[0, 0]
 
 
 def _conv_patches(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
-    """All taps side by side as channels, then one matrix product."""
+    """Concatenates the pixels of each window as channels (im2col), then one matrix product."""
     window = (kernel.shape[0], kernel.shape[1])
     out = output_size(images.shape[1:3], window, strides, pads)
     patches = jnp.concatenate(shifted(pad(images, pads), window, strides, out), axis=-1)
@@ -105,14 +105,14 @@ def _conv_patches(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pad
 
 
 def _chunk(images: jax.Array, kernel: jax.Array) -> int:
-    """Images whose maps fit into the cache beside the kernel: 2.5 MB, or 1 of 32 parts of all."""
+    """Number of images whose maps fit into the cache (2.5 MB), but at most 32 chunks in all."""
     _, height, width, _ = images.shape
     each = images.dtype.itemsize * height * width * max(kernel.shape[2:])
     return max(1, int(2.5e6 // each), len(images) // 32)
 
 
 def _conv_chunks(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
-    """A convolution for every few images. Unrolled: in `lax.map` the CPU is 40 times slower."""
+    """One convolution per few images. Unrolled: with `lax.map` the CPU is 40 times slower."""
     size = _chunk(images, kernel)
     parts = [
         _conv_plain(images[first : first + size], kernel, strides, pads)
@@ -123,7 +123,7 @@ def _conv_chunks(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads
 
 def _conv_winograd(images: jax.Array, weights: Spectrum, pads: Pads) -> jax.Array:
     """A 3×3 convolution of stride 1 as F(2×2, 3×3) (Winograd 1980; Lavin & Gray 2016, section 4.1):
-    every 2×2 pixels of the result take 16 multiplications a channel in place of 36."""
+    2×2 output pixels take 16 multiplications per channel instead of 36."""
     batch, height, width, channels = images.shape
     out = output_size((height, width), (3, 3), (1, 1), pads)
     tall, wide = math.ceil(out[0] / 2), math.ceil(out[1] / 2)  # tiles
@@ -146,16 +146,16 @@ def _conv_winograd(images: jax.Array, weights: Spectrum, pads: Pads) -> jax.Arra
 
 
 def has_spectrum(kernel: jax.Array) -> bool:
-    """Tells whether the kernel of a convolution is one whose `spectrum` some maps are served by."""
+    """Tells whether a kernel (KH, KW, C, F) may be convolved by Winograd's algorithm."""
     return kernel.ndim == 4 and kernel.shape[:2] == (3, 3) and kernel.shape[2] >= 64
 
 
 @jax.jit
 def spectrum(kernel: jax.Array) -> Spectrum:
-    """GgGᵀ of Lavin & Gray: (3, 3, C, F) → 4×4 of (C, F).
+    """Winograd's transform of a kernel, GgGᵀ of Lavin & Gray: (3, 3, C, F) → 4×4 of (C, F).
 
-    Left to itself, XLA computes the inner half for each of the outer again: with 512 channels on
-    8×8, both directions, 106 ms and not 62.
+    Without the barrier XLA recomputes Gg for every entry of the result: with 512 channels on 8×8,
+    forward and backward, 106 ms instead of 62.
     """
     columns = [_taps([kernel[i, j] for i in range(3)]) for j in range(3)]
     columns = lax.optimization_barrier(columns)
@@ -163,55 +163,55 @@ def spectrum(kernel: jax.Array) -> Spectrum:
 
 
 def _tile(d: list[jax.Array]) -> list[jax.Array]:
-    """Bᵀd of Lavin & Gray's equation 10."""
+    """Bᵀd of Lavin & Gray's equation 10, one column d of a tile."""
     return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
 
 
 def _taps(g: list[jax.Array]) -> list[jax.Array]:
-    """Gg of the same."""
+    """Gg of Lavin & Gray, one column g of the kernel."""
     return [g[0], (g[0] + g[1] + g[2]) / 2, (g[0] - g[1] + g[2]) / 2, g[2]]
 
 
 def _untile(m: list[jax.Array]) -> list[jax.Array]:
-    """Aᵀm of the same."""
+    """Aᵀm of Lavin & Gray, one column m of the products."""
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
-def _winograd_images_bar(cotangent: jax.Array, weights: Spectrum, rest: Pads) -> jax.Array:
-    """The gradient to the images: the same with the kernel turned round, which in the spectrum is
-    its first and last rows and columns exchanged."""
-    turned = [[weights[i][j].T for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
-    return _conv_winograd(cotangent, turned, rest)
+def _winograd_images_grad(cotangent: jax.Array, weights: Spectrum, pads: Pads) -> jax.Array:
+    """The gradient to the images: a convolution with the kernel rotated by 180°, whose spectrum has
+    the first and last rows, and the first and last columns, exchanged."""
+    rotated = [[weights[i][j].T for j in (3, 1, 2, 0)] for i in (3, 1, 2, 0)]
+    return _conv_winograd(cotangent, rotated, pads)
 
 
-def _turned(kernel: jax.Array) -> jax.Array:
+def _rotated(kernel: jax.Array) -> jax.Array:
     """(KH, KW, C, F) → (KH, KW, F, C), the kernel of the gradient to the images at stride 1.
 
-    The barrier keeps XLA from folding the exchange into the convolution, for which its CPU backend
-    then, in a loop, has no quick routine: half of all time of an attack on ResNet50 at 64 px.
+    The barrier keeps XLA from folding the transposition into the convolution. In a loop, its CPU
+    backend has no fast routine for that: half the time of an attack on ResNet50 at 64 px.
     """
     return lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
 
 
-def _rest(kernel: jax.Array, pads: Pads) -> Pads:
-    """The padding of that gradient."""
+def _gradient_pads(kernel: jax.Array, pads: Pads) -> Pads:
+    """The padding of the gradient to the images at stride 1, from that of the forward pass."""
     (top, bottom), (left, right) = pads
     high, wide = kernel.shape[0] - 1, kernel.shape[1] - 1
     return (high - top, high - bottom), (wide - left, wide - right)
 
 
-def _blocks_images_bar(
+def _blocks_images_grad(
     cotangent: jax.Array, images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads
 ) -> jax.Array:
-    """The gradient to the images of a strided convolution, as one of stride 1 that yields blocks
-    of stride × stride pixels; the kernel is padded with zeros to a whole number of them."""
+    """The gradient to the images of a strided convolution, as one of stride 1 whose output channels
+    are blocks of stride × stride pixels; the kernel is padded with zeros to whole blocks."""
     (sh, sw), (kh, kw, channels, features) = strides, kernel.shape
     rows, columns = math.ceil(kh / sh), math.ceil(kw / sw)
     kernel = jnp.pad(kernel, ((0, rows * sh - kh), (0, columns * sw - kw), (0, 0), (0, 0)))
     kernel = kernel.reshape(rows, sh, columns, sw, channels, features).transpose(0, 2, 1, 3, 4, 5)
     kernel = kernel.reshape(rows, columns, -1, features)
     none = ((0, 0), (0, 0))
-    blocks = _conv_plain(cotangent, _turned(kernel), (1, 1), _rest(kernel, none))
+    blocks = _conv_plain(cotangent, _rotated(kernel), (1, 1), _gradient_pads(kernel, none))
 
     batch, tall, wide, _ = blocks.shape
     blocks = blocks.reshape(batch, tall, wide, sh, sw, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -221,7 +221,7 @@ def _blocks_images_bar(
     return pad(whole, ((-top, bottom), (-left, right)))
 
 
-_CONVS = {  # and "winograd", which takes a kernel's spectrum, and "blocks", which goes backwards
+_CONVS = {  # "winograd" (takes a spectrum) and "blocks" (a gradient only) have other arguments
     "plain": _conv_plain,
     "pointwise": _conv_pointwise,
     "patches": _conv_patches,
@@ -229,8 +229,8 @@ _CONVS = {  # and "winograd", which takes a kernel's spectrum, and "blocks", whi
 }
 
 
-def _directions(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> tuple[str, ...]:
-    """The form of the forward pass, of the gradient to the images, and of that to the kernel."""
+def _algorithms(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> tuple[str, ...]:
+    """Algorithm of the forward pass, the gradient to the images and the gradient to the kernel."""
     kh, kw, channels, _ = kernel.shape
     out = output_size(images.shape[1:3], (kh, kw), strides, pads)
     if (kh, kw) == (1, 1) and pads == ((0, 0), (0, 0)):
@@ -238,9 +238,9 @@ def _directions(images: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads)
     # 64 images, 256 channels on 16×16: 93 GFLOP/s plain, 170 in chunks
     chunks = (max(strides) == 1 or channels <= 4) and _chunk(images, kernel) < len(images)
     to_kernel = "chunks" if chunks else "plain"
-    # Both directions, plain and so: 32 images, 512 on 8×8 109 and 62 ms; 64 on 64×64 280 and 200;
-    # 8 images, 256 on 56×56 331 and 249; 128 on 112×112 375 and 410. Below 16 pixels it would gain
-    # a fifth, too, but the programs of small networks take long enough to compile
+    # Forward and backward, plain and winograd: 32 images, 512 channels on 8×8: 109 and 62 ms; 64 on
+    # 64×64: 280 and 200; 8 images, 256 on 56×56: 331 and 249; 128 on 112×112: 375 and 410. Below 16
+    # pixels it gains a fifth, too, but small networks would compile longer
     if has_spectrum(kernel) and max(strides) == 1 and 16 <= math.prod(out) <= 64**2:
         return "winograd", "winograd", to_kernel
     if math.prod(out) <= 9:  # 512 channels on 2×2: 2 GFLOP/s plain, 180 as patches
@@ -263,7 +263,7 @@ def _conv_cpu(
 def _conv_cpu_forward(
     images: jax.Array, kernel: jax.Array, prepared: Spectrum | None, strides: Pair, pads: Pads
 ):
-    forward = _directions(images, kernel, strides, pads)[0]
+    forward = _algorithms(images, kernel, strides, pads)[0]
     if forward != "winograd":
         return _CONVS[forward](images, kernel, strides, pads), (images, kernel, prepared, None)
     weights = spectrum(kernel) if prepared is None else prepared  # both passes need them
@@ -272,33 +272,33 @@ def _conv_cpu_forward(
 
 def _conv_cpu_backward(strides: Pair, pads: Pads, saved, cotangent: jax.Array):
     images, kernel, prepared, weights = saved
-    # The kernel gets the gradient, and what was made of it beforehand none.
-    prepared_bar = jax.tree.map(jnp.zeros_like, prepared)
-    _, to_images, to_kernel = _directions(images, kernel, strides, pads)
+    # The gradient goes to the kernel; its spectrum, computed beforehand, gets none.
+    prepared_grad = jax.tree.map(jnp.zeros_like, prepared)
+    _, to_images, to_kernel = _algorithms(images, kernel, strides, pads)
     if to_images == "winograd":
-        images_bar = _winograd_images_bar(cotangent, weights, _rest(kernel, pads))
+        images_grad = _winograd_images_grad(cotangent, weights, _gradient_pads(kernel, pads))
     elif to_images == "blocks":
-        images_bar = _blocks_images_bar(cotangent, images, kernel, strides, pads)
-    elif to_images in ("plain", "chunks"):  # of stride 1, by the rules
-        form = _CONVS[to_images]
-        images_bar = form(cotangent, _turned(kernel), (1, 1), _rest(kernel, pads))
+        images_grad = _blocks_images_grad(cotangent, images, kernel, strides, pads)
+    elif to_images in ("plain", "chunks"):  # stride 1, by the rules of `_algorithms`
+        algorithm = _CONVS[to_images]
+        images_grad = algorithm(cotangent, _rotated(kernel), (1, 1), _gradient_pads(kernel, pads))
     else:
-        form = _CONVS[to_images]
-        (images_bar,) = jax.linear_transpose(lambda x: form(x, kernel, strides, pads), images)(
-            cotangent
-        )
+        algorithm = _CONVS[to_images]
+        (images_grad,) = jax.linear_transpose(
+            lambda x: algorithm(x, kernel, strides, pads), images
+        )(cotangent)
     if to_kernel == "pointwise":
-        return images_bar, _pointwise_kernel_bar(images, strides, cotangent), prepared_bar
-    form = _CONVS[to_kernel]
-    (kernel_bar,) = jax.linear_transpose(lambda k: form(images, k, strides, pads), kernel)(
+        return images_grad, _pointwise_kernel_grad(images, strides, cotangent), prepared_grad
+    algorithm = _CONVS[to_kernel]
+    (kernel_grad,) = jax.linear_transpose(lambda k: algorithm(images, k, strides, pads), kernel)(
         cotangent
     )
-    return images_bar, kernel_bar, prepared_bar
+    return images_grad, kernel_grad, prepared_grad
 
 
-def _pointwise_kernel_bar(images: jax.Array, strides: Pair, cotangent: jax.Array) -> jax.Array:
-    """The gradient to a 1×1 kernel, as a product of matrices: over three axes at once it takes
-    twice as long (128 to 512 channels on 8×8: 66 and 154 GFLOP/s)."""
+def _pointwise_kernel_grad(images: jax.Array, strides: Pair, cotangent: jax.Array) -> jax.Array:
+    """The gradient to a 1×1 kernel, as a matrix product: contracting three axes instead takes twice
+    as long (128 to 512 channels on 8×8: 66 instead of 154 GFLOP/s)."""
     seen = images[:, :: strides[0], :: strides[1], :].reshape(-1, images.shape[-1])
     flat = cotangent.reshape(-1, cotangent.shape[-1])
     return lax.dot_general(seen, flat, (((0,), (0,)), ((), ())))[None, None]
@@ -315,18 +315,18 @@ def conv(
     conv_impl: str,
     prepared: Spectrum | None = None,
 ) -> jax.Array:
-    """2-D convolution (cross-correlation), as `lax.conv_general_dilated`.
+    """2-D convolution (cross-correlation), equal to `lax.conv_general_dilated`.
 
     Args:
-        images: (B, H, W, C) floating; its dtype is the kernel's and the result's.
+        images: (B, H, W, C) floating, of the kernel's dtype.
         kernel: (KH, KW, C, F).
         strides: vertical and horizontal stride.
         padding: see `resolve_padding`.
         conv_impl: "cpu" or "plain".
-        prepared: the kernel's `spectrum`, if it is at hand: it gets no gradient.
+        prepared: the kernel's `spectrum`, to save computing it; it gets no gradient.
 
     Returns:
-        (B, H', W', F).
+        (B, H', W', F), of the images' dtype.
     """
     window = (kernel.shape[0], kernel.shape[1])
     pads = resolve_padding(padding, (images.shape[1], images.shape[2]), window, strides)

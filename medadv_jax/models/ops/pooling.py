@@ -1,4 +1,4 @@
-"""Pooling, in the two forms of `ops/convolution.py`."""
+"""Maximum and mean pooling with two implementations, as `convolution.py` explains."""
 
 import functools
 import math
@@ -35,23 +35,24 @@ def _max_pool_forward(images: jax.Array, window: Pair, strides: Pair, pads: Pads
     for tap, seen in enumerate(others, start=1):
         winner = jnp.where(seen > pooled, tap, winner)
         pooled = jnp.maximum(pooled, seen)
-    # Left to itself, XLA finds the winner anew wherever the backward pass asks for it.
+    # Without the barrier XLA recomputes the winner at every use in the backward pass.
     pooled, winner = lax.optimization_barrier((pooled, winner))
     return pooled, (images, winner)
 
 
 def _max_pool_backward(window: Pair, strides: Pair, pads: Pads, saved, cotangent: jax.Array):
-    """The first of equal maxima takes all, as in XLA's own gradient and in PyTorch's.
+    """The first of equal maxima gets the whole gradient, as in XLA's own gradient and PyTorch's.
 
-    Pixels are gathered by their place in a block of stride × stride, where what a tap sent back is
-    a slice, and interleaved at the end. The rim is added beforehand, so that no slice needs a look
-    at its bounds: 3×3 on (8, 112, 112, 64) takes 4 ms and not 12, inside a network 40.
+    For each place in a block of stride × stride pixels, the gradients from the positions of the
+    window are slices, summed; the places are interleaved at the end. A border is padded first, so
+    that no slice crosses the bounds: 3×3 on (8, 112, 112, 64) takes 4 ms instead of 12 (instead of
+    40 inside a network).
     """
     images, winner = saved
     (sh, sw), (_, oh, ow, channels) = strides, cotangent.shape
     more = (math.ceil(window[0] / sh) - 1, math.ceil(window[1] / sw) - 1)
-    rim = ((more[0], more[0]), (more[1], more[1]))
-    winner, cotangent = lax.optimization_barrier((pad(winner, rim, -1), pad(cotangent, rim)))
+    border = ((more[0], more[0]), (more[1], more[1]))
+    winner, cotangent = lax.optimization_barrier((pad(winner, border, -1), pad(cotangent, border)))
     height, width = oh + more[0], ow + more[1]  # in blocks
     empty = jnp.zeros((len(images), height, width, channels), cotangent.dtype)
     places = [[empty] * sw for _ in range(sh)]
@@ -75,9 +76,10 @@ _max_pool_cpu.defvjp(_max_pool_forward, _max_pool_backward)
 def max_pool(
     images: jax.Array, window: Pair, strides: Pair, padding: Padding, conv_impl: str
 ) -> jax.Array:
-    """Maximum over windows, (B, H, W, C) → (B, H', W', C); padding never wins.
+    """Maximum over windows, (B, H, W, C) floating → (B, H', W', C); padding is minus infinity.
 
-    In both forms the gradient goes to the first of equal maxima. `padding`: see `resolve_padding`.
+    The gradient goes to the first of equal maxima. `padding`: see `resolve_padding`; `conv_impl`:
+    "cpu" or "plain".
     """
     pads = resolve_padding(padding, (images.shape[1], images.shape[2]), window, strides)
     if conv_impl == "cpu":
@@ -97,10 +99,10 @@ def avg_pool(
     conv_impl: str,
     count_padding: bool = True,
 ) -> jax.Array:
-    """Mean over windows, (B, H, W, C) → (B, H', W', C).
+    """Mean over windows, (B, H, W, C) floating → (B, H', W', C).
 
     `count_padding`: whether padded zeros count in the mean (torchvision: yes; Keras: no).
-    `padding`: see `resolve_padding`.
+    `padding`: see `resolve_padding`; `conv_impl`: "cpu" or "plain".
     """
     size = (images.shape[1], images.shape[2])
     pads = resolve_padding(padding, size, window, strides)

@@ -1,31 +1,30 @@
-"""Pretrained weights: reading, checking, converting, storing and fetching them.
+"""Pretrained weights: reading, checking, converting, saving and downloading.
 
     net, variables = load_pretrained("resnet50", "resnet50.pth", num_classes=None)
-    logits = net.apply(variables, images, train=False)   # images normalised as the original's
+    logits = net.apply(variables, images, train=False)   # images normalised as for the original
 
-`files.py` reads a file (`pickles.py`: PyTorch's, `keras_files.py`: Keras'), `torchvision.py` and
-`keras.py` say what goes where, `conversion.py` joins the two, `fetch.py` knows the published files.
+`read.py` reads a file (`torch_files.py` and `keras_files.py` its formats), `torchvision_names.py`
+and `keras_names.py` name the arrays, `load.py` matches them with a network, `download.py` gets the
+published files, `verify.py` compares logits with the original library's.
 """
 
 from medadv_jax.models.pretrained.load import (
     Pretrained,
-    convert,
-    load,
+    load_network,
     load_pretrained,
-    match,
+    match_arrays,
     save_converted,
-    store,
+    save_matched,
 )
 from medadv_jax.models.pretrained.read import RawWeights, read_weights
 
 __all__ = [
     "Pretrained",
     "RawWeights",
-    "convert",
-    "load",
+    "load_network",
     "load_pretrained",
-    "match",
+    "match_arrays",
     "read_weights",
     "save_converted",
-    "store",
+    "save_matched",
 ]

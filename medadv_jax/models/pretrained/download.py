@@ -1,16 +1,14 @@
-"""The published weights by name: where they are, how they are recognised, where they are kept.
+"""Downloads published weights by name into a cache, and checks their digests.
 
     path = fetch("torchvision/resnet50")      # from the cache, else from the network
 
-Of each file a digest is pinned, in the form in which its publisher gives it. torchvision writes the
-first 8 hex digits of the SHA-256 into the name of the file: 32 bits, which tell a damaged file from
-a whole one but would not stop a forger. Keras publishes MD5 (keras 3.15.1,
-`keras/src/applications/*.py`), of which the same holds. The connection is HTTPS.
+The digest of each file is pinned as its publisher gives it. torchvision puts the first 8 hex digits
+of the SHA-256 into the file name; Keras publishes MD5 (keras 3.15.1,
+`keras/src/applications/*.py`). Both detect damage, not deliberate forgery; downloads use HTTPS.
 """
 
 import dataclasses
 import hashlib
-import os
 import threading
 import urllib.error
 import urllib.request
@@ -19,22 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from medadv_jax.errors import UserError
+from medadv_jax.files import atomic_write
 
 CACHE_DIR = "~/.cache/medadv_jax/weights"
-_ANSWER = 8.0  # seconds for the server to say that it has the file
+_ANSWER = 8.0  # seconds to wait for the server's answer to a HEAD request
 _STALL = 30.0  # seconds without a byte while downloading
-_MAX_BYTES = 1 << 30  # the largest, VGG19 of either, has 0.6e9
+_MAX_BYTES = 1 << 30  # the largest file, VGG19, has 0.6e9
 _CHUNK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A file of weights: its address and the digest that its publisher gives.
+    """A published weights file.
 
     Attributes:
-      url: of the file; its last part is the name in the cache.
+      url: of the file; its last part is the file name in the cache.
       algorithm: "sha256" or "md5".
-      digest: hex digits, the first ones at least.
+      digest: hex digits, all or the first ones.
     """
 
     url: str
@@ -83,8 +82,8 @@ def fetch(
         registry: instead of `REGISTRY`.
 
     Raises:
-        UserError: the name is unknown; the digest is another one; or there is no network, and then
-            the message says which file to put where.
+        UserError: the name is unknown, the digest differs, or the download fails; then the message
+            says which file to put where.
     """
     registry = REGISTRY if registry is None else registry
     if name not in registry:
@@ -93,28 +92,24 @@ def fetch(
     folder = Path(cache_dir).expanduser()
     target = folder / published.url.rpartition("/")[2]
     if target.exists():
-        _verify(target, published)
+        _verify(target, published, str(target))
         return target
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _within(_ANSWER, lambda: _ask(published.url))
-        _download(published.url, beside)
-        _verify(beside, published)
-        os.replace(beside, target)
+        with atomic_write(target) as beside:
+            _within(_ANSWER, lambda: _ask(published.url))
+            _download(published.url, beside)
+            _verify(beside, published, "the downloaded file")
     except (OSError, ValueError) as error:  # urllib's errors are OSErrors
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
             f"weights {name}: cannot be fetched ({reason}); download {published.url} elsewhere and "
             f"put it at {target}, or give the path of the file instead of the name"
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
     return target
 
 
 def _ask(url: str) -> None:
-    """Asks for the head only: a machine without network finds out before anything else."""
+    """Sends a HEAD request, so that a machine without network fails early."""
     request = urllib.request.Request(url, method="HEAD")
     with _open(request, _ANSWER) as reply:
         size = int(reply.headers.get("Content-Length") or 0)
@@ -131,7 +126,7 @@ def _open(request: str | urllib.request.Request, timeout: float) -> Any:
 
 
 def _within(seconds: float, action: Callable[[], Any]) -> None:
-    """Runs `action`, but waits no longer; looking up a host's name heeds no timeout."""
+    """Runs `action`, waiting at most `seconds`; urllib's timeout does not cover name lookup."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -162,12 +157,11 @@ def _download(url: str, target: Path) -> None:
         raise ValueError(f"{size} of {announced} bytes came")
 
 
-def _verify(path: Path, published: Published) -> None:
+def _verify(path: Path, published: Published, shown: str) -> None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, published.algorithm).hexdigest()
     if not digest.startswith(published.digest):
-        where = "the downloaded file" if path.name.endswith(".part") else str(path)
         raise UserError(
-            f"{where}: its {published.algorithm} begins with {digest[:8]}, that of {published.url} "
+            f"{shown}: its {published.algorithm} begins with {digest[:8]}, that of {published.url} "
             f"with {published.digest[:8]}; delete it and fetch or copy it again"
         )

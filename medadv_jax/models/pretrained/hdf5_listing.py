@@ -1,11 +1,10 @@
-"""Lists the arrays of an HDF5 file as JSON: a program of its own, run by `keras_files.py`.
+"""Lists the arrays of an HDF5 file as JSON; `keras_files.py` runs it in a subprocess.
 
     python -I hdf5_listing.py FILE
 
-The HDF5 library is written in C, and a damaged file can crash it, or make it loop or allocate
-without end (h5py 3.16: 2 loops in 6,000 files with a few bytes changed). In a process of its own,
-with limits, that ends this process only. No array is read here: contiguous ones, the only kind that
-Keras writes, have a place in the file, which is printed.
+A damaged file can crash the HDF5 library, or make it loop or allocate endlessly (h5py 3.16: 2 of
+6,000 files with a few bytes changed). In a subprocess with limits, only the subprocess fails. It
+reads no arrays, and prints their offsets in the file: Keras stores arrays in one piece.
 """
 
 import contextlib
@@ -17,8 +16,8 @@ import h5py
 from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 _MEMORY = 4 << 30  # bytes of address space; the libraries alone take up 1 GiB
-_DATA = 768 << 20  # bytes of it that may be written to
-_SECONDS = 8  # of processor time; a whole file of weights takes 0.3
+_DATA = 768 << 20  # bytes of writable memory
+_SECONDS = 8  # of processor time; an undamaged file takes 0.3
 _MAX_OBJECTS = 100_000
 _MAX_DEPTH = 16
 _ATTRIBUTES = ("layer_names", "weight_names", "name", "dtype", "keras_version")
@@ -64,14 +63,14 @@ def _walk(group: Any, path: str, listing: dict[str, dict], seen: set) -> None:
 
 
 def _describe(array: Any) -> list:
-    """[shape, dtype, offset in bytes or None: not contiguous, or outside this file]."""
+    """[shape, dtype, offset in bytes; None if not contiguous or not in this file]."""
     offset = None if array.external or array.is_virtual else array.id.get_offset()
     dtype = _attributes(array).get("dtype", array.dtype.str)
     return [list(array.shape or ()), dtype, offset]
 
 
 def _attributes(item: Any) -> dict[str, Any]:
-    """The attributes that matter; long lists are stored in numbered parts and joined here."""
+    """The attributes in `_ATTRIBUTES`; Keras stores long lists in numbered parts, joined here."""
     found: dict[str, Any] = {}
     for key in sorted(item.attrs, key=lambda key: (len(key), key)):  # part 10 after part 9
         name = key.rstrip("0123456789")
@@ -91,6 +90,6 @@ def _text(value: object) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except Exception as error:  # whatever the library says, in one line
+    except Exception as error:  # the library's message, in one line
         print(" ".join(str(error).split())[:200] or type(error).__name__, file=sys.stderr)
         sys.exit(1)

@@ -1,8 +1,8 @@
 """Keras' weight files, read without Keras: `.h5`, `.weights.h5` and `.keras`.
 
-All three come out with one kind of name, `layer/variable`, as in keras.applications:
-`conv1_conv/kernel`, `conv2d_17/kernel`, `predictions/bias`. The places of the arrays are asked of
-HDF5 in a process of its own (`hdf5_listing.py`); the arrays are then read from these places.
+Arrays get the names of keras.applications, `layer/variable`: `conv1_conv/kernel`,
+`conv2d_17/kernel`, `predictions/bias`. A subprocess (`hdf5_listing.py`) asks the HDF5 library for
+the arrays' offsets in the file; the arrays are then read from there.
 """
 
 import json
@@ -25,14 +25,14 @@ _TIMEOUT = 120  # seconds for listing a file; it takes less than 1
 _LISTING = Path(__file__).with_name("hdf5_listing.py")
 _DTYPES = {"<f2", "<f4", "<f8"}
 _BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
-# The order in which Keras 3 numbers the variables of a layer, by how many there are.
+# The variables of a layer in Keras 3's order, by their number.
 _VARIABLES: dict[str, dict[int, tuple[str, ...]]] = {
     "conv2d": {1: ("kernel",), 2: ("kernel", "bias")},
     "dense": {1: ("kernel",), 2: ("kernel", "bias")},
     # Without gamma in Inception (scale=False).
     "batch_normalization": {4: _BATCH_NORM, 3: _BATCH_NORM[1:], 2: _BATCH_NORM[2:]},
 }
-# The order of `model.layers` is by depth. Relative to the order of creation, block by block:
+# `model.layers` is ordered by depth: for each block, the positions in the order of creation.
 _INCEPTION_BLOCKS = (
     *[(0,)] * 5,
     *[(3, 1, 4, 0, 2, 5, 6)] * 3,
@@ -43,21 +43,21 @@ _INCEPTION_BLOCKS = (
 )
 _VGG_BLOCKS = {13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}
 _RESNET_BLOCKS = {53: (3, 4, 6, 3)}
-# The classifier of ResNet50 in older code: `probs` in keras-applications, which published the
-# file that Keras still loads (by the order of the layers), `fc1000` before.
+# Older names of ResNet50's classifier: `probs` in keras-applications, whose published file Keras
+# still loads (by the order of the layers), and `fc1000` before.
 _CLASSIFIERS = {"probs": "predictions", "fc1000": "predictions"}
 _KERAS_1 = re.compile(r"_(W|b)(_\d+)?$")  # block1_conv1_W_1:0, in the published VGG files
 
 
 def read_keras(path: Path, config: Any = None) -> tuple[dict[str, np.ndarray], str]:
-    """Returns the arrays of an HDF5 file by canonical name, and Keras' version or "".
+    """Returns name → array, and the version of Keras that wrote the file, or "".
 
     Args:
         path: an HDF5 file.
-        config: the parsed `config.json` of a `.keras` file; used for the names of the layers only.
+        config: the parsed `config.json` of a `.keras` file, used only for the layers' names.
 
     Raises:
-        WeightsFileError: for whatever is not a file of weights.
+        WeightsFileError: the file is damaged or not a Keras weights file.
     """
     listing = _list(path)
     groups, stored = listing["groups"], listing["arrays"]
@@ -96,8 +96,8 @@ def _list(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _names_by_group(groups: dict, stored: dict, root: str) -> dict[str, str]:
-    """Canonical name → place, where a group is a layer and lists its arrays (`model.save_weights`
-    of Keras 1 and 2, keras.applications, and `model.save("….h5")`)."""
+    """Canonical name → HDF5 path, where a group is a layer and lists its arrays: files of
+    keras.applications, of `model.save_weights` in Keras 1 and 2, and of `model.save("….h5")`."""
     names: dict[str, str] = {}
     for layer in groups[root]["layer_names"]:
         group = f"{root}/{layer}" if root else layer
@@ -121,9 +121,9 @@ def _variable(weight: str) -> str:
 
 
 def _names_by_class(groups: dict, stored: dict, root: str, config: Any) -> dict[str, str]:
-    """Canonical name → place, where a group is named by the class of its layer and a number
-    (Keras 3). Its `name` attribute, else config.json, else the order of the known networks tells
-    the name of the layer."""
+    """Canonical name → HDF5 path, where a group is named by the class of its layer and a number
+    (Keras 3). The layer's name comes from its `name` attribute, else from config.json, else from
+    the order of layers in the known networks."""
     variables: dict[str, dict[int, str]] = defaultdict(dict)
     for place in stored:
         match = re.fullmatch(rf"{root}/([^/]+)/vars/(\d{{1,4}})", place)
@@ -160,7 +160,7 @@ def _layer_names(groups: dict, root: str, used: list[str], config: Any) -> dict[
 
 
 def _names_of_config(config: Any) -> dict[str, str]:
-    """Reads class and name of each layer, in order; nothing of it is built."""
+    """Names from class and name of each layer in a config, in order; no object is built."""
     seen: Counter[str] = Counter()
     names: dict[str, str] = {}
     try:
@@ -174,7 +174,7 @@ def _names_of_config(config: Any) -> dict[str, str]:
 
 
 def _names_of_counts(used: list[str]) -> dict[str, str]:
-    """Knows a network by its number of convolutions, and so the order of its layers."""
+    """Names from the known networks, recognised by their number of convolutions."""
     kinds = Counter(re.sub(r"_\d+$", "", group) for group in used)
     convs = kinds["conv2d"]
     if convs in _VGG_BLOCKS:
@@ -185,7 +185,7 @@ def _names_of_counts(used: list[str]) -> dict[str, str]:
     if convs in _RESNET_BLOCKS:
         order = ["conv1"]
         for stage, blocks in enumerate(_RESNET_BLOCKS[convs], 2):
-            # A shortcut's convolution is as deep as the last of its block, and made before it.
+            # A shortcut's convolution is as deep as its block's last one, and created before it.
             for block in range(1, blocks + 1):
                 parts = "1203" if block == 1 else "123"
                 order += [f"conv{stage}_block{block}_{part}" for part in parts]
@@ -219,10 +219,10 @@ def _snake_case(name: str) -> str:
 
 
 def _renumber(names: dict[str, str], order: Sequence[str] = ()) -> dict[str, str]:
-    """Counts `conv2d_95`, `conv2d_96` … from 0: Keras numbers on within a session.
+    """Renumbers `conv2d_95`, `conv2d_96` … from 0: Keras counts layers over a whole session.
 
-    Keras 3 and TensorFlow begin with `conv2d`, Keras 2 with `conv2d_1`; the order is the same.
-    With the `order` of the layers Keras itself goes by that alone, and so does this.
+    Keras 3 and TensorFlow begin with `conv2d`, Keras 2 with `conv2d_1`. If the file gives the
+    `order` of layers, only that decides, as in Keras itself.
     """
     layers = {name.partition("/")[0] for name in names}
     renamed: dict[str, str] = {}
@@ -246,7 +246,7 @@ def _renumber(names: dict[str, str], order: Sequence[str] = ()) -> dict[str, str
 
 
 def _read_arrays(path: Path, stored: dict, names: dict[str, str]) -> dict[str, np.ndarray]:
-    """Reads the arrays from their places; together they may not be more than the file."""
+    """Reads the arrays from their offsets; their total size is bounded by the file's."""
     size = path.stat().st_size
     arrays: dict[str, np.ndarray] = {}
     total = 0

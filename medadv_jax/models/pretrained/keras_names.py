@@ -1,8 +1,7 @@
-"""The weights of keras.applications: canonical names `layer/variable`, and the options.
+"""The weights of keras.applications: names `layer/variable`, transforms, options, normalisation.
 
-A reader delivers names in this form from every layout of Keras files. The layers of Inception are
-numbered in the order of their creation, from none: `conv2d`, `conv2d_1`, … In a process that made
-other layers before, Keras numbers on; a reader must count from the smallest.
+`keras_files.py` gives names in this form for every format of Keras files. Inception's layers are
+numbered in the order of their creation, from 0: `conv2d`, `conv2d_1`, …
 """
 
 import functools
@@ -11,15 +10,15 @@ from medadv_jax.models.pretrained.layers import (
     Layer,
     Leaves,
     Path,
-    Source,
+    SourceArray,
     Transform,
     layers_of,
-    same,
     sources_of,
+    unchanged,
 )
 
-# Options of `create_model` that make our network Keras': said in full, since defaults may change,
-# and stored files must not.
+# Options of `create_model` that reproduce Keras' network. All are given: stored files must keep
+# their meaning if a default changes.
 _KERAS_NORM = {"bn_momentum": 0.99, "bn_unbiased": False}
 OPTIONS: dict[str, dict[str, bool | int | float | str]] = {
     "vgg16": {"head": "fc", "dropout": 0.0},
@@ -43,18 +42,17 @@ NORMALIZATION: dict[str, str] = {
     "inception_v3": "symmetric",
 }
 
-# Patterns (re.fullmatch) of names in a file that may be left alone: none.
+# Patterns (re.fullmatch) of arrays that a file may hold without our using them: none.
 IGNORED: tuple[str, ...] = ()
 
 
-def sources(arch: str, top: bool = True) -> dict[Path, Source]:
-    """Returns, for each of our arrays, the name and transform of Keras'.
+def sources(arch: str) -> dict[Path, SourceArray]:
+    """Returns path of each of our arrays → Keras' array and its transform.
 
-    Args:
-        arch: a key of `OPTIONS`.
-        top: with the dense layers of the classifier ("notop" files have none).
+    `arch`: a key of `OPTIONS`. Files without a head ("notop") lack the arrays of the layers in
+    `HEAD`.
     """
-    layers = layers_of(arch, top)
+    layers = layers_of(arch)
     if arch == "inception_v3":
         numbered = functools.partial(_numbered, numbers=_numbers(layers))
         return sources_of(layers, numbered, _leaves(conv_bias=False, bn_scale=False))
@@ -63,16 +61,20 @@ def sources(arch: str, top: bool = True) -> dict[Path, Source]:
 
 
 def _leaves(conv_bias: bool, bn_scale: bool) -> Leaves:
-    kernel: dict[tuple[str, str], tuple[str, Transform]] = {("params", "kernel"): ("/kernel", same)}
-    bias: dict[tuple[str, str], tuple[str, Transform]] = {("params", "bias"): ("/bias", same)}
-    scale: dict[tuple[str, str], tuple[str, Transform]] = {("params", "scale"): ("/gamma", same)}
+    kernel: dict[tuple[str, str], tuple[str, Transform]] = {
+        ("params", "kernel"): ("/kernel", unchanged)
+    }
+    bias: dict[tuple[str, str], tuple[str, Transform]] = {("params", "bias"): ("/bias", unchanged)}
+    scale: dict[tuple[str, str], tuple[str, Transform]] = {
+        ("params", "scale"): ("/gamma", unchanged)
+    }
     return {
         "conv": kernel | (bias if conv_bias else {}),
         "dense": kernel | bias,
         "norm": {
-            ("params", "bias"): ("/beta", same),
-            ("batch_stats", "mean"): ("/moving_mean", same),
-            ("batch_stats", "var"): ("/moving_variance", same),
+            ("params", "bias"): ("/beta", unchanged),
+            ("batch_stats", "mean"): ("/moving_mean", unchanged),
+            ("batch_stats", "var"): ("/moving_variance", unchanged),
         }
         | (scale if bn_scale else {}),
     }
@@ -99,7 +101,7 @@ def _resnet(layer: Layer) -> str:
 
 
 def _numbers(layers: list[Layer]) -> dict[Path, int]:
-    """Layer → its number among those of its kind."""
+    """Path of each layer → its number among the layers of its kind, from 0."""
     kinds = {
         kind: [layer.path for layer in layers if layer.kind == kind] for kind in ("conv", "norm")
     }

@@ -1,7 +1,8 @@
-"""What maps a published file's arrays onto ours: the layers of each network, in order, and rules.
+"""The layers of each network in order, and the transforms from published arrays to ours.
 
-A path is where an array lies in our variables: `("params", "conv1", "kernel")`,
-`("batch_stats", "bn1", "mean")`. `torchvision.py` and `keras.py` give each path a `Source`.
+A path locates an array in our variables: `("params", "conv1", "kernel")`,
+`("batch_stats", "bn1", "mean")`. `torchvision_names.py` and `keras_names.py` map each path to a
+`SourceArray`.
 """
 
 import dataclasses
@@ -14,12 +15,12 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Where one of our arrays comes from.
+class SourceArray:
+    """The array of an original file that becomes one of ours.
 
     Attributes:
       name: of the array in the original file.
-      transform: original array → ours, contiguous and of the same dtype.
+      transform: original array → our layout, C-contiguous, same dtype.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Layer:
     """A layer with parameters.
 
     Attributes:
-      path: its names in our variables, below "params" or "batch_stats".
+      path: its names in our variables, without the collection ("params" or "batch_stats").
       kind: "conv", "norm" or "dense".
     """
 
@@ -43,8 +44,8 @@ class Layer:
 Leaves = dict[str, dict[tuple[str, str], tuple[str, Transform]]]
 
 
-def same(array: np.ndarray) -> np.ndarray:
-    """Returns the array."""
+def unchanged(array: np.ndarray) -> np.ndarray:
+    """Returns the array, C-contiguous."""
     return np.ascontiguousarray(array)
 
 
@@ -61,7 +62,7 @@ def transposed(kernel: np.ndarray) -> np.ndarray:
 def dense_from_chw(kernel: np.ndarray, side: int = 7) -> np.ndarray:
     """(outputs, channels·side·side) → (side·side·channels, outputs).
 
-    The inputs are a flattened map of side × side places, channels first there, last here.
+    The inputs are a flattened map of side × side pixels: channels first there, last here.
     """
     kernel = kernel.reshape(kernel.shape[0], -1, side, side).transpose(2, 3, 1, 0)
     return np.ascontiguousarray(kernel.reshape(-1, kernel.shape[-1]))
@@ -69,21 +70,23 @@ def dense_from_chw(kernel: np.ndarray, side: int = 7) -> np.ndarray:
 
 def sources_of(
     layers: Iterable[Layer], prefix: Callable[[Layer], str], leaves: Leaves
-) -> dict[Path, Source]:
-    """Returns the source of each array of `layers`; `prefix` is the original name of a layer."""
+) -> dict[Path, SourceArray]:
+    """Returns path → source of each array of `layers`; `prefix` gives a layer's original name."""
     return {
-        (collection, *layer.path, leaf): Source(prefix(layer) + name, transform)
+        (collection, *layer.path, leaf): SourceArray(prefix(layer) + name, transform)
         for layer in layers
         for (collection, leaf), (name, transform) in leaves[layer.kind].items()
     }
 
 
-def layers_of(arch: str, top: bool = True, aux: bool = False) -> list[Layer]:
-    """Returns the layers of `arch` in the order in which Keras creates them.
+def layers_of(arch: str, aux: bool = False) -> list[Layer]:
+    """Returns the layers of a network in the order in which Keras creates them.
 
-    `top`: with the classifier's dense layers; `aux`: with the auxiliary head of Inception.
+    `aux`: with the auxiliary head of Inception.
     """
-    return LAYERS[arch](top, aux)
+    if arch == "resnet50":
+        return _resnet()
+    return _inception(aux) if arch == "inception_v3" else _vgg(arch)
 
 
 _VGG = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -111,16 +114,16 @@ _MIXED = {
 }
 
 
-def _vgg(arch: str, top: bool) -> list[Layer]:
+def _vgg(arch: str) -> list[Layer]:
     convs = [
         Layer((f"conv{stage + 1}_{layer + 1}",), "conv")
         for stage, layers in enumerate(_VGG[arch])
         for layer in range(layers)
     ]
-    return convs + [Layer((name,), "dense") for name in ("fc1", "fc2", "fc") if top]
+    return convs + [Layer((name,), "dense") for name in ("fc1", "fc2", "fc")]
 
 
-def _resnet(top: bool) -> list[Layer]:
+def _resnet() -> list[Layer]:
     layers = [Layer(("conv1",), "conv"), Layer(("bn1",), "norm")]
     for stage, blocks in enumerate(_RESNET):
         for block in range(blocks):
@@ -129,10 +132,10 @@ def _resnet(top: bool) -> list[Layer]:
             pairs += [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
             for conv, norm in pairs:
                 layers += [Layer((name, conv), "conv"), Layer((name, norm), "norm")]
-    return layers + ([Layer(("fc",), "dense")] if top else [])
+    return [*layers, Layer(("fc",), "dense")]
 
 
-def _inception(top: bool, aux: bool) -> list[Layer]:
+def _inception(aux: bool) -> list[Layer]:
     pairs = [(name,) for name in _STEM]
     pairs += [(block, branch) for block, branches in _MIXED.items() for branch in branches]
     pairs += [("AuxLogits", name) for name in ("conv0", "conv1") if aux]
@@ -141,13 +144,5 @@ def _inception(top: bool, aux: bool) -> list[Layer]:
         for path in pairs
         for part, kind in (("conv", "conv"), ("bn", "norm"))
     ]
-    layers += [Layer(("AuxLogits", "fc"), "dense")] if aux and top else []
-    return layers + ([Layer(("fc",), "dense")] if top else [])
-
-
-LAYERS: dict[str, Callable[[bool, bool], list[Layer]]] = {
-    "vgg16": lambda top, aux: _vgg("vgg16", top),
-    "vgg19": lambda top, aux: _vgg("vgg19", top),
-    "resnet50": lambda top, aux: _resnet(top),
-    "inception_v3": _inception,
-}
+    layers += [Layer(("AuxLogits", "fc"), "dense")] if aux else []
+    return [*layers, Layer(("fc",), "dense")]

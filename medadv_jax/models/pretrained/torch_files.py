@@ -1,9 +1,9 @@
-"""PyTorch's `.pth` files, zip and legacy, read without PyTorch and without running a pickle.
+"""Reads PyTorch's `.pth` files, zip and legacy, without PyTorch and without executing a pickle.
 
-A pickle is a program. `_load` steps through its opcodes with `pickletools.genops`, which only
-parses, and knows just those that build strings, numbers and containers. The only classes that it
-lets through are the few in `_BUILDERS` and the storages in `_STORAGES`; any other is refused by
-name. A tensor becomes a `_Tensor`, checked against the bytes of its storage before it is read.
+A pickle is a program. `_load` parses its opcodes with `pickletools.genops` and interprets only
+those that build strings, numbers and containers. Of classes and functions it accepts those in
+`_BUILDERS` and `_STORAGES`; any other is an error that names it. A tensor becomes a `_Tensor`,
+checked against the bytes of its storage before it is read.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_OPCODES = 2_000_000  # a ResNet50 has 9,000
 _MAX_PICKLE = 1 << 26  # bytes; a ResNet50 has 40,000
 
@@ -40,7 +40,7 @@ _STORAGES: dict[str, np.dtype] = {
 
 
 class WeightsFileError(Exception):
-    """Why a file is not read, in a few words; the reader adds the name of the file."""
+    """Why a file cannot be read; `read_weights` adds the path and raises a UserError."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Tensor:
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         if math.prod(self.shape) == 0:
             return np.zeros(self.shape, data.dtype)
-        # An expanded tensor repeats its storage: small in the file, as large as it likes in memory.
+        # An expanded tensor repeats its storage: small in the file, of any size in memory.
         if last >= len(data) or math.prod(self.shape) > len(data):
             raise WeightsFileError(f"a tensor of shape {self.shape} reaches outside its storage")
         steps = tuple(stride * data.itemsize for stride in self.strides)
@@ -87,7 +87,7 @@ def read_torch_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     if not program:
         raise WeightsFileError("a zip archive, but neither of torch.save nor of Keras")
     folder = program[: -len("data.pkl")]
-    # torch.save never compresses, so that what is read is never more than the file.
+    # torch.save never compresses, so the entries are never larger than the file.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
         raise WeightsFileError(
             "a zip archive with compressed entries, which torch.save never writes"
@@ -105,8 +105,8 @@ def read_torch_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
 def read_torch_legacy(contents: bytes) -> dict[str, np.ndarray]:
     """Returns the arrays of a `torch.save` of before PyTorch 1.6, by name."""
-    file = io.BytesIO(contents)  # unlike a file it never allocates more than there is
-    if _load(file) != LEGACY_MAGIC:
+    file = io.BytesIO(contents)  # unlike a file, it never allocates more than its content
+    if _load(file) != _LEGACY_MAGIC:
         raise WeightsFileError("a pickle, but not one of torch.save")
     protocol, system = _load(file), _load(file)
     if protocol != 1001 or not isinstance(system, dict) or not system.get("little_endian"):
@@ -155,7 +155,7 @@ def _materialise(
 
 
 def _state_dict(loaded: Any) -> dict[str, _Tensor]:
-    """Finds name → tensor: the object itself or its `state_dict` or `model`, less `module.`."""
+    """Name → tensor, from the object or its `state_dict` or `model`, without prefix `module.`."""
     for wrapper in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -170,7 +170,7 @@ def _state_dict(loaded: Any) -> dict[str, _Tensor]:
     return {str(name)[len(prefix) :]: value for name, value in loaded.items()}
 
 
-# What the few allowed calls of a pickle do
+# The calls that a pickle may contain
 
 
 def _ordered_dict(pairs: Any = ()) -> dict:
@@ -230,7 +230,7 @@ def _persistent(identity: Any) -> _Storage:
 
 
 def _set_items(target: Any, items: list) -> dict:
-    # Only plain keys: the hash of nested tuples can take for ever.
+    # Only plain keys: hashing nested tuples can take exponential time.
     if not isinstance(target, dict) or len(items) % 2:
         raise WeightsFileError("a dictionary is damaged")
     if not all(type(key) in (str, int) for key in items[::2]):
@@ -239,7 +239,7 @@ def _set_items(target: Any, items: list) -> dict:
     return target
 
 
-# The machine: a stack, a memo, and the opcodes that torch.save writes
+# The pickle machine: a stack, a memo, and the opcodes that torch.save writes
 
 _PUSHED = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "BINFLOAT", "FLOAT"),
@@ -247,12 +247,13 @@ _PUSHED = {
     *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MARK = object()
 
 
 class _Machine:
-    """Executes opcodes on values that are strings, numbers, containers and our own classes."""
+    """Interprets opcodes; all values are strings, numbers, containers or the classes above."""
 
     def __init__(self, storages: dict[str, _Storage]):
         self.stack: list[Any] = []
@@ -265,6 +266,8 @@ class _Machine:
             self.stack.append(argument)
         elif opcode in _CONSTANTS:
             self.stack.append(_CONSTANTS[opcode])
+        elif opcode in _EMPTY:
+            self.stack.append(_EMPTY[opcode]())
         elif opcode in _TUPLES:
             self.stack.append(tuple(self._pop(_TUPLES[opcode])))
         elif opcode in ("PROTO", "FRAME"):
@@ -306,15 +309,6 @@ class _Machine:
     def _MEMOIZE(self, _: Any) -> None:
         self.memo[len(self.memo)] = self._top()
 
-    def _EMPTY_DICT(self, _: Any) -> None:
-        self.stack.append({})
-
-    def _EMPTY_LIST(self, _: Any) -> None:
-        self.stack.append([])
-
-    def _EMPTY_TUPLE(self, _: Any) -> None:
-        self.stack.append(())
-
     def _TUPLE(self, _: Any) -> None:
         self.stack.append(tuple(self._pop_mark()))
 
@@ -346,7 +340,7 @@ class _Machine:
         self.stack.append(_BUILDERS[function.name](*arguments))
 
     def _BUILD(self, _: Any) -> None:
-        # A state_dict carries `_metadata`, versions of its modules: not needed.
+        # The state of a state_dict is `_metadata`, its modules' versions: ignored.
         target, _state = self._pop(2)
         if not isinstance(target, dict):
             raise WeightsFileError("it sets attributes of something that is no dictionary")
@@ -373,7 +367,7 @@ class _Machine:
 
 
 def _load(file: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
-    """Returns what one pickle describes, and fills `storages`; the file then stands behind it."""
+    """Returns the value of one pickle, adds to `storages`, and leaves the file after the pickle."""
     machine = _Machine({} if storages is None else storages)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count > _MAX_OPCODES:

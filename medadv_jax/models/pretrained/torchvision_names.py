@@ -1,8 +1,7 @@
-"""torchvision's weights (0.28 and older): `state_dict` keys, their arrays, and the options.
+"""torchvision's weights (0.28 and older): `state_dict` keys, transforms, options, normalisation.
 
-`transform_input` of torchvision's Inception, which its published weights switch on, turns images
-normalised with ImageNet's mean and deviation into ones in [-1, 1]; so for these weights the
-normalisation of pixels is "symmetric", applied directly.
+torchvision's published Inception weights set `transform_input`, which maps images normalised with
+ImageNet's mean and deviation to [-1, 1]. Here the normalisation is "symmetric" in one step.
 """
 
 from collections.abc import Callable
@@ -11,18 +10,18 @@ from medadv_jax.models.pretrained.layers import (
     Layer,
     Leaves,
     Path,
-    Source,
+    SourceArray,
     Transform,
     dense_from_chw,
     hwio_from_oihw,
     layers_of,
-    same,
     sources_of,
     transposed,
+    unchanged,
 )
 
-# Options of `create_model` that make our network torchvision's: said in full, since defaults may
-# change, and stored files must not.
+# Options of `create_model` that reproduce torchvision's network. All are given: stored files must
+# keep their meaning if a default changes.
 _TORCH_NORM = {"bn_momentum": 0.9, "bn_unbiased": True}
 OPTIONS: dict[str, dict[str, bool | int | float | str]] = {
     "vgg16": {"head": "fc", "dropout": 0.5},
@@ -45,45 +44,44 @@ NORMALIZATION: dict[str, str] = {
     "inception_v3": "symmetric",
 }
 
-# Patterns (re.fullmatch) of names in a file that may be left alone when nothing asks for them:
-# a counter that nothing computes with, and the auxiliary head, which no logits come through.
+# Patterns (re.fullmatch) of arrays that a file may hold without our using them: a counter, and the
+# auxiliary head, which does not affect the logits.
 IGNORED: tuple[str, ...] = (r".*\.num_batches_tracked", r"AuxLogits\..*")
 
 _BIASED = {"vgg16", "vgg19"}  # architectures whose convolutions have a bias
 
 
-def sources(arch: str, top: bool = True, aux: bool = False) -> dict[Path, Source]:
-    """Returns, for each of our arrays, the name and transform of torchvision's.
+def sources(arch: str, aux: bool = False) -> dict[Path, SourceArray]:
+    """Returns path of each of our arrays → torchvision's array and its transform.
 
     Args:
         arch: a key of `OPTIONS`.
-        top: with the dense layers of the classifier.
         aux: with the auxiliary head of Inception (for `create_model(…, aux=True)`).
     """
-    layers = layers_of(arch, top, aux)
+    layers = layers_of(arch, aux)
     prefix = {"resnet50": _resnet, "inception_v3": _dotted}.get(arch) or _vgg(layers)
-    return sources_of(layers, prefix, _leaves(arch in _BIASED)) | _flattened(arch, top)
+    return sources_of(layers, prefix, _leaves(arch in _BIASED)) | _flattened(arch)
 
 
 def _leaves(conv_bias: bool) -> Leaves:
-    bias: dict[tuple[str, str], tuple[str, Transform]] = {("params", "bias"): (".bias", same)}
+    bias: dict[tuple[str, str], tuple[str, Transform]] = {("params", "bias"): (".bias", unchanged)}
     return {
         "conv": {("params", "kernel"): (".weight", hwio_from_oihw)} | (bias if conv_bias else {}),
         "dense": {("params", "kernel"): (".weight", transposed)} | bias,
         "norm": {
-            ("params", "scale"): (".weight", same),
-            ("params", "bias"): (".bias", same),
-            ("batch_stats", "mean"): (".running_mean", same),
-            ("batch_stats", "var"): (".running_var", same),
+            ("params", "scale"): (".weight", unchanged),
+            ("params", "bias"): (".bias", unchanged),
+            ("batch_stats", "mean"): (".running_mean", unchanged),
+            ("batch_stats", "var"): (".running_var", unchanged),
         },
     }
 
 
-def _flattened(arch: str, top: bool) -> dict[Path, Source]:
-    """VGG's first dense layer: torchvision flattens channels first."""
-    if not top or arch not in ("vgg16", "vgg19"):
+def _flattened(arch: str) -> dict[Path, SourceArray]:
+    """VGG's first dense layer: torchvision flattens maps channels first."""
+    if arch not in ("vgg16", "vgg19"):
         return {}
-    return {("params", "fc1", "kernel"): Source("classifier.0.weight", dense_from_chw)}
+    return {("params", "fc1", "kernel"): SourceArray("classifier.0.weight", dense_from_chw)}
 
 
 def _dotted(layer: Layer) -> str:
@@ -99,7 +97,7 @@ def _resnet(layer: Layer) -> str:
 
 
 def _vgg(layers: list[Layer]) -> Callable[[Layer], str]:
-    """In `features` every ReLU (one a layer) and pooling (one a stage) has a number too."""
+    """In `features`, every ReLU (one per layer) and pooling (one per stage) takes a number too."""
     names = {"fc1": "classifier.0", "fc2": "classifier.3", "fc": "classifier.6"}
     for i, layer in enumerate(layer for layer in layers if layer.kind == "conv"):
         stage = int(layer.path[0].removeprefix("conv").split("_")[0])

@@ -1,6 +1,6 @@
-"""Does the converted network compute what the original library does with the same file?
+"""Compares a converted network's logits with the original library's, for the same file.
 
-torch, torchvision and keras are nobody's dependency here: who verifies installs them.
+torch, torchvision and keras are no dependencies of this package; install them to verify.
 """
 
 # pyright: reportMissingImports=false
@@ -15,22 +15,22 @@ import numpy as np
 
 from medadv_jax.errors import UserError
 from medadv_jax.models import create_model
-from medadv_jax.models.pretrained.load import Matched, complete, images_of
+from medadv_jax.models.pretrained.load import MatchedWeights, build_variables, images_of
 from medadv_jax.models.pretrained.read import RawWeights
 
-BOUND = 1e-4  # of the logits' largest difference, relative to the largest logit
+BOUND = 1e-4  # largest difference of the logits, relative to the largest logit
 _KERAS = {"vgg16": "VGG16", "vgg19": "VGG19", "resnet50": "ResNet50", "inception_v3": "InceptionV3"}
 
 
-def verify(raw: RawWeights, matched: Matched) -> float:
-    """Runs both networks on two random images of the full size.
+def verify(raw: RawWeights, matched: MatchedWeights) -> float:
+    """Runs both networks on two random images of the paper's size.
 
     Args:
-        raw: an original file.
-        matched: what was made of it.
+        raw: the content of an original file.
+        matched: `match_arrays` of it.
 
     Returns:
-        The largest difference of the logits over the largest logit, at most `BOUND`.
+        The largest difference of the logits, relative to the largest logit; at most `BOUND`.
 
     Raises:
         UserError: the library is not installed, the file has no head, or the logits differ.
@@ -48,7 +48,7 @@ def verify(raw: RawWeights, matched: Matched) -> float:
             f"{error.name or raw.layout} is not installed, so there is nothing to verify with; "
             "install it, or leave --verify out"
         ) from error
-    variables, _ = complete(matched, None)
+    variables, _ = build_variables(matched, None)
     net: Any = create_model(matched.name, matched.num_classes, **matched.options)
     ours = np.asarray(net.apply(variables, images, train=False))
     if not np.isfinite(theirs).all():
@@ -82,7 +82,7 @@ def _torchvision_logits(
 
 @contextlib.contextmanager
 def without_fake_registration(torch: Any) -> Iterator[None]:
-    """Lets torchvision import beside a build of torch that its compiled operations do not fit."""
+    """Lets torchvision be imported where its compiled operations do not fit the build of torch."""
     register = torch.library.register_fake
 
     def skip(name: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,7 +102,7 @@ def _keras_logits(
 ) -> np.ndarray:
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras: Any = importlib.import_module("keras")
-    keras.utils.clear_session()  # layers are numbered from none again
+    keras.utils.clear_session()  # layer numbers start from 0 again
     network: Any = getattr(keras.applications, _KERAS[name])(
         weights=None,
         input_shape=images.shape[1:],

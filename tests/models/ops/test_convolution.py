@@ -1,4 +1,4 @@
-"""Every form equals XLA's own operation, in value and in both gradients."""
+"""Both implementations equal XLA's own operation, in value and in both gradients."""
 
 import re
 from typing import Any
@@ -29,7 +29,7 @@ def reference_conv(images, kernel, strides, padding):
 PLAIN, MIXED, STEM = "plain", "plain patches plain", "plain blocks plain"
 TINY = "patches patches plain"
 
-# images, kernel, strides, padding for lax, padding for us, the forms that must have been taken
+# images, kernel, strides, padding for lax, padding for us, the algorithms that must be chosen
 CONVS = {
     "pointwise": ((2, 5, 4, 3), (1, 1, 3, 4), (1, 1), "VALID", 0, "pointwise"),
     "pointwise_strided": ((2, 5, 4, 3), (1, 1, 3, 4), (2, 2), "VALID", "VALID", "pointwise"),
@@ -60,24 +60,26 @@ CONVS = {
 
 
 @pytest.mark.parametrize("case", CONVS)
-@pytest.mark.parametrize("form", ["cpu", "plain"])
-def test_conv_equals_lax_in_value_and_gradients(case, form):
+@pytest.mark.parametrize("conv_impl", ["cpu", "plain"])
+def test_conv_equals_lax_in_value_and_gradients(case, conv_impl):
     shape, window, strides, padding, ours, taken = CONVS[case]
     images, kernel = normal(*shape), normal(*window, seed=1)
     expected, pull = jax.vjp(lambda x, k: reference_conv(x, k, strides, padding), images, kernel)
-    actual, our_pull = jax.vjp(lambda x, k: ops.conv(x, k, strides, ours, form), images, kernel)
+    actual, our_pull = jax.vjp(
+        lambda x, k: ops.conv(x, k, strides, ours, conv_impl), images, kernel
+    )
     cotangent = normal(*expected.shape, seed=2)
 
     pads = ops.resolve_padding(ours, shape[1:3], window[:2], strides)
-    directions = ops._directions(images, kernel, strides, pads)
-    assert directions == tuple((taken.split() * 3)[:3])
+    algorithms = ops._algorithms(images, kernel, strides, pads)
+    assert algorithms == tuple((taken.split() * 3)[:3])
     assert_allclose(actual, expected, rtol=1e-5, atol=2e-6 * float(jnp.abs(expected).max()))
     for mine, reference in zip(our_pull(cotangent), pull(cotangent), strict=True):
         # Gradients to kernels sum over all pixels: the tolerance follows their size.
         assert_allclose(mine, reference, rtol=1e-4, atol=1e-5 * float(jnp.abs(reference).max()))
 
 
-def test_every_conv_form_is_tested():
+def test_every_algorithm_is_tested():
     assert {name for case in CONVS.values() for name in case[-1].split()} == {
         "winograd",
         "blocks",
@@ -152,9 +154,9 @@ def test_max_pool_equals_flax_in_value_and_gradient(shape, window, strides, padd
 
 @pytest.mark.parametrize("count_padding", [True, False])
 @pytest.mark.parametrize(("shape", "window", "strides", "padding"), POOLS[:5])
-def test_avg_pool_forms_agree(shape, window, strides, padding, count_padding):
-    def pool(form):
-        return lambda x: pooling.avg_pool(x, window, strides, padding, form, count_padding)
+def test_avg_pools_agree(shape, window, strides, padding, count_padding):
+    def pool(conv_impl):
+        return lambda x: pooling.avg_pool(x, window, strides, padding, conv_impl, count_padding)
 
     images = normal(*shape)
     expected, pull = jax.vjp(pool("plain"), images)
@@ -164,14 +166,16 @@ def test_avg_pool_forms_agree(shape, window, strides, padding, count_padding):
     assert_allclose(our_pull(cotangent)[0], pull(cotangent)[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("backend", "form"), [("cpu", "cpu"), ("gpu", "plain"), ("tpu", "plain")])
-def test_auto_follows_the_backend(monkeypatch, backend, form):
+@pytest.mark.parametrize(
+    ("backend", "expected"), [("cpu", "cpu"), ("gpu", "plain"), ("tpu", "plain")]
+)
+def test_auto_follows_the_backend(monkeypatch, backend, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert ops.resolve_conv_impl("auto") == form
+    assert ops.resolve_conv_impl("auto") == expected
     assert ops.resolve_conv_impl("plain") == "plain"
 
 
-def test_unknown_form_is_told():
+def test_unknown_conv_impl_is_told():
     with pytest.raises(UserError, match=r"conv_impl='fast'.*auto, cpu, plain"):
         ops.resolve_conv_impl("fast")
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from medadv_jax.models import create_model
+from medadv_jax.models import HEAD, create_model
 from tools import originals
 from tools.originals import (
     BATCH,
@@ -83,15 +83,13 @@ def test_map_uses_every_array_of_the_original_once_and_fills_every_one_of_ours(p
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_without_top_just_the_dense_layers_are_missing(path):
+def test_head_is_just_the_dense_layers(path):
+    """So a file without a head lacks the arrays of `HEAD` and no others."""
     source, arch, _ = parse(path)
-    sources = originals.LAYOUTS[source].sources
-    left = set(sources(arch)) - set(sources(arch, top=False))
-    assert {place[1] for place in left} == {
-        "fc",
-        *(("fc1", "fc2") if arch.startswith("vgg") else ()),
-    }
-    assert set(sources(arch, top=False)) < set(sources(arch))
+    sources, shapes = originals.LAYOUTS[source].sources(arch), shapes_of(path)
+    dense = {place[1] for place, origin in sources.items() if len(shapes[origin.name]) == 2}
+    assert dense == {place[1] for place in sources if place[1] in HEAD[arch]}
+    assert dense == {"fc", *(("fc1", "fc2") if arch.startswith("vgg") else ())}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

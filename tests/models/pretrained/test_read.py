@@ -4,8 +4,10 @@ import resource
 import zipfile
 
 import h5py
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from medadv_jax.errors import UserError
 from medadv_jax.models.pretrained.read import read_weights
@@ -49,24 +51,24 @@ def refusal(path):
 # PyTorch
 
 
-@pytest.mark.parametrize("form", WRITERS)
-def test_state_dict_of_every_dtype(tmp_path, form):
-    state = weight_files.state_dict(STATE, legacy=form == "legacy")
-    raw = read_weights(WRITERS[form](tmp_path / "w.pth", state, list(STATE.values())))
+@pytest.mark.parametrize("kind", WRITERS)
+def test_state_dict_of_every_dtype(tmp_path, kind):
+    state = weight_files.state_dict(STATE, legacy=kind == "legacy")
+    raw = read_weights(WRITERS[kind](tmp_path / "w.pth", state, list(STATE.values())))
     assert raw.layout == "torchvision"
     equal(raw.arrays, STATE)
 
 
-@pytest.mark.parametrize("form", WRITERS)
-def test_strides_offsets_and_shared_storages(tmp_path, form):
+@pytest.mark.parametrize("kind", WRITERS)
+def test_strides_offsets_and_shared_storages(tmp_path, kind):
     numbers = np.arange(30, dtype=np.float32)
-    data = weight_files.storage("0", numbers, legacy=form == "legacy")
+    data = weight_files.storage("0", numbers, legacy=kind == "legacy")
     state = {
         "transposed": weight_files.tensor(data, (6, 5), (1, 6)),
         "part": weight_files.tensor(data, (2, 3), (6, 2), offset=13),
         "scalar": weight_files.tensor(data, (), (), offset=29),
     }
-    raw = read_weights(WRITERS[form](tmp_path / "w.pth", state, [numbers]))
+    raw = read_weights(WRITERS[kind](tmp_path / "w.pth", state, [numbers]))
     part = np.array([[13, 15, 17], [19, 21, 23]], np.float32)
     expected = {"transposed": numbers.reshape(5, 6).T, "part": part}
     equal(raw.arrays, {**expected, "scalar": np.float32(29).reshape(())})
@@ -101,12 +103,12 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.parametrize("form", WRITERS)
-def test_foreign_class_is_named_and_never_called(tmp_path, name, form):
+@pytest.mark.parametrize("kind", WRITERS)
+def test_foreign_class_is_named_and_never_called(tmp_path, name, kind):
     foreign, canary = FOREIGN[name], tmp_path / "canary"
     if isinstance(foreign, Call):
         foreign = Call(name, tuple(text.format(canary) for text in foreign.arguments))
-    path = WRITERS[form](tmp_path / "w.pth", {"a": foreign}, [])
+    path = WRITERS[kind](tmp_path / "w.pth", {"a": foreign}, [])
     assert f"holds {name}" in refusal(path)
     assert not canary.exists()
 
@@ -169,14 +171,30 @@ def test_zip_bombs_are_refused(tmp_path):
 # safetensors
 
 
-def test_safetensors_agree_with_the_library(tmp_path):
-    library = pytest.importorskip("safetensors.numpy")
-    expected = {name: STATE[name] for name in ("conv.weight", "conv.bias", "half")}
-    library.save_file(expected, tmp_path / "w.safetensors", {"format": "pt"})
+def test_safetensors_of_every_dtype(tmp_path):
+    expected = {**STATE, "bfloat16": np.array([1.5, -2.0], ml_dtypes.bfloat16)}
+    save_file(expected, tmp_path / "w.safetensors", {"format": "pt"})
     raw = read_weights(tmp_path / "w.safetensors")
     assert raw.layout == "torchvision"
     assert raw.metadata == {"format": "pt"}
     equal(raw.arrays, expected)
+
+
+def test_safetensors_written_without_the_library(tmp_path):
+    arrays = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.zeros(2, np.float32)}
+    path = weight_files.safetensors(tmp_path / "w", arrays, {"format": "medadv_jax", "arch": "é"})
+    raw = read_weights(path)
+    assert raw.layout == "medadv_jax"
+    assert raw.metadata == {"format": "medadv_jax", "arch": "é"}
+    equal(raw.arrays, arrays)
+
+
+def test_safetensors_without_arrays_or_with_hidden_bytes_are_refused(tmp_path):
+    path = weight_files.safetensors(tmp_path / "w", {}, {"format": "pt"})
+    assert "no array" in refusal(path)
+    path = weight_files.safetensors(tmp_path / "w", {"a": NUMBERS})
+    path.write_bytes(path.read_bytes() + b"hidden")
+    refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -325,9 +343,9 @@ def written(tmp_path):
     }
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors", "h5", "keras"])
-def test_truncated_files_are_refused(tmp_path, form):
-    path = written(tmp_path)[form]
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "h5", "keras"])
+def test_truncated_files_are_refused(tmp_path, kind):
+    path = written(tmp_path)[kind]
     whole = path.read_bytes()
     read_weights(path)
     for length in (0, 1, 9, 40, len(whole) // 2, len(whole) - 30, len(whole) - 1):
@@ -363,11 +381,11 @@ def mutated(whole, rng):
 
 
 @pytest.mark.parametrize(
-    ("form", "count"), [("zip", 500), ("legacy", 800), ("safetensors", 500), ("h5", 12)]
+    ("kind", "count"), [("zip", 500), ("legacy", 800), ("safetensors", 500), ("h5", 12)]
 )
-def test_mutated_files_end_in_a_user_error_or_are_read(tmp_path, form, count):
+def test_mutated_files_end_in_a_user_error_or_are_read(tmp_path, kind, count):
     """No other exception, no crash, and no memory beyond some times the file: 64 MiB for all."""
-    path = written(tmp_path)[form]
+    path = written(tmp_path)[kind]
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused = 0
