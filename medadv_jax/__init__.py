@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from os import PathLike
 
+    __version__: str
+
 __all__ = ["__version__", "load"]
 
 

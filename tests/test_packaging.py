@@ -26,9 +26,9 @@ def _tracked(folder: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Builds the wheel from a copy, without the network; the source folder stays as it is."""
-    folder = tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory) -> Path:
+    """A copy of what the build reads, so that it leaves nothing in the working folder."""
+    folder = tmp_path_factory.mktemp("source")
     for name in (
         "pyproject.toml",
         "README.md",
@@ -36,11 +36,18 @@ def wheel(tmp_path_factory) -> Path:
         *_tracked("medadv_jax"),
         "data/prepare.py",
     ):
-        target = folder / "source" / name
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory) -> Path:
+    """The wheel, built without the network."""
+    folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
-    _run(*pip, "--no-index", "--wheel-dir", folder, folder / "source")
+    _run(*pip, "--no-index", "--wheel-dir", folder, source)
     return next(folder.glob("*.whl"))
 
 
@@ -75,10 +82,10 @@ def test_import_is_light():
 
 
 @pytest.mark.slow
-def test_clean_install(tmp_path: Path):
+def test_clean_install(source: Path, tmp_path: Path):
     """`pip install .` into an empty environment, with all dependencies. Needs the network."""
     python = tmp_path / "venv/bin/python"
     _run(sys.executable, "-m", "venv", tmp_path / "venv")
-    _run(python, "-m", "pip", "install", "--quiet", ROOT)
-    assert str(tmp_path) in _run(python, "-c", USE, cwd=tmp_path)
-    _run(python, "-c", "import medadv_jax.experiment.run, medadv_jax.report", cwd=tmp_path)
+    _run(python, "-m", "pip", "install", "--quiet", source)
+    assert str(tmp_path) in _run(python, "-I", "-c", USE, cwd=tmp_path)
+    _run(python, "-I", "-c", "import medadv_jax.experiment.run, medadv_jax.report", cwd=tmp_path)
