@@ -1,4 +1,11 @@
-# make setup | demo | test | slow | lint | lock | parity | peers | soak | fuzz | audit | newest. Each target does its own set-up; PYTHON chooses the interpreter.
+# What can be done with this folder. Each target sets up what it needs; PYTHON chooses the interpreter.
+#   setup   .venv with the pinned versions          demo    a small run on generated images
+#   test    the tests                               slow    the tests that take minutes
+#   lint    ruff and pyright                        docs    the site, in site/; fails on a dead link
+#   lock    pins all versions anew                  newest  the tests with the newest versions
+#   parity  our networks beside torchvision, Keras  peers   what the benchmark compares with
+#   soak    a run that is killed again and again    fuzz    damaged images and weights
+#   audit   known security holes in the pinned versions
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +14,7 @@ PARITY := .venv-parity
 PEERS  := .venv-peers
 PIP    := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test slow lint lock parity peers soak fuzz audit newest
+.PHONY: setup demo test slow docs lint lock parity peers soak fuzz audit newest
 
 setup: $(STAMP)
 
@@ -23,7 +30,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-# What is left out of `test` because it takes minutes.
+# The tests that are left out of `test` because they take minutes or need the network.
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
@@ -33,24 +40,30 @@ soak: $(STAMP)
 fuzz: $(STAMP)
 	$(BIN)/python tools/fuzz.py
 
-# Known holes in the pinned versions. Needs the network.
+# Asks pip-audit about known security holes in the pinned versions. Needs the network.
 audit:
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python $(PIP) pip-audit==2.10.0
 	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
-# The tests with the newest versions of the ranges in pyproject.toml: PYTHON=python3.12 make newest
+# The tests with the newest versions that pyproject.toml allows: PYTHON=python3.12 make newest
 newest:
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python $(PIP) --upgrade --upgrade-strategy=eager -e '.[dev]'
 	.venv-newest/bin/python -m pytest
+
+# No network: fonts and search are local. The test checks README's links, limits and code blocks.
+# Not --quiet: it drops the warnings that --strict counts.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python -m pytest tests/test_docs.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Our networks beside torchvision's and Keras', which are installed for this alone. Python 3.11.
+# Compares our networks with torchvision's and Keras', which are installed for this. Python 3.11.
 parity: $(PARITY)/.installed
 	$(PARITY)/bin/python -m tools.parity
 	$(PARITY)/bin/python -m tools.preprocessing
@@ -62,7 +75,7 @@ $(PARITY)/.installed: requirements.lock tools/parity_requirements.txt
 	$(PARITY)/bin/python $(PIP) --no-deps torchvision==0.28.0
 	touch $@
 
-# What `benchmarks/run.py --peers` compares with, in an environment of its own. Python 3.11.
+# Installs what `benchmarks/run.py --peers` compares with. Python 3.11.
 peers: $(PEERS)/.installed
 
 $(PEERS)/.installed: requirements.lock benchmarks/peers_requirements.txt
@@ -72,7 +85,7 @@ $(PEERS)/.installed: requirements.lock benchmarks/peers_requirements.txt
 	$(PEERS)/bin/python $(PIP) --no-deps -r benchmarks/peers_requirements.txt
 	touch $@
 
-# Pins every version, for every supported Python, with hashes. Needs only pip.
+# Pins every version with its hash, for every supported Python. Needs the network.
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet uv==0.13.9
