@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medadv_jax.data.group_split import split_count, assign_groups, hash_shuffle
+from medadv_jax.data.group_split import assign_groups, hash_shuffle, split_count
 
 SHARES = (0.70, 0.15, 0.15)
 

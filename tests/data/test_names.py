@@ -4,7 +4,7 @@ import pytest
 
 from medadv_jax.data.breakhis import BreakHis
 from medadv_jax.data.chest_xray import ChestXray
-from medadv_jax.data.source import ParsedName, UnlabelledError, list_files, example_ids
+from medadv_jax.data.source import ParsedName, UnlabelledError, example_ids, list_files
 
 
 @pytest.mark.parametrize(
