@@ -1,1 +1,1 @@
-"""What `benchmarks/run.py` is made of: cases, counts, timing, ours, the peers, a report."""
+"""The speed suite; see benchmarks/run.py."""

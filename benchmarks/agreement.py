@@ -1,9 +1,8 @@
-"""Do ours and a peer compute the same? Asked of every peer before its times count.
+"""Checks that a peer computes the same as we do; otherwise its times do not count.
 
-Logits: the largest difference over the largest logit, on the clean images. Attack: from the same
-start, by how much the mean loss rises; our network in float32 judges both, so that a difference
-comes from the examples alone. The libraries cannot be given a start, so that they begin at the
-image, as BIM does.
+Logits: maximum difference relative to the largest logit, on the clean images. Attacks: the rise
+of the mean loss from the same start, measured with our float32 network for both, so that only the
+adversarial images differ. The libraries take no start, so there PGD begins at the image, as BIM.
 """
 
 from typing import Any, NamedTuple
@@ -21,8 +20,8 @@ from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.classifier import Classifier
 from medadv_jax.models import create_model
 
-# Steps follow the gradient's sign, so rounding turns single pixels around, and paths part.
-# float32 is TF32 on a GPU, on both sides.
+# Attacks step by the gradient's sign, so rounding flips the step of single pixels and the attacks
+# diverge. On a GPU float32 is TF32, for both.
 BOUNDS = {
     ("cpu", "float32"): {"logits": 1e-4, "loss": 0.02},
     ("gpu", "float32"): {"logits": 1e-2, "loss": 0.05},
@@ -32,20 +31,20 @@ BOUNDS = {
 
 
 class Agreement(NamedTuple):
-    """What was compared, and how far apart it was."""
+    """A comparison with a peer and its errors."""
 
     peer: str
     attack: str
     place: str
-    logits: float | None  # None: the same network as another peer's
-    loss: float  # difference of the rise of the loss, relative
+    logits: float | None  # maximum relative error; None: compared with another peer
+    loss: float  # relative difference of the rises
     ours: float  # rise of the mean loss under our attack
     theirs: float
     bounds: dict[str, float]
 
     @property
     def holds(self) -> bool:
-        """Whether both are within their bounds; NaN is not."""
+        """Whether both errors are within their bounds; NaN is not."""
         same = self.logits is None or self.logits <= self.bounds["logits"]
         return same and self.loss <= self.bounds["loss"] and self.ours > 0
 
@@ -59,7 +58,7 @@ class Agreement(NamedTuple):
 
 
 class Judge:
-    """Compares peers with `ours`, all cases at one place."""
+    """Compares peers with `ours`, for all cases of one network, size, batch and precision."""
 
     def __init__(self, ours: Ours):
         self._ours, case = ours, ours.case
@@ -71,7 +70,7 @@ class Judge:
         self._bounds = BOUNDS[platform, case.precision]
 
     def pytorch(self, peer: Any, name: str, case: Case) -> list[Agreement]:
-        """Compares a `PyTorch`: its logits, and the attacks of the case from our start."""
+        """Compares a `PyTorch` peer's logits, and its attacks from our start."""
         expected = self._ours.logits(self._ours.pixels)
         logits = float(np.abs(peer.logits() - expected).max() / np.abs(expected).max())
         found = []
@@ -82,7 +81,7 @@ class Judge:
         return found
 
     def library(self, peer: Any, name: str, case: Case) -> list[Agreement]:
-        """Compares a `Library`, PGD without its random start with our BIM."""
+        """Compares a `Library` peer; its PGD without random start with our BIM."""
         theirs = peer.adversarial(case)
         if theirs is None:
             return []
@@ -98,7 +97,7 @@ class Judge:
         )
 
     def _rise(self, attack: str, case: Case) -> float:
-        """By how much our attack raises the loss."""
+        """Returns the rise of the mean loss under our attack."""
         key = (attack, case.num_steps)
         if key not in self._rises:
             steps = max(1, case.num_steps)
@@ -107,11 +106,11 @@ class Judge:
         return self._rises[key]
 
     def _start(self) -> np.ndarray:
-        """PGD's random start: where an attack ends whose step is 0."""
+        """Returns PGD's random start, which is the result of PGD with step size 0."""
         still = make_attack("pgd", EPSILON, step_size=0.0, num_steps=1)
         return np.asarray(self._ours.adversarial(still))
 
     def _loss(self, pixels: Any) -> float:
-        """Mean loss of our network, in float32."""
+        """Returns the mean loss of our network, in float32."""
         logits = self._logits(self._ours.variables, jnp.asarray(pixels))
         return float(cross_entropy(logits, self._ours.batch["label"]).mean())

@@ -1,4 +1,4 @@
-"""What is timed: a case, what runs it, and the two prepared lists of cases."""
+"""The cases to time, the jobs that run them, and two suites of cases."""
 
 import dataclasses
 import itertools
@@ -19,13 +19,13 @@ class Case:
 
     Attributes:
       task: one of `TASKS`.
-      attack: one of `ATTACKS`; "all": the four, each image meeting one of them in training, all of
-        them in an evaluation; None: none.
+      attack: one of `ATTACKS`; "all": in training each image gets one of the four, in an evaluation
+        all of them; None: none.
       model: a name of `create_model`.
       image_size: pixels, height = width.
       batch: images a step, over all devices.
       precision: "float32" or "bfloat16", of the network's computation.
-      devices: how many.
+      devices: number of devices.
       num_steps: gradient steps of the attack; 0: none.
     """
 
@@ -40,7 +40,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """What is computed, in words."""
+        """Task, attack and number of steps, for people."""
         if self.attack is None:
             return self.task
         steps = "" if self.attack == "fgsm" else f"-{self.num_steps}"
@@ -48,17 +48,17 @@ class Case:
 
     @property
     def place(self) -> str:
-        """On what, in words."""
+        """Network, image size, batch and precision, for people."""
         return f"{self.model} {self.image_size} px, {self.batch} images, {self.precision}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Cases of one network, size, batch, precision and number of devices, and who runs them.
+    """Cases of one network, size, batch, precision and number of devices, and their peers.
 
     Attributes:
       cases: at least one.
-      peers: of `VARIANTS` and `LIBRARIES`; those that have no such task leave it out.
+      peers: of `VARIANTS` and `LIBRARIES`; tasks that a peer lacks are skipped.
     """
 
     cases: tuple[Case, ...]
@@ -71,11 +71,11 @@ class Job:
 
     Attributes:
       case: what it computes.
-      implementation: the name in records.
-      run: starts one run and returns what `wait` waits for.
-      wait: blocks until a run is done.
-      variant: of the implementation, "" if there is one only.
-      memory: () -> (peak bytes since the last call or None, how this is known or None).
+      implementation: its name in records.
+      run: starts one run and returns a result for `wait`.
+      wait: blocks until the run of a result is done.
+      variant: of the implementation, "" if it has only one.
+      memory: () -> (peak bytes since the last call or None, source of that number or None).
     """
 
     case: Case
@@ -94,7 +94,7 @@ class Job:
 def all_cases(
     tasks: Sequence[str], attacks: Sequence[str], num_steps: int, **place: Any
 ) -> tuple[Case, ...]:
-    """Returns every case of `tasks` at one place: model, image_size, batch, precision, devices."""
+    """Returns every case of `tasks`; `place` has model, image_size, batch, precision, devices."""
     cases = []
     for task in tasks:
         if task == "clean_step":
@@ -114,20 +114,14 @@ def grid(
     precisions: Sequence[str],
     devices: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
-    """Yields the place of every combination, as `all_cases` takes it."""
-    axes = (models, image_sizes, batch_sizes, precisions, devices)
-    for model, size, batch, precision, count in itertools.product(*axes):
-        yield {
-            "model": model,
-            "image_size": size,
-            "batch": batch,
-            "precision": precision,
-            "devices": count,
-        }
+    """Yields every combination as the `place` of `all_cases`."""
+    names = ("model", "image_size", "batch", "precision", "devices")
+    for values in itertools.product(models, image_sizes, batch_sizes, precisions, devices):
+        yield dict(zip(names, values, strict=True))
 
 
 def _cpu() -> list[Group]:
-    """PGD-10, attack and step, against the best PyTorch loop; the libraries at one place."""
+    """PGD-10, attacks and adversarial steps, beside PyTorch; once beside the libraries."""
     groups = []
     for size, batch in ((64, 32), (224, 8)):
         for place in grid(("resnet50", "vgg16"), (size,), (batch,), ("float32",), (1,)):
@@ -138,16 +132,11 @@ def _cpu() -> list[Group]:
 
 
 def _gpu() -> list[Group]:
-    """The same at 224 px, four networks. What says most comes first, for a budget may end it:
-    `torch.compile` takes most of the time, and is tried again at the end where it was left out."""
+    """The same at 224 px for four networks. The most informative groups come first, since the time
+    budget may end it. `torch.compile` takes most of the time, so most of it comes last."""
     models = ("resnet50", "vgg16", "inception_v3", "vgg19")
     first, later = [], []
-    for precision, batch in (
-        ("bfloat16", 128),
-        ("float32", 128),
-        ("bfloat16", 32),
-        ("float32", 32),
-    ):
+    for batch, precision in itertools.product((128, 32), ("bfloat16", "float32")):
         for place in grid(models, (224,), (batch,), (precision,), (1,)):
             cases = all_cases(("attack", "adversarial_step"), ("pgd",), 10, **place)
             compiled = (precision, batch) == ("bfloat16", 128)

@@ -1,9 +1,8 @@
-"""How much a case computes, and how much the device can: shares of peak.
+"""FLOPs of a case, and the peak FLOP/s of the device.
 
-Counted are the multiplications and additions (2 a pair) of convolutions and matrix products, from
-shapes alone. Products with padding are left out, as the compiler leaves them out: at 64 px they are
-more than half of ResNet50's last stage, and counting them would flatter. Recomputation and
-elementwise work do not count.
+Counts the multiplications and additions (2 a pair) of convolutions and matrix products from
+shapes. Products with padding are not counted, as the compiler does not: at 64 px they are more
+than half of ResNet50's last stage. Recomputation and elementwise work are not counted.
 """
 
 import functools
@@ -18,7 +17,7 @@ from jax.extend.core import jaxprs_in_params
 from benchmarks.cases import ALL, ATTACKS, Case
 from medadv_jax.models import create_model
 
-# The compiler also counts elementwise work: normalisation, activations, pooling, loss.
+# The compiler also counts elementwise operations: normalisation, activations, pooling, loss.
 TOLERANCE = 0.05
 CLASSES = 2
 
@@ -27,16 +26,16 @@ class Counts(NamedTuple):
     """FLOPs of a network on one image."""
 
     forward: int
-    first: int  # of the first layer's, forward: training needs no gradient to the pixels
+    first: int  # forward of the first layer; training needs no gradient to the pixels
 
     @property
     def input_gradient(self) -> int:
-        """Forward, and backward to the pixels alone."""
+        """Forward, and backward to the pixels only."""
         return 2 * self.forward
 
     @property
     def train(self) -> int:
-        """Forward, backward to all parameters."""
+        """Forward, and backward to all parameters."""
         return 3 * self.forward - self.first
 
 
@@ -48,7 +47,7 @@ def network_flops(model: str, image_size: int) -> Counts:
 
 
 def layer_flops(function: Any, *arguments: Any) -> list[int]:
-    """Returns the FLOPs of each convolution and matrix product of `function`, in their order."""
+    """Returns the FLOPs of each convolution and matrix product of `function`, in order."""
     return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
@@ -68,7 +67,7 @@ def _of_jaxpr(jaxpr: Any) -> list[int]:
 
 
 def _of_conv(equation: Any) -> int:
-    """A forward convolution: no dilation of images, one group."""
+    """Returns the FLOPs of a forward convolution: no input dilation, one group."""
     params = equation.params
     assert params["feature_group_count"] == 1
     assert set(params["lhs_dilation"]) == {1}
@@ -90,13 +89,13 @@ def _of_conv(equation: Any) -> int:
 
 
 def _pairs(size: int, window: int, out: int, stride: int, low: int, dilation: int) -> int:
-    """Number of (output, tap) along one axis whose input is a pixel, not padding."""
+    """Counts the (output, kernel tap) pairs along one axis whose input is no padding."""
     starts = range(-low, -low + stride * out, stride)
     return sum(0 <= start + dilation * tap < size for start in starts for tap in range(window))
 
 
 def _forward(model: str, image_size: int, batch: int = 1) -> tuple[Any, Any, Any]:
-    """The network's forward pass in its plain form, and its arguments' shapes."""
+    """Returns the forward pass with plain convolutions, and the shapes of its arguments."""
     network = create_model(model, CLASSES, conv_impl="plain")
     images = jax.ShapeDtypeStruct((batch, image_size, image_size, 3), jnp.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
@@ -104,7 +103,7 @@ def _forward(model: str, image_size: int, batch: int = 1) -> tuple[Any, Any, Any
 
 
 def case_flops(case: Case) -> int:
-    """Returns what one run of a case computes, over all devices."""
+    """Returns the FLOPs of one run of a case, over all devices."""
     counts = network_flops(case.model, case.image_size)
     attack = _attack_gradients(case.attack, case.num_steps)
     if case.task == "clean_step":
@@ -112,25 +111,25 @@ def case_flops(case: Case) -> int:
     elif case.task == "attack":
         each = attack * counts.input_gradient
     elif case.task == "adversarial_step":
-        # "all": each image meets one of the four. The batch is trained on beside its examples.
+        # "all": each image gets one of the four. Trains on clean and adversarial images.
         share = attack / len(ATTACKS) if case.attack == ALL else attack
         each = share * counts.input_gradient + 2 * counts.train
-    else:  # clean logits; each attack scores its last point, and is answered
+    else:  # logits of clean images; each attack scores its last point, then its logits
         each = counts.forward * (1 + 2 * len(ATTACKS)) + attack * counts.input_gradient
     return round(case.batch * each)
 
 
 def _attack_gradients(attack: str | None, num_steps: int) -> int:
-    """Gradients that one image needs; FGSM takes one step."""
+    """Returns the number of gradients for one image; FGSM takes one step."""
     names = ATTACKS if attack == ALL else (attack,) if attack else ()
     return sum(1 if name == "fgsm" else num_steps for name in names)
 
 
 def compiler_check(model: str, image_size: int) -> dict[str, Any]:
-    """Returns our counts beside the compiler's, before it optimises, for two images.
+    """Compares our counts with the compiler's, before optimisation, for two images.
 
-    The compiler counts elementwise work too, so it may be above by `TOLERANCE`, and never below
-    by more than rounding of either.
+    The compiler also counts elementwise operations, so its count may be higher by `TOLERANCE`, but
+    not lower by more than 1 %.
     """
     function, variables, images = _forward(model, image_size, batch=2)
     counts = network_flops(model, image_size)
@@ -154,13 +153,13 @@ def compiler_check(model: str, image_size: int) -> dict[str, Any]:
 
 
 class Peak:
-    """The most that was seen of the device so far, by precision."""
+    """The highest measured FLOP/s of the device, by precision."""
 
     def __init__(self):
         self.flops: dict[str, float] = {}
 
     def measure(self, precision: str, runs: int = 3) -> None:
-        """Times a matrix product in `precision`; the best run counts."""
+        """Times a matrix product in `precision`; keeps the best run."""
         size = 2048 if jax.default_backend() == "cpu" else 8192
         key = jax.random.key(0)
         left = jax.random.normal(key, (size, size), jnp.dtype(precision))
@@ -169,7 +168,7 @@ class Peak:
         self.flops[precision] = max(self.flops.get(precision, 0.0), 2 * size**3 / seconds)
 
     def share(self, case: Case, seconds: float) -> float | None:
-        """Returns the share of peak of a run; virtual CPU devices share one machine's peak."""
+        """Returns a run's fraction of the peak; virtual CPU devices share one machine's peak."""
         if case.precision not in self.flops:
             return None
         devices = 1 if jax.default_backend() == "cpu" else case.devices
@@ -177,15 +176,15 @@ class Peak:
 
 
 def copy_bytes_per_second() -> float:
-    """Returns bytes read and written a second by a copy: what bounds work that computes little."""
+    """Returns the bytes a second that a copy reads and writes: the memory bandwidth."""
     count = 2**26 if jax.default_backend() == "cpu" else 2**29
     array = jnp.zeros(count, jnp.float32)
-    copy = jax.jit(lambda x: x + 1.0)  # XLA would not copy at all
+    copy = jax.jit(lambda x: x + 1.0)  # XLA would optimise a plain copy away
     return 2 * array.nbytes / best_seconds(lambda: copy(array), 5)
 
 
 def best_seconds(run: Any, runs: int) -> float:
-    """Returns the shortest of a few blocking runs, after one that compiles."""
+    """Returns the shortest time of `runs` blocking runs, after one that compiles."""
     jax.block_until_ready(run())
     times = []
     for _ in range(runs):

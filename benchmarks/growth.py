@@ -1,4 +1,4 @@
-"""How time grows with steps and with the batch: it should be a line."""
+"""Time against attack steps and against batch size; both should be linear."""
 
 import dataclasses
 from typing import Any
@@ -12,10 +12,10 @@ BATCHES = (1, 2, 4, 8)  # times a quarter of the case's batch, at least 1
 
 
 def measure_growth(place: Case, runs: int) -> dict[str, Any]:
-    """Times PGD at the place of a case, over steps and over batches.
+    """Times PGD for several numbers of steps and several batch sizes.
 
-    Returns {"steps": a fit, "batch": a fit}; see `fit_line`. The slope is in seconds a step, and
-    seconds an image.
+    Returns {"steps": a fit, "batch": a fit}; see `fit_line`. Slopes are seconds a step and seconds
+    an image.
     """
     case = dataclasses.replace(place, task="attack", attack="pgd", num_steps=10)
     by_steps = [dataclasses.replace(case, num_steps=steps) for steps in STEPS]

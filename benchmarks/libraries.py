@@ -1,10 +1,10 @@
-"""torchattacks, Foolbox and ART as their documentation calls them, on the same network.
+"""torchattacks, Foolbox and ART, called as in their documentation, on the same network.
 
-The network stands in eval mode with its parameters as they are: none of the three freezes them.
+The network is in eval mode; its parameters require gradients, since none of the three freezes them.
 """
 
 # pyright: reportMissingImports=false
-# Nobody's dependency here: `make peers` installs them for who wants the comparison.
+# No dependencies of this project; `make peers` installs them.
 
 import copy
 import logging
@@ -21,7 +21,7 @@ Run = Callable[[], Any]  # -> adversarial images (B, 3, H, W), a tensor or an ar
 
 
 def step_size(case: Case) -> float:
-    """Returns the length of a step, as ours."""
+    """Returns our step size."""
     return EPSILON / case.num_steps * (1 if case.attack == "mifgsm" else RELATIVE_STEP)
 
 
@@ -37,14 +37,14 @@ class Library:
         self._images, self._labels = images, labels
 
     def job(self, case: Case) -> Job | None:
-        """Returns the job of a case; None if the library has no such thing."""
+        """Returns the job of a case; None if the library lacks it."""
         run = self._make(case, random_start=True)
         if run is None:
             return None
         return Job(case, self.implementation, run, synchronize, "", memory_peak)
 
     def adversarial(self, case: Case) -> np.ndarray | None:
-        """Returns examples (B, H, W, 3) of PGD from the images themselves, as BIM."""
+        """Returns adversarial images (B, H, W, 3), without random start; None if it lacks them."""
         run = self._make(case, random_start=False)
         if run is None:
             return None

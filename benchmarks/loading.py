@@ -1,4 +1,4 @@
-"""Does the loader keep ahead of the device?"""
+"""Compares the loader's speed with that of training steps."""
 
 import tempfile
 import time
@@ -15,19 +15,19 @@ from medadv_jax.data.loader import Dataset, load_dataset, make_loader
 from medadv_jax.distributed import put_batch
 
 LEAST_IMAGES = 512
-_WARM, _STEPS = 2, 20  # batches before the clock starts, and under it
+_WARM, _STEPS = 2, 20  # batches before timing starts, and timed ones
 
 
 def measure_loader(case: Case, runs: int) -> dict[str, Any]:
-    """Times the loader alone, a clean step alone, and the two together, in turn.
+    """Times the loader alone, clean steps alone, and both together, in turn.
 
     Args:
       case: a clean step.
       runs: timed runs of each; medians count.
 
     Returns {"model", "image_size", "batch", "loader_images_per_second", "step_images_per_second",
-    "ratio": loader over step, "waiting": the share of the time of steps fed by the loader that
-    steps on a batch on the device do not take; noise can make it negative}.
+    "ratio": loader over step, "waiting": the fraction of time that steps fed by the loader spend
+    waiting for it; noise can make it negative}.
     """
     ours = Ours(case)
     step = ours.stepper(case)
@@ -61,7 +61,7 @@ def measure_loader(case: Case, runs: int) -> dict[str, Any]:
 
 
 def _dataset(case: Case, folder: Path) -> Dataset:
-    """Generated images in a cache of the kind that every data set has."""
+    """Returns generated images, cached as every data set is."""
     config = case_config(case).data
     count = max(LEAST_IMAGES, case.batch)
     config.update(name="phantoms", cache_dir=str(folder), phantom_images=count, per_class=0)
@@ -70,12 +70,12 @@ def _dataset(case: Case, folder: Path) -> Dataset:
 
 
 def _enough(dataset: Dataset, case: Case) -> np.ndarray:
-    """Positions of as many images as a run takes, each image in turn."""
+    """Returns the positions of the images of one run, repeating the data set as needed."""
     return np.arange((_WARM + _STEPS) * case.batch) % len(dataset.examples)
 
 
 def _seconds(batches: Iterable[Any], use: Any) -> float:
-    """Seconds a batch."""
+    """Returns seconds per batch."""
     start, done, result = 0.0, 0, None
     for batch in batches:
         result = use(batch) if use is not None else None

@@ -1,7 +1,7 @@
-"""Our side of every case, by the functions that a run calls.
+"""Our implementation of every case, by the functions that a run calls.
 
-Nothing is tuned for the benchmark: attacks are those of `evaluate.Predictor`, steps those of
-`make_train_step`, and what suits the backend is chosen as in a run.
+Nothing is tuned for the benchmark: attacks are those of `evaluation.predictor.Predictor`, steps
+those of `training.step.make_train_step`, with the backend's defaults.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ KEY = 0  # of weights, random starts and dropout
 
 
 def make_images(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Returns random images (B, H, W, 3) uint8 and labels (B,) int32, the same for every call."""
+    """Returns random images (B, H, W, 3) uint8 and labels (B,) int32, the same at every call."""
     rng = np.random.default_rng(0)
     shape = (case.batch, case.image_size, case.image_size, 3)
     images = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -38,7 +38,7 @@ def make_images(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def case_config(case: Case) -> Config:
-    """Returns the config of a case: the default one, but for what the case says."""
+    """Returns the default config with the fields that the case sets."""
     config = default.get_config()
     config.model.update(name=case.model, dtype=case.precision)
     config.attack.update(epsilon=EPSILON, relative_step=RELATIVE_STEP, decay=DECAY)
@@ -51,10 +51,10 @@ def case_config(case: Case) -> Config:
 
 
 class Ours:
-    """The programs of one network at one place, and their arguments."""
+    """The compiled functions of one network, image size, batch and precision, and their inputs."""
 
     def __init__(self, case: Case, variables: Variables | None = None):
-        """`case`: any of the place; `variables`: weights; None: fresh ones."""
+        """`case`: any with this network, size, batch and precision; `variables`: None: random."""
         self.case = case
         self.classifier = Classifier(create_model(case.model, CLASSES, dtype=case.precision))
         self._predictor = Predictor(self.classifier)
@@ -77,7 +77,7 @@ class Ours:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def job(self, case: Case) -> Job:
-        """Returns the job of a case of this place."""
+        """Returns the job of a case."""
         runs = {
             "clean_step": self._step,
             "adversarial_step": self._step,
@@ -89,7 +89,7 @@ class Ours:
         return Job(case, "medadv_jax", run, jax.block_until_ready, memory=memory)
 
     def adversarial(self, attack: Attack) -> jax.Array:
-        """Returns the examples (B, H, W, 3) of an attack."""
+        """Returns the adversarial images (B, H, W, 3) of an attack."""
         source = Source("bare", self.variables)
         return self._predictor.attack([attack], source, self.batch, self.key)[0]
 
@@ -103,14 +103,14 @@ class Ours:
         return lambda: self.adversarial(attack)
 
     def stepper(self, case: Case) -> Callable[[Any], Any]:
-        """Returns batch -> what to wait for: one training step, from the state of the last."""
+        """Returns a function that takes one training step on a batch and keeps the new state."""
         config = case_config(case)
         optimizer = make_optimizer(config.train.learning_rate, "constant", 1)
         defense = get_defense("base" if case.task == "clean_step" else "adversarial")
         step = make_train_step(
             self.classifier, optimizer, defense.make_objective(config), config.data.augment
         )
-        state: list[Any] = []  # made at the first call, so that it is not there before its turn
+        state: list[Any] = []  # created at the first call, to need no memory before
 
         def run(batch: Any) -> Any:
             if not state:
@@ -136,15 +136,15 @@ class Ours:
 
 
 def _mesh(devices: int) -> Mesh:
-    """The first devices along the axis `data`."""
+    """Returns a mesh of the first devices, along the axis `data`."""
     chosen = jax.devices()[:devices]
     return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 class _Memory:
-    """The allocator's peak on the device that needs the most, where there is an allocator.
+    """The allocator's peak on the device that needs most; None on a CPU, which has no statistics.
 
-    The peak is that of the process and cannot be set back, so it tells a job's only if it rose.
+    The peak is the process's and cannot be reset, so it is a job's only if it rose.
     """
 
     def __init__(self, devices: list[Any]):

@@ -1,4 +1,4 @@
-"""The peers under one roof: made from one network, asked for jobs, compared with ours."""
+"""All peers behind one interface: made from one network, give jobs, compared with ours."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from medadv_jax.classifier import Variables
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """One program beside ours.
+    """Another implementation of the cases.
 
     Attributes:
       name: as `Job.name`.
@@ -24,17 +24,17 @@ class Peer:
     program: Any
 
     def job(self, case: Case) -> Job | None:
-        """Returns the job of a case; None if there is none."""
+        """Returns the job of a case; None if the peer lacks it."""
         return self.program.job(case)
 
     def compare(self, judge: Judge, case: Case) -> list[Agreement]:
-        """Returns what the judge says of a case."""
+        """Returns the comparisons with ours."""
         if isinstance(self.program, pytorch.PyTorch):
             return judge.pytorch(self.program, self.name, case)
         return judge.library(self.program, self.name, case)
 
     def release(self) -> None:
-        """Gives PyTorch's memory and programs back, everybody's."""
+        """Frees PyTorch's memory and compiled programs, of all peers."""
         pytorch.release()
 
 
@@ -45,7 +45,7 @@ def make_peers(
 
     Args:
       names: of `VARIANTS` and `LIBRARIES`.
-      case: any of the place.
+      case: any with this network, size, batch and precision.
       images: (B, H, W, 3) uint8.
       labels: (B,) int32.
     """

@@ -1,11 +1,11 @@
-"""The peer that counts: torchvision's networks with the same weights, in a hand-tuned loop.
+"""The main peer: torchvision's networks with the same weights, in a hand-tuned PyTorch loop.
 
 channels_last, parameters frozen in the attack, no host synchronisation in the loop; autocast for
-bfloat16, TF32 for float32 (as XLA has it), cuDNN's own tuning; eager and `torch.compile`.
+bfloat16, TF32 for float32 (as XLA), cuDNN's autotuning; eager and `torch.compile`.
 """
 
 # pyright: reportMissingImports=false, reportInvalidTypeForm=false
-# PyTorch is nobody's dependency here: `make peers` installs it for who wants the comparison.
+# PyTorch is no dependency of this project; `make peers` installs it.
 
 import copy
 import functools
@@ -32,7 +32,7 @@ def device_name() -> str:
 
 
 def set_up() -> None:
-    """Sets what a hand-tuned program sets once."""
+    """Sets the global options of a hand-tuned program."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
@@ -63,8 +63,8 @@ def make_network(case: Case, images: np.ndarray) -> Network:
     """Returns a network with random weights, in eval mode.
 
     Its running statistics are those of `images` (B, H, W, 3) uint8: with the initial ones
-    activations would grow from block to block. Blocks begin near their shortcuts, as trained ones
-    do: else the loss is so rough that rounding decides where an attack ends.
+    activations would grow from block to block. Residual branches are scaled down, as in trained
+    networks: otherwise the loss is so rough that rounding decides where an attack ends.
     """
     net = Network(case.model, "float32")
     for name, weight in net.named_parameters():
@@ -72,7 +72,7 @@ def make_network(case: Case, images: np.ndarray) -> Network:
             nn.init.constant_(weight, 0.2)
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = None  # the mean over all batches seen: of this one
+        norm.momentum = None  # statistics are the mean over all batches, here one
     with torch.no_grad():
         net.train()(to_pixels(images[:32], "cpu"))
     for norm in norms:
@@ -108,7 +108,7 @@ def attack(
     num_steps: int,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Returns adversarial images; `start` is PGD's first point, drawn here if not given."""
+    """Returns adversarial images; `start` is PGD's first point, None for a random one."""
     momentum, decay = torch.zeros_like(pixels), DECAY if name == "mifgsm" else 0.0
     num_steps = 1 if name == "fgsm" else num_steps
     step = EPSILON / num_steps * (1 if name in ("fgsm", "mifgsm") else RELATIVE_STEP)
@@ -128,19 +128,19 @@ def attack(
 
 
 class PyTorch:
-    """The programs of one network at one place, and their arguments."""
+    """The PyTorch functions of one network, image size, batch and precision, and their inputs."""
 
     implementation = "pytorch"
 
     def __init__(self, net: Network, images: np.ndarray, labels: np.ndarray, variant: str):
-        """`net` is copied; `variant`: eager or compiled."""
+        """`net` is copied before use; `variant`: eager or compiled."""
         self._variant = variant
         self._net = net
         self._pixels = to_pixels(images)
         self._targets = torch.tensor(labels).long().to(device_name())
 
     def job(self, case: Case) -> Job | None:
-        """Returns the job of a case; None if it is not written for this peer."""
+        """Returns the job of a case; None if this peer lacks it."""
         runs = {"attack": self._attack, "clean_step": self._step, "adversarial_step": self._step}
         if case.task not in runs:
             return None
@@ -148,7 +148,7 @@ class PyTorch:
         return Job(case, self.implementation, run, synchronize, self._variant, memory_peak)
 
     def adversarial(self, name: str, num_steps: int, start: np.ndarray | None) -> np.ndarray:
-        """Returns examples (B, H, W, 3) from a given start (B, H, W, 3); None: the image."""
+        """Returns adversarial images (B, H, W, 3) from a start (B, H, W, 3); None: the images."""
         net = self._frozen()
         point = self._pixels if start is None else to_pixels(start)
         x = attack(net, self._pixels, self._targets, name, num_steps, point)
@@ -194,7 +194,7 @@ class PyTorch:
         return run
 
     def _attacked(self, net: Callable[[Tensor], Tensor], case: Case) -> Tensor:
-        """Each image under the attack, or, of four, image i under attack i modulo 4."""
+        """Attacks each image; with "all", image i by attack i modulo 4."""
         assert case.attack is not None
         if case.attack != ALL:
             return attack(net, self._pixels, self._targets, case.attack, case.num_steps)
@@ -206,14 +206,14 @@ class PyTorch:
 
 
 def synchronize(result: Any = None) -> None:
-    """Blocks until the device is done."""
+    """Blocks until the device has finished."""
     del result
     if device_name() == "cuda":
         torch.cuda.synchronize()
 
 
 def memory_peak() -> tuple[int | None, str | None]:
-    """Returns the allocator's peak since the last call; PyTorch counts none on CPU."""
+    """Returns the allocator's peak since the last call; PyTorch has none on a CPU."""
     if device_name() != "cuda":
         return None, None
     peak = torch.cuda.max_memory_allocated()
@@ -222,7 +222,7 @@ def memory_peak() -> tuple[int | None, str | None]:
 
 
 def release() -> None:
-    """Gives memory and compiled programs back."""
+    """Frees memory and compiled programs."""
     torch._dynamo.reset()
     if device_name() == "cuda":
         torch.cuda.empty_cache()

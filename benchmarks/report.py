@@ -1,5 +1,6 @@
-"""Records, the table on the terminal, and the file."""
+"""Records of the timings, and the tables on the terminal."""
 
+import dataclasses
 import statistics
 import subprocess
 from importlib import metadata
@@ -24,14 +25,7 @@ def make_record(timed: Timed, peak: Peak) -> Record:
     """Returns the record of one implementation of one case."""
     case, job = timed.job.case, timed.job
     return {
-        "task": case.task,
-        "attack": case.attack,
-        "num_steps": case.num_steps,
-        "model": case.model,
-        "image_size": case.image_size,
-        "batch": case.batch,
-        "precision": case.precision,
-        "devices": case.devices,
+        **dataclasses.asdict(case),
         "implementation": job.implementation,
         "variant": job.variant or None,
         "seconds": timed.seconds,
@@ -43,12 +37,6 @@ def make_record(timed: Timed, peak: Peak) -> Record:
         "compile_seconds": timed.compile_seconds,
         "first_run_seconds": timed.first_run_seconds,
     }
-
-
-def same_case(record: Record, case: Case) -> bool:
-    """Whether a record is of this case."""
-    names = ("task", "attack", "model", "image_size", "batch", "precision", "devices", "num_steps")
-    return all(record[name] == getattr(case, name) for name in names)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -70,7 +58,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, marked where files differ from it; None outside of one."""
+    """Returns this checkout's commit, marked if files differ from it; None without git."""
     folder = Path(__file__).parent
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "-uno"])
     try:
@@ -101,9 +89,9 @@ def print_records(records: list[Record]) -> None:
 
 
 def ratios(records: list[Record]) -> list[dict[str, Any]]:
-    """Returns, for each case and peer, its time over ours: above 1 we are faster.
+    """Returns each peer's time over ours for each case: above 1 we are faster.
 
-    PyTorch counts by its faster variant. Ours and the peer's times are of the same alternation.
+    PyTorch's faster variant counts. Only times of the same group, measured in turn, are compared.
     """
     ours = {
         (record["group"], _place(record)): _median(record)
@@ -125,7 +113,7 @@ def ratios(records: list[Record]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-_PLACE = ("task", "attack", "model", "image_size", "batch", "precision", "devices", "num_steps")
+_PLACE = tuple(field.name for field in dataclasses.fields(Case))
 
 
 def _place(record: Record) -> tuple:

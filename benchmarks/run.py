@@ -1,15 +1,15 @@
-"""Times clean steps, attacks, adversarial steps and evaluation, alone or beside other programs.
+"""Times clean steps, attacks, adversarial steps and evaluation, alone or beside other libraries.
 
     python benchmarks/run.py --tasks=attack --models=resnet50,vgg16 --image_sizes=64
     python benchmarks/run.py --suite=cpu --output=benchmark.json   # beside the peers
     python benchmarks/run.py --suite=gpu --output=benchmark.json   # in under nine minutes
     python benchmarks/run.py --growth                              # time against steps and batch
-    python benchmarks/run.py --loader --starts                     # what surrounds the steps
+    python benchmarks/run.py --loader --starts                     # data loader; start of a run
 
-Implementations of a case run in turn, so that a noisy neighbour disturbs all of them. Needs jax,
-flax, optax and ml_collections (`--loader` and `--starts`: all that a run needs); peers (`--peers`,
-and both suites) as far as they are installed: `make peers` does it. A peer's times count only if
-its network and attack agree with ours.
+Implementations of a case run in turn, so that other load on the machine affects all of them.
+Needs jax, flax, optax and ml_collections; `--loader` and `--starts` need the full installation.
+`--peers` and both suites include the peers that are installed (`make peers`). A peer's times count
+only if its network and attack agree with ours.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Side by side, JAX must not take the whole GPU; both grow to what they need while they warm up.
+# JAX and PyTorch share the GPU, so JAX must not allocate all of it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a bare machine has the folder, no package
+sys.path.insert(0, str(Path(__file__).parents[1]))  # works without an installed package
 
 import jax
 from absl import app, flags, logging
@@ -62,25 +62,25 @@ _PRECISIONS = flags.DEFINE_list("precisions", ["float32"], "float32, bfloat16: o
 _DEVICES = flags.DEFINE_list("devices", ["1"], "Numbers of devices.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 10, "Steps of the attacks.", lower_bound=1)
 _RUNS = flags.DEFINE_integer("runs", 5, "Timed runs of each, after two.", lower_bound=1)
-_PEERS = flags.DEFINE_bool("peers", False, "Beside every peer that is installed.")
+_PEERS = flags.DEFINE_bool("peers", False, "Also time every installed peer.")
 _PEER_NAMES = flags.DEFINE_list(
-    "peer_names", [*VARIANTS, *LIBRARIES], "Which: eager and compiled are the PyTorch loop's."
+    "peer_names", [*VARIANTS, *LIBRARIES], "Which peers; eager and compiled are PyTorch's."
 )
 _GROWTH = flags.DEFINE_bool("growth", False, "Also fit time against steps and batch.")
 _LOADER = flags.DEFINE_bool("loader", False, "Also time the loader against clean steps.")
-_STARTS = flags.DEFINE_bool("starts", False, "Also time a run's first step, and the second time's.")
+_STARTS = flags.DEFINE_bool("starts", False, "Also time a run until its first step, twice.")
 _BUDGET = flags.DEFINE_float(
-    "budget_seconds", 0.0, "What would not end by then is left out and named; 0: nothing is; "
-    "the suite gpu has 500 if it is not given."
+    "budget_seconds", 0.0, "Groups that would not end by then are left out and listed; 0: no "
+    "limit, but 500 for the suite gpu."
 )  # fmt: skip
 _COMPILE_CACHE = flags.DEFINE_string(
     "compile_cache", "", 'Folder of compiled programs, as config.compile_cache; "": none.'
 )
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file for all of it.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file for all results.")
 
 
 def chosen_groups() -> list[Group]:
-    """Returns what the flags ask for."""
+    """Returns the groups of cases that the flags ask for."""
     if _SUITE.value:
         return SUITES[_SUITE.value]()
     sizes, batches, devices = (
@@ -94,7 +94,7 @@ def chosen_groups() -> list[Group]:
 
 
 class Benchmark:
-    """Runs groups and collects what they give."""
+    """Runs groups and collects times, comparisons and failures."""
 
     def __init__(self, runs: int, budget: float):
         self._runs, self._end = runs, time.monotonic() + budget if budget else None
@@ -106,7 +106,7 @@ class Benchmark:
         self.left_out: list[str] = []
 
     def run(self, number: int, group: Group) -> None:
-        """Times a group, unless the budget would end first."""
+        """Times a group, unless it would exceed the budget."""
         start, place = time.monotonic(), group.cases[0].place
         if self._end is not None and start + self._longest > self._end:
             self.left_out.append(f"{place}: {', '.join(('medadv_jax', *group.peers))}")
@@ -121,7 +121,7 @@ class Benchmark:
         self._longest = max(self._longest, time.monotonic() - start)
 
     def _prepare(self, group: Group) -> tuple[Ours, dict[str, Any]]:
-        """Returns ours, and the peers that are installed, by name; all with the same weights."""
+        """Returns ours and the installed peers by name, all with the same weights."""
         case, names = group.cases[0], [name for name in group.peers if name in _PEER_NAMES.value]
         missing = [name for name in names if not _installed(name)]
         names = [name for name in names if name not in missing]
@@ -135,7 +135,7 @@ class Benchmark:
         return Ours(case, variables), made
 
     def _run_case(self, number: int, case: Case, ours: Ours, peers: dict[str, Any]) -> None:
-        """Times one case, ours and the peers' in turn, and keeps what agrees."""
+        """Times one case, ours and the peers' in turn; keeps the peers that agree with ours."""
         made = [ours.job(case), *(peer.job(case) for peer in peers.values())]
         timed = measure([job for job in made if job is not None], self._runs, self._failed)
         agreed = {"medadv_jax": True}
@@ -159,7 +159,7 @@ class Benchmark:
         print(f"  failed: {self.failures[-1]}", flush=True)
 
     def records(self) -> list[report.Record]:
-        """Returns the records; shares are of the highest peak that was seen."""
+        """Returns the records; `share_of_peak` refers to the highest measured peak."""
         return [{**report.make_record(t, self.peak), "group": n} for n, t in self.timed]
 
 
@@ -169,14 +169,16 @@ def _installed(peer: str) -> bool:
 
 
 def _checks(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Our counts of work beside the compiler's, for each network and size."""
+    """Compares our FLOP counts with the compiler's, for each network and size."""
     places = {(case.model, case.image_size): None for group in groups for case in group.cases}
     return [compiler_check(*place) for place in places]
 
 
 def measure_around(case: Case, failures: list[str]) -> dict[str, Any]:
-    """Returns what else the flags ask for, at the place of a case; None: it was not asked for, or
-    it failed, and then `failures` says why."""
+    """Returns "growth", "loader" and "starts" for a case; None if not asked for or failed.
+
+    Adds the failures to `failures`.
+    """
     asked = {
         "growth": (_GROWTH.value, lambda: measure_growth(case, _RUNS.value)),
         "loader": (_LOADER.value, lambda: _loader(case)),
@@ -188,12 +190,12 @@ def measure_around(case: Case, failures: list[str]) -> dict[str, Any]:
             continue
         try:
             found[name] = measure_it()
-        except Exception as error:  # what was measured before is not lost with it
+        except Exception as error:  # keep the measurements before it
             failures.append(f"{name}: {type(error).__name__}: {error}")
     return found
 
 
-# These two need the installed package, and more packages.
+# These two need the full installation, so they import lazily.
 
 
 def _loader(case: Case) -> dict[str, Any]:
@@ -214,7 +216,7 @@ def _print_end(content: dict[str, Any]) -> None:
         report.print_ratios(content["ratios"])
     for check in content["flops_checks"]:
         shares = [f"{name} {check[name]['ratio']:.3f}" for name in ("forward", "train")]
-        verdict = "as it should" if check["within"] else "NOT within the tolerance"
+        verdict = "within the tolerance" if check["within"] else "NOT within the tolerance"
         name = f"{check['model']} {check['image_size']} px"
         print(f"the compiler's count of FLOPs / ours, {name}: {', '.join(shares)}: {verdict}")
     for name in ("failures", "left_out"):
@@ -223,7 +225,7 @@ def _print_end(content: dict[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Prints tables; writes everything if asked."""
+    """Prints the tables; writes all results to --output."""
     if len(argv) > 1:
         raise app.UsageError(f"{argv[1]}: not a flag")
     logging.set_verbosity(logging.ERROR)

@@ -1,4 +1,4 @@
-"""How long a command takes to its first step, and how long when it is started again."""
+"""Times a run until its first step, with cold and with warm caches."""
 
 import json
 import subprocess
@@ -11,22 +11,23 @@ from typing import Any
 from benchmarks.cases import Case
 
 ROOT = Path(__file__).parents[1]
-_PATIENCE = 600.0  # seconds
+_TIMEOUT = 600.0  # seconds
 _STAGES = ("base", "adversarial")
 
 
 def measure_starts(case: Case) -> dict[str, Any]:
-    """Starts a run of `main.py` twice, with its programs and images on disk the second time.
+    """Starts `main.py` twice; the second time compiled programs and images are cached.
 
     Args:
-      case: names the network, the image size and the batch; attacks take its `num_steps`.
+      case: gives the network, the image size, the batch and the steps of the attack.
 
-    Returns {"command", "base", "adversarial"}; the two hold {"first_seconds", "second_seconds",
-    "ratio"}: from the start of the process until the metrics are written of the first clean step,
-    and of the first adversarial one, after an epoch of a few clean steps and its validation.
+    Returns {"command", "base", "adversarial"}; the last two hold {"first_seconds",
+    "second_seconds", "ratio"}: seconds from the start of the process until the metrics of the
+    first clean step are written, and of the first adversarial step, which comes after an epoch of
+    a few clean steps and its validation.
 
     Raises:
-      RuntimeError: a run that ended before that.
+      RuntimeError: a run ended before its first adversarial step.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,20 +60,20 @@ def _fields(case: Case, folder: Path) -> list[str]:
 
 
 def _start(fields: list[str], workdir: Path) -> dict[str, float]:
-    """Returns the seconds to the first line of metrics of each stage; ends the run there."""
+    """Returns the seconds until each stage's first line of metrics; then kills the run."""
     command = [sys.executable, str(ROOT / "main.py"), f"--workdir={workdir}", *fields]
     found: dict[str, float] = {}
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         try:
             while len(found) < len(_STAGES):
                 ended, passed = process.poll() is not None, time.perf_counter() - start
                 for stage in _begun(workdir / "metrics.jsonl"):
                     found.setdefault(stage, passed)
-                if len(found) < len(_STAGES) and (ended or passed > _PATIENCE):
-                    said.seek(0)
-                    raise RuntimeError(f"no first step: {said.read().decode()[-1000:]}")
+                if len(found) < len(_STAGES) and (ended or passed > _TIMEOUT):
+                    output.seek(0)
+                    raise RuntimeError(f"no first step: {output.read().decode()[-1000:]}")
                 time.sleep(0.05)
             return found
         finally:
@@ -81,6 +82,6 @@ def _start(fields: list[str], workdir: Path) -> dict[str, float]:
 
 
 def _begun(metrics: Path) -> set[str]:
-    """Returns the stages that have a whole line of metrics."""
+    """Returns the stages that have a complete line of metrics."""
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
     return {json.loads(line)["defense"] for line in lines if line.endswith("\n")}

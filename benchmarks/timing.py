@@ -1,4 +1,4 @@
-"""Timing: jobs in turn, what compiling takes, and how time grows."""
+"""Times jobs in turn, times the compiler, fits time against an amount of work."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.cases import Job
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-_LONG = 0.3  # seconds: what takes less is repeated within a run, so that the clock is no matter
+_LONG = 0.3  # seconds; shorter jobs are repeated within a timed run, for the clock's precision
 
 
 @dataclasses.dataclass
@@ -22,12 +22,12 @@ class Timed:
     """The times of a job.
 
     Attributes:
-      job: what ran.
-      seconds: of one run each.
-      first_run_seconds: of the first call, with tracing and compiling.
-      compile_seconds: of the compiler in it; None: not known.
-      peak_memory_bytes: while it ran; None: not known.
-      peak_memory_source: how that is known; None: it is not.
+      job: the job.
+      seconds: of each timed run.
+      first_run_seconds: of the first run, including tracing and compiling.
+      compile_seconds: of the compiler during the first run; None: unknown.
+      peak_memory_bytes: None: unknown.
+      peak_memory_source: how the peak was measured; None: unknown.
     """
 
     job: Job
@@ -39,25 +39,25 @@ class Timed:
 
     @property
     def median(self) -> float:
-        """Of the timed runs."""
+        """Median seconds of the timed runs."""
         return statistics.median(self.seconds)
 
 
 def measure(
     jobs: Sequence[Job], runs: int, failed: Callable[[Job, Exception], None]
 ) -> list[Timed]:
-    """Warms the jobs up and times them in turn, so that a noisy neighbour disturbs all of them.
+    """Warms up the jobs and times them in turn, so that other load affects all of them.
 
     Args:
       jobs: implementations of one case.
       runs: timed runs of each.
-      failed: told of a job that raised (out of memory, say); it is left out.
+      failed: called with a job that raised, which is then left out.
     """
     timed, repeats = [], []
     for job in jobs:
         try:
             times, repeat = _warm_up(job)
-        except Exception as error:  # a peer's or the device's: the others go on
+        except Exception as error:  # out of memory, for example
             failed(job, error)
             continue
         timed.append(times)
@@ -69,21 +69,21 @@ def measure(
 
 
 def _warm_up(job: Job) -> tuple[Timed, int]:
-    """Runs twice; returns a `Timed` without times, and how often a timed run repeats the work."""
-    job.memory()  # from here on
+    """Runs twice; returns a `Timed` without times, and the repeats within a timed run."""
+    job.memory()  # resets the peak
     with compile_seconds() as compiling:
         first = _seconds(job, 1)
     second = _seconds(job, 1)
     memory, source = job.memory()
     ours = job.implementation == "medadv_jax"
-    # PyTorch does not say what its compiler takes: what the first run took beyond the second.
+    # PyTorch does not report its compile time; the first run minus the second estimates it.
     compiled = sum(compiling) if ours else first - second if job.variant == "compiled" else None
     repeat = max(1, math.ceil(_LONG / second))
     return Timed(job, [], first, compiled, memory, source), repeat
 
 
 def _seconds(job: Job, repeat: int) -> float:
-    """Seconds of one of `repeat` runs that are started one after the other."""
+    """Returns the mean seconds of `repeat` runs, started one after the other."""
     start = time.perf_counter()
     for _ in range(repeat - 1):
         job.run()
@@ -93,7 +93,7 @@ def _seconds(job: Job, repeat: int) -> float:
 
 @contextlib.contextmanager
 def compile_seconds() -> Iterator[list[float]]:
-    """Yields a list that gets the seconds of each program that XLA compiles meanwhile."""
+    """Yields a list that collects the seconds of each XLA compilation inside the block."""
     durations: list[float] = []
 
     def listen(event: str, duration_secs: float, **_: Any) -> None:
@@ -108,10 +108,9 @@ def compile_seconds() -> Iterator[list[float]]:
 
 
 def fit_line(amounts: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
-    """Fits seconds = intercept + slope × amount by least squares of relative errors.
+    """Fits seconds = intercept + slope × amount by least squares of the relative errors.
 
-    Returns slope, intercept, what was fitted, and residual: the largest difference between fit and
-    time, as a share of the time.
+    Returns amounts, seconds, slope, intercept and residual, the largest relative error of the fit.
     """
     x, y = np.asarray(amounts, float), np.asarray(seconds, float)
     slope, intercept = np.polyfit(x, y, 1, w=1 / y)

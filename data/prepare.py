@@ -1,8 +1,8 @@
-"""Decodes a data set into the cache and prints what came of it.
+"""Decodes a data set into the cache and prints the report of the build.
 
     python data/prepare.py --config=configs/pneumonia_resnet.py --config.data.dir=FOLDER
 
-A run does the same by itself when the cache is missing.
+A run does the same by itself if the cache is missing.
 """
 
 import json
@@ -18,7 +18,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 
 
 def main() -> None:
-    """Builds the cache; a UserError where the user must help."""
+    """Builds the cache; raises UserError if the images are missing or unusable."""
     if _CONFIG.value is None:
         raise UserError("--config is missing: give a config file")
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The data sets, as TFDS builders that need no TensorFlow; see README.md for their protocols."""
+"""The data sets by name: TFDS builders that need no TensorFlow. Protocol: data/README.md."""
 
 from medadv_jax.data.breakhis import BreakHis
 from medadv_jax.data.cache import CachedBuilder

@@ -1,12 +1,12 @@
-"""The TFDS builder that all data sets share: decoded squares in an array_record cache.
+"""The TFDS builder that all data sets share: a cache of decoded square images.
 
-A cache is one folder `<cache_dir>/<fingerprint>/<data set>/<config>/<version>/`. TFDS writes it
-under a temporary name and renames it when it is whole, so whatever carries the final name is
-whole. Beside the images lies `index.json`: the metadata of every example in the order of the
-records, and the report of the build.
+A cache is one folder `<cache_dir>/<fingerprint>/<data set>/<config>/<version>/`. It holds
+array_record files of raw pixels and `index.json`: the metadata of every example, in the order of
+the records, and the report of the build. TFDS writes it under a temporary name and renames it at
+the end, so a folder with the final name is complete.
 
-TensorFlow is not needed, which rules out two parts of TFDS: its image feature (encoding), and its
-shuffling writer, which turns to `tf.io.gfile` once a split is larger than 1 GB.
+TensorFlow is not needed. That rules out TFDS's image feature, and its shuffling writer, which
+uses `tf.io.gfile` once a split exceeds 1 GB.
 """
 
 import abc
@@ -28,19 +28,18 @@ from absl import logging
 from medadv_jax.config import Config
 from medadv_jax.errors import UserError
 
-IMAGE_VERSION = "1.1.0"  # raise it when the same files give other pixels, or the index other fields
+IMAGE_VERSION = "1.1.0"  # raise it when the decoded pixels or the fields of the index change
 INDEX_FILE = "index.json"
 METADATA_FIELDS = ("id", "label", "group", "magnification", "source_split", "md5", "subtype")
-# TFDS reads all its splits as "all" and so reserves the name: the one split is stored as "images".
-_STORED_SPLIT = "images"
-_TEXTS = ("id", "group", "source_split", "md5", "subtype")
+_STORED_SPLIT = "images"  # the only one; TFDS reserves the name "all"
+_TEXT_FIELDS = ("id", "group", "source_split", "md5", "subtype")
 _IMAGES_PER_SHARD = 4096
 _IMAGES_PER_WRITE = 128  # TFDS rewrites the split's metadata after every write
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """The fields of `config.data` that decide about images; see configs/default.py."""
+    """The fields of `config.data` that the cached images depend on; see configs/default.py."""
 
     name: str
     dir: str
@@ -53,36 +52,41 @@ class DataSettings:
 
     @classmethod
     def from_config(cls, data_config: Config) -> "DataSettings":
-        """Takes these fields out of `config.data`, which has more."""
+        """Selects these fields from `config.data`."""
         values: dict[str, Any] = data_config.to_dict()
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def cache_folder(self) -> Path:
-        """The folder of all caches, ~ expanded."""
+        """The folder of all caches, with ~ expanded."""
         return Path(self.cache_dir).expanduser()
 
 
 @dataclasses.dataclass(eq=False)
 class ImageConfig(tfds.core.BuilderConfig):
-    """What the cached images depend on, beside the version."""
+    """The TFDS config of a cache."""
 
     image_size: int = 224  # pixels, height = width
-    fit: str = "crop"  # a key of data.images.FITS; "" where images are drawn, not read
-    source: str = ""  # folder of the images; "" where they are drawn
+    fit: str = "crop"  # a key of data.images.FITS; "" for generated images
+    source: str = ""  # folder of the image files; "" for generated images
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What would be built, known without decoding anything."""
+class CacheSpec:
+    """Identifies a cache and counts its images; computed without decoding anything."""
 
     config: ImageConfig
-    facts: object  # whatever else the images depend on; JSON can hold it
-    count: int  # images before damaged ones are left out
+    content: object  # JSON-serialisable; everything else that the images depend on
+    count: int  # images, damaged ones included
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of `content`."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes what `records` yields into the cache, one split; subclasses say what that is."""
+    """Writes the examples of `records` into one cached split; a subclass is a data set."""
 
     VERSION = tfds.core.Version(IMAGE_VERSION)
     CLASS_NAMES: ClassVar[tuple[str, str]]  # negative, positive
@@ -92,30 +96,30 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @classmethod
     @abc.abstractmethod
-    def plan(cls, settings: DataSettings) -> Plan:
-        """Says what would be built; raises UserError when there are no images to be had."""
+    def cache_spec(cls, settings: DataSettings) -> CacheSpec:
+        """Returns which cache these settings need; UserError if there are no images."""
 
     @abc.abstractmethod
     def records(self, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yields the examples and fills in the report.
+        """Yields the examples and fills in the report of the build.
 
         Args:
-          report: holds the keys of `empty_report`; complete when the iterator is exhausted.
+          report: an `empty_report`; it is complete when the iterator is exhausted.
 
         Yields:
-          dicts of `image` (S, S, 3) uint8 and METADATA_FIELDS.
+          dicts with `image` (S, S, 3) uint8 and METADATA_FIELDS.
         """
 
     @property
     def image_config(self) -> ImageConfig:
-        """The config this builder was made with."""
+        """The TFDS config of this builder."""
         assert isinstance(self.builder_config, ImageConfig)
         return self.builder_config
 
     def _info(self) -> tfds.core.DatasetInfo:
         size = self.image_config.image_size
         image = tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding="bytes")
-        text = {name: tfds.features.Text() for name in _TEXTS}
+        text = {name: tfds.features.Text() for name in _TEXT_FIELDS}
         numbers = dict.fromkeys(("label", "magnification"), np.int64)
         return tfds.core.DatasetInfo(
             builder=self,
@@ -130,7 +134,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {_STORED_SPLIT: self._generate_examples(empty_report())}
 
     def _generate_examples(self, report: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields (position, example); writes the index into the unfinished cache at the end."""
+        """Yields (position, example); at the end writes the index into the unfinished cache."""
         index: dict[str, list[Any]] = {name: [] for name in METADATA_FIELDS}
         for position, record in enumerate(self.records(report)):
             for name, column in index.items():
@@ -140,7 +144,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         (Path(self.data_dir) / INDEX_FILE).write_text(content, encoding="utf-8")
 
     def _download_and_prepare(self, dl_manager: tfds.download.DownloadManager, download_config):
-        """Streams the examples to disk in their order, instead of TFDS's shuffling in memory."""
+        """Streams the examples to disk in order; TFDS would shuffle them in memory."""
         info = self._info()  # a new one, since self.info already points at the final folder
         writer = tfds.core.SequentialWriter(info, _IMAGES_PER_SHARD, file_format="array_record")
         writer.initialize_splits([_STORED_SPLIT])
@@ -152,49 +156,45 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def empty_report() -> dict[str, Any]:
-    """The report of a build before it starts.
+    """Returns the report of a build before it starts.
 
-    files_listed: number of files (or drawn images) before anything is left out.
-    rejected: [{file, reason}] left out because nothing can be made of them.
-    dropped: [{reason, count, first}] left out on purpose, with the first few files.
-    names_unparsed: number of files whose name is off the data set's grammar.
+    files_listed: number of files (or generated images) found.
+    rejected: [{file, reason}] of unusable files.
+    dropped: [{reason, count, first}] of files left out on purpose; `first` names a few.
+    names_unparsed: number of files whose name does not follow the data set's pattern.
     notes: lines for people.
     """
     return {"files_listed": 0, "rejected": [], "dropped": [], "names_unparsed": 0, "notes": []}
 
 
-def _fingerprint(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def prepare(
-    builder_class: type[CachedBuilder], plan: Plan, cache_dir: Path
+def open_cache(
+    builder_class: type[CachedBuilder], spec: CacheSpec, cache_dir: Path
 ) -> tuple[Any, dict[str, Any]]:
-    """Builds the cache unless it is there, and opens it.
+    """Opens a cache; builds it first if it does not exist.
 
     Args:
       builder_class: the data set.
-      plan: what its `plan` returned.
+      spec: from its `cache_spec`.
       cache_dir: the folder of all caches.
 
     Returns:
-      TFDS' random-access source of dicts as `CachedBuilder.records` yields them, and the content of
+      a random-access source of the dicts that `CachedBuilder.records` yields, and the content of
       the index: `examples` (a column for each of METADATA_FIELDS) and `report`.
 
     Raises:
-      UserError: the cache cannot be written, or what `records` raises.
+      UserError: the cache cannot be written or is damaged, or an error of `records`.
     """
-    root = cache_dir / _fingerprint(plan.facts)
-    builder = _builder(builder_class, plan.config, root)
+    root = cache_dir / spec.fingerprint
+    builder = _make_builder(builder_class, spec.config, root)
     folder = Path(builder.data_dir)
     if folder.exists() and not (folder / INDEX_FILE).exists():
         logging.warning("%s has no %s: built anew", folder, INDEX_FILE)
         shutil.rmtree(folder)
     if not folder.exists():
-        logging.info("Decoding to %d pixels into %s", plan.config.image_size, folder)
-        _build(_builder(builder_class, plan.config, root), folder)
-        builder = _builder(builder_class, plan.config, root)
-    open_source: Any = builder.as_data_source  # decorated in a way that hides its arguments
+        logging.info("Decoding to %d pixels into %s", spec.config.image_size, folder)
+        _build(_make_builder(builder_class, spec.config, root), folder)
+        builder = _make_builder(builder_class, spec.config, root)
+    open_source: Any = builder.as_data_source  # its decorator hides the arguments from pyright
     try:
         return open_source("all"), json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
     except (ValueError, RuntimeError) as error:  # not JSON, no records
@@ -203,21 +203,19 @@ def prepare(
         ) from error
 
 
-def _builder(builder_class: Any, config: ImageConfig, cache_dir: Path) -> CachedBuilder:
-    # TFDS warns of every config that is not listed in the class; ours cannot be.
-    with _quiet_absl():
+def _make_builder(builder_class: Any, config: ImageConfig, cache_dir: Path) -> CachedBuilder:
+    with _quiet_absl():  # TFDS warns of configs that the class does not list
         return builder_class(data_dir=cache_dir, config=config, file_format="array_record")
 
 
 def _build(builder: CachedBuilder, folder: Path) -> None:
     settings = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        # TFDS prints that it downloads something, which is not so.
+        # TFDS prints that it downloads something; it does not.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_config=settings)
     except OSError as error:
-        # Renaming onto a folder that is not empty fails: another process was first. Its cache is
-        # of the same files and just as good.
+        # Renaming fails when another process has built the same cache; that one is used then.
         if not (folder / INDEX_FILE).exists():
             raise UserError(
                 f"config.data.cache_dir: {folder} cannot be written ({error}); make room or "

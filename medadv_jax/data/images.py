@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a square of 8-bit RGB, or to the reason why not."""
+"""Decodes an image file into a square of 8-bit RGB pixels."""
 
 import io
 from collections.abc import Callable
@@ -6,23 +6,23 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 40_000_000  # larger ones are mistakes or decompression bombs; 0.7 GB while decoding
-# No others: Pillow hands PostScript to Ghostscript, a program in an image.
+MAX_PIXELS = 40_000_000  # 0.7 GB while decoding; more is a mistake or a decompression bomb
+# Pillow would hand PostScript to Ghostscript, which runs programs in the file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
-# Bilinear with antialiasing is what torchvision's ImageNet weights were trained and tested with.
+# Antialiased bilinear, as torchvision's ImageNet weights were trained and tested with.
 _FILTER = Image.Resampling.BILINEAR
 
 
 class BadImageError(Exception):
-    """The file gives no usable image; the message is the reason, as the report prints it."""
+    """The file is no usable image; the message is the reason that the report prints."""
 
 
 def read_square(content: bytes, size: int, fit: str) -> np.ndarray:
-    """Decodes an image file and fits it into a square, its aspect kept.
+    """Decodes an image file and fits it into a square; keeps the aspect ratio.
 
-    Grey, palette, CMYK, 1-bit and 16-bit images come out as 8-bit RGB (16-bit values are scaled);
-    transparent pixels are laid on black, as in `pad`; the EXIF orientation is applied; of an
-    animation the first frame counts.
+    Grey, palette, CMYK, 1-bit and 16-bit images become 8-bit RGB (16-bit values are scaled).
+    Transparent pixels are composited onto black. The EXIF orientation is applied. Of an animation
+    the first frame is taken.
 
     Args:
       content: the bytes of the file.
@@ -33,7 +33,7 @@ def read_square(content: bytes, size: int, fit: str) -> np.ndarray:
       (size, size, 3) uint8.
 
     Raises:
-      BadImageError: the file is empty, damaged, cut short, too large or no image.
+      BadImageError: the file is empty, damaged, truncated, too large or no image.
     """
     if not content:
         raise BadImageError("empty file")
@@ -48,7 +48,7 @@ def read_square(content: bytes, size: int, fit: str) -> np.ndarray:
         raise BadImageError(f"over {MAX_PIXELS / 1e6:.0f} megapixels") from error
     except Image.UnidentifiedImageError as error:
         raise BadImageError("not an image, or of an unknown format") from error
-    # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error.
+    # Damaged files make Pillow raise OSError, SyntaxError, struct.error and others.
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
         raise BadImageError(f"damaged: {type(error).__name__}: {reason}") from error
@@ -60,7 +60,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow as 8-bit RGB; loads the pixels."""
+    """Converts any Pillow mode to 8-bit RGB."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _scale_16_bit(image)
     elif image.mode == "F":
@@ -73,11 +73,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_16_bit(image: Image.Image) -> Image.Image:
-    """Maps 0 … 65535 to 0 … 255, where Pillow's own conversion clips at 255."""
+    """Maps 0 … 65535 to 0 … 255; Pillow's own conversion would clip at 255."""
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:  # mode "I" holds 32 bits
         raise BadImageError("32-bit pixels: what is white is not known")
-    values = values.astype(np.uint32)  # in place from here on: these may be many
+    values = values.astype(np.uint32)  # then in place, to save memory
     values *= 255
     values += 32767
     values //= 65535
@@ -85,12 +85,12 @@ def _scale_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
-    """The centre square, scaled: the shortest side becomes `size`."""
+    """Scales the shortest side to `size` and keeps the centre square."""
     return ImageOps.fit(image, (size, size), method=_FILTER)
 
 
 def _pad(image: Image.Image, size: int) -> Image.Image:
-    """The whole image, scaled and centred on black: the longest side becomes `size`."""
+    """Scales the longest side to `size` and centres the image on black."""
     return ImageOps.pad(image, (size, size), method=_FILTER, color="black")
 
 

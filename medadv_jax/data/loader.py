@@ -1,4 +1,4 @@
-"""From a data set's name to batches of uint8 images on the host; knows no model.
+"""Opens a data set by its name and yields batches of uint8 images on the host.
 
 dataset = load_dataset(config.data)
 for batch in make_loader(dataset, indices, 32, shuffle_seed=config.seed, epoch=0):
@@ -16,7 +16,7 @@ import numpy as np
 
 from medadv_jax.config import Config
 from medadv_jax.data import DATASETS
-from medadv_jax.data.cache import CachedBuilder, DataSettings, prepare
+from medadv_jax.data.cache import CachedBuilder, DataSettings, open_cache
 from medadv_jax.data.images import FITS
 from medadv_jax.data.splits import Example
 from medadv_jax.errors import UserError
@@ -35,7 +35,7 @@ class Batch(TypedDict):
 
 
 class ImageSource:
-    """Random access to the cached images: `source[i]` is (S, S, 3) uint8 of example i."""
+    """Random access to the cached images: `source[i]` is image i, (S, S, 3) uint8."""
 
     def __init__(self, records: Any, folder: Path):
         self._records, self._folder = records, folder
@@ -46,11 +46,11 @@ class ImageSource:
     def __getitem__(self, index: int) -> np.ndarray:
         try:
             return self._records[index]["image"]
-        except Exception as error:  # the file is cut short, or its checksum is wrong
-            raise _broken(self._folder, error) from error
+        except Exception as error:  # the file is truncated, or its checksum is wrong
+            raise _damaged_cache(self._folder, error) from error
 
 
-def _broken(folder: Path, error: object) -> UserError:
+def _damaged_cache(folder: Path, error: object) -> UserError:
     reason = " ".join(str(error).split())[:120]
     return UserError(
         f"config.data.cache_dir: {folder} is damaged ({reason}); delete it, and the images are"
@@ -60,37 +60,35 @@ def _broken(folder: Path, error: object) -> UserError:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set at the target size; `source[i]` belongs to `examples[i]`."""
+    """A data set at the target image size; `source[i]` is the image of `examples[i]`."""
 
     name: str
     class_names: tuple[str, str]  # negative, positive
     examples: tuple[Example, ...]
-    report: dict[str, Any]  # of the build; see data.cache.empty_report
+    report: dict[str, Any]  # of the cache's build; see data.cache.empty_report
     source: Sequence[np.ndarray] | ImageSource
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int32."""
+        """The labels of all examples, (N,) int32."""
         return np.array([example.label for example in self.examples], np.int32)
 
 
 def load_dataset(data_config: Config) -> Dataset:
-    """Opens a data set, decoding it into the cache the first time.
-
-    Args:
-      data_config: `config.data`.
+    """Opens the data set of `config.data`; decodes it into the cache the first time.
 
     Raises:
       UserError: an unknown name, a folder that is missing or holds something else, too many
-        damaged files, or images that can be neither found nor fetched.
+        damaged files, or a failed download.
     """
     settings = DataSettings.from_config(data_config)
     builder_class = _builder_class(settings)
-    records, index = prepare(builder_class, builder_class.plan(settings), settings.cache_folder)
+    spec = builder_class.cache_spec(settings)
+    records, index = open_cache(builder_class, spec, settings.cache_folder)
     columns = index["examples"]
     if len(records) != len(columns["id"]):
         reason = f"{len(records)} images, {len(columns['id'])} names"
-        raise _broken(settings.cache_folder, reason)
+        raise _damaged_cache(settings.cache_folder, reason)
     rows = zip(*columns.values(), strict=True)
     return Dataset(
         name=settings.name,
@@ -102,13 +100,13 @@ def load_dataset(data_config: Config) -> Dataset:
 
 
 def count_listed(data_config: Config) -> int:
-    """Number of images before damaged ones are left out; reads and decodes none of them.
+    """Counts the images of `config.data`, damaged ones included, without reading them.
 
     Raises:
-      UserError: as `load_dataset`, but for damaged files.
+      UserError: as `load_dataset`, except for damaged files.
     """
     settings = DataSettings.from_config(data_config)
-    return _builder_class(settings).plan(settings).count
+    return _builder_class(settings).cache_spec(settings).count
 
 
 def _builder_class(settings: DataSettings) -> type[CachedBuilder]:
@@ -121,7 +119,7 @@ def _builder_class(settings: DataSettings) -> type[CachedBuilder]:
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Number of batches of one pass; the last one may be filled up."""
+    """Returns the number of batches of one pass; the last one may be padded."""
     return -(-num_examples // batch_size)
 
 
@@ -135,20 +133,20 @@ def make_loader(
     part: tuple[int, int] = (0, 1),
     num_threads: int = _READ_THREADS,
 ) -> Iterator[Batch]:
-    """One pass over the given examples in batches of one shape, read ahead in threads.
+    """Yields one pass over the given examples in batches of one shape, read ahead in threads.
 
-    The last batch is filled up by repeating its own examples in turn, with mask 0: statistics over
+    The last batch is padded by repeating its own examples in turn, with mask 0. Statistics over
     the batch then see images, not zeros.
 
     Args:
-      dataset: where to read.
+      dataset: the examples and their images.
       indices: positions in `dataset.examples`.
-      batch_size: rows of every batch, also when there are fewer examples.
-      shuffle_seed: the order is a function of (shuffle_seed, epoch) alone; None: as given.
+      batch_size: rows of every batch, even if there are fewer examples.
+      shuffle_seed: the order depends on (shuffle_seed, epoch) alone; None keeps the given order.
       epoch: number of the pass.
-      part: (i, n): the i-th of n processes, from 0; it reads the i-th n-th of the rows of each
-        batch, and no others. n divides `batch_size`.
-      num_threads: threads that read; 0 reads in the caller's thread, when asked.
+      part: (i, n): yields only rows i·batch_size/n to (i + 1)·batch_size/n of each batch, for
+        process i of n. n divides `batch_size`.
+      num_threads: threads that read; 0 reads in the caller's thread, on demand.
 
     Yields:
       `steps_per_epoch(len(indices), batch_size)` batches of numpy arrays; see `Batch`.
@@ -158,7 +156,7 @@ def make_loader(
         return iter(())
     order = grain.MapDataset.source(positions.tolist())
     if shuffle_seed is not None:
-        order = order.shuffle(seed=_mix(shuffle_seed, epoch))
+        order = order.shuffle(seed=_epoch_seed(shuffle_seed, epoch))
     batches = order.batch(batch_size, drop_remainder=False)
     read = functools.partial(_read_batch, dataset, batch_size, part)
     options = grain.ReadOptions(
@@ -167,8 +165,8 @@ def make_loader(
     return iter(batches.map(read).to_iter_dataset(options))
 
 
-def _mix(seed: int, epoch: int) -> int:
-    """One 32-bit seed for each pair, so that seed 0 epoch 1 is not seed 1 epoch 0."""
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """Hashes the pair to 32 bits, so that (0, 1) and (1, 0) differ."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
@@ -176,7 +174,7 @@ def _read_batch(
     dataset: Dataset, batch_size: int, part: tuple[int, int], positions: np.ndarray
 ) -> Batch:
     mine = np.split(np.arange(batch_size), part[1])[part[0]]
-    rows = positions[mine % len(positions)]  # repeats in turn
+    rows = positions[mine % len(positions)]
     images = [dataset.source[int(row)] for row in rows[: len(positions)]]
     order = np.arange(len(rows)) % len(images)
     return {

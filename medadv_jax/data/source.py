@@ -1,11 +1,11 @@
-"""Data sets that are folders of image files: listing, naming, decoding."""
+"""Data sets that are folders of image files: listing, reading the names, decoding."""
 
 import abc
 import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -13,23 +13,21 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
-from medadv_jax.data.cache import CachedBuilder, DataSettings, ImageConfig, Plan
+from medadv_jax.data.cache import CachedBuilder, CacheSpec, DataSettings, ImageConfig
 from medadv_jax.data.download import fetch
 from medadv_jax.data.images import BadImageError, read_square
 from medadv_jax.errors import UserError
 
-MAX_REJECTED_SHARE = (
-    0.01  # of the listed files; more means that the folder is not what it should be
-)
-_FILES_IN_FLIGHT = 256  # decoded ahead of the writer, which bounds the memory
-_NAMED = 3  # files named in an error or a note
+MAX_REJECTED_SHARE = 0.01  # of the files; if more are unusable, the folder is the wrong one
+_DECODED_AHEAD = 256  # files decoded ahead of the writer; bounds the memory
+_NAMED_FILES = 3  # at most, in an error or a note
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """A file as the folder lists it."""
+    """A file below the data set's folder."""
 
-    path: str  # relative to the source folder, with "/"
+    path: str  # relative to that folder, with "/"
     size: int  # bytes
     modified: int  # nanoseconds
 
@@ -40,41 +38,42 @@ class SourceFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parsed:
-    """What name and folder tell about an image."""
+class ParsedName:
+    """What an image's path says about it."""
 
     label: int  # 1 = malignant or pneumonia
     group: str  # patient or case
     magnification: int = 0  # 0 = unknown
     source_split: str = ""  # 'train' | 'val' | 'test' | ''
-    on_grammar: bool = True  # False: the name is of another grammar
+    follows_pattern: bool = True  # False: the name is not of the data set's usual form
     subtype: str = ""  # of the tissue or the infection; "": unknown
 
 
 class UnlabelledError(Exception):
-    """Neither name nor folder tells the label; the message is the reason."""
+    """Neither the name nor a folder gives the label; the message is the reason."""
 
 
 class FolderBuilder(CachedBuilder, skip_registration=True):
-    """A data set that lies on disk as files; subclasses give names their meaning."""
+    """A data set of image files; a subclass reads labels and patients from their names."""
 
     SUFFIXES: ClassVar[tuple[str, ...]]  # lower case, with the dot
     FOLDER_NAME: ClassVar[str]  # of the unpacked download
-    LAYOUT: ClassVar[str]  # what a folder is expected to hold; for errors
+    LAYOUT: ClassVar[str]  # what the folder should hold; for errors
+    NO_LABEL: ClassVar[str]  # why an image without a label is rejected
     URL: ClassVar[str]  # archive of the download
 
     @classmethod
-    def plan(cls, settings: DataSettings) -> Plan:
-        """See `CachedBuilder.plan`; lists the folder, and fetches it where none is given."""
+    def cache_spec(cls, settings: DataSettings) -> CacheSpec:
+        """See `CachedBuilder.cache_spec`; downloads the data set if no folder is given."""
         folder = cls._folder(settings)
         files = list_files(folder, cls.SUFFIXES)
         if not files:
             raise UserError(f"config.data.dir: no image in {folder}; expected is {cls.LAYOUT}")
         size, fit = settings.image_size, settings.fit
         config = ImageConfig(name=f"{fit}_{size}", image_size=size, fit=fit, source=str(folder))
-        facts = [[file.path, file.size, file.modified] for file in files]
+        content = [[file.path, file.size, file.modified] for file in files]
         kept = [file for file in files if not cls.drop_reason(file.path)]
-        return Plan(config, facts, count_distinct(kept))
+        return CacheSpec(config, content, count_distinct(kept))
 
     @classmethod
     def _folder(cls, settings: DataSettings) -> Path:
@@ -92,50 +91,60 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
 
     @classmethod
     @abc.abstractmethod
-    def parse(cls, path: str) -> Parsed:
-        """Reads a relative path; raises UnlabelledError."""
+    def parse(cls, path: str) -> ParsedName:
+        """Reads a path relative to the data set's folder; raises UnlabelledError."""
+
+    @classmethod
+    def folder_label(cls, path: str) -> int:
+        """Returns the label of the nearest folder named after a class; raises UnlabelledError."""
+        for folder in reversed(PurePosixPath(path).parent.parts):
+            if folder.lower() in cls.CLASS_NAMES:
+                return cls.CLASS_NAMES.index(folder.lower())
+        raise UnlabelledError(cls.NO_LABEL)
 
     @classmethod
     def drop_reason(cls, path: str) -> str:
-        """Why this file is left out on purpose; "" keeps it."""
+        """Returns why a file is left out on purpose; "" if it is kept."""
         return ""
 
     def records(self, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """See `CachedBuilder.records`; raises UserError when over 1 % of the files are rejected."""
+        """See `CachedBuilder.records`; raises UserError if over 1 % of the files are unusable."""
         folder = Path(self.image_config.source)
         files = list_files(folder, self.SUFFIXES)
         report["files_listed"] = len(files)
         kept = self._drop(folder, files, report)
-        kept = self._label(kept, report)
+        labelled = self._label(kept, report)
         check_rejected(report, folder, self.LAYOUT)
-        yield from self._decode(folder, kept, report)
+        yield from self._decode(folder, labelled, report)
         check_rejected(report, folder, self.LAYOUT)
 
     def _drop(
         self, folder: Path, files: Sequence[SourceFile], report: dict[str, Any]
     ) -> list[SourceFile]:
+        """Leaves out exact copies and the files with a `drop_reason`."""
         copies = find_copies(folder, files)
-        reasons: dict[str, list[str]] = {}
+        dropped: dict[str, list[str]] = {}
         kept = []
         for file in files:
             reason = self.drop_reason(file.path)
             if not reason and file.path in copies:
                 reason = "same name and same bytes as another file"
             if reason:
-                reasons.setdefault(reason, []).append(file.path)
+                dropped.setdefault(reason, []).append(file.path)
             else:
                 kept.append(file)
-        for reason, paths in reasons.items():
+        for reason, paths in dropped.items():
             report["dropped"].append(
-                {"reason": reason, "count": len(paths), "first": paths[:_NAMED]}
+                {"reason": reason, "count": len(paths), "first": paths[:_NAMED_FILES]}
             )
             report["notes"].append(f"{len(paths)} files left out: {reason}")
         return kept
 
     def _label(
         self, files: Sequence[SourceFile], report: dict[str, Any]
-    ) -> list[tuple[SourceFile, Parsed]]:
-        labelled, unparsed = [], []
+    ) -> list[tuple[SourceFile, ParsedName]]:
+        """Parses the names; rejects the files without a label."""
+        labelled, unusual = [], []
         for file in files:
             try:
                 parsed = self.parse(file.path)
@@ -143,24 +152,25 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
                 report["rejected"].append({"file": file.path, "reason": str(error)})
                 continue
             labelled.append((file, parsed))
-            if not parsed.on_grammar:
-                unparsed.append(file.path)
-        report["names_unparsed"] = len(unparsed)
-        if unparsed:
-            named = ", ".join(unparsed[:_NAMED])
-            report["notes"].append(f"{len(unparsed)} names are off the grammar, as {named}")
+            if not parsed.follows_pattern:
+                unusual.append(file.path)
+        report["names_unparsed"] = len(unusual)
+        if unusual:
+            named = ", ".join(unusual[:_NAMED_FILES])
+            report["notes"].append(f"{len(unusual)} names are off the grammar, as {named}")
         return labelled
 
     def _decode(
         self,
         folder: Path,
-        files: Sequence[tuple[SourceFile, Parsed]],
+        files: Sequence[tuple[SourceFile, ParsedName]],
         report: dict[str, Any],
     ) -> Iterator[dict[str, Any]]:
+        """Yields the examples; rejects the files that cannot be decoded."""
         size, fit = self.image_config.image_size, self.image_config.fit
-        ids = unique_ids([file.path for file, _ in files])
+        ids = example_ids([file.path for file, _ in files])
 
-        def read(item: tuple[SourceFile, Parsed]) -> tuple[np.ndarray | str, str]:
+        def read(item: tuple[SourceFile, ParsedName]) -> tuple[np.ndarray | str, str]:
             return _read(folder / item[0].path, size, fit)
 
         results = _map_in_threads(read, files)
@@ -182,14 +192,17 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[SourceFile]:
-    """All files with these suffixes below a folder, sorted; macOS's own files are not seen."""
-    found, seen = [], set()
+    """Returns all files with these suffixes below a folder, sorted by path.
+
+    Hidden files and macOS's `__MACOSX` folders are skipped; symbolic links are followed.
+    """
+    found, visited = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        place = os.stat(parent)
-        if (place.st_dev, place.st_ino) in seen:  # links may lead in circles
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in visited:  # a link to a folder above it
             folders.clear()
             continue
-        seen.add((place.st_dev, place.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not _is_hidden(name)]
         for name in names:
             if name.lower().endswith(suffixes) and not _is_hidden(name):
@@ -205,45 +218,46 @@ def _is_hidden(name: str) -> bool:
 
 
 def count_distinct(files: Iterable[SourceFile]) -> int:
-    """Number of files, those of equal name and size counted once; reads none of them."""
+    """Counts files; those of equal name and size count once. Reads none of them."""
     return len({(file.name, file.size) for file in files})
 
 
 def find_copies(folder: Path, files: Sequence[SourceFile]) -> set[str]:
-    """Paths whose name, size and bytes were seen before; Kaggle's archive holds everything twice.
+    """Returns the paths of files with the name and the bytes of an earlier file.
 
-    Reads only files that share name and size with another.
+    Kaggle's archive of the chest X-rays holds every file twice. Reads only files that share name
+    and size with another.
     """
-    shared = Counter((file.name, file.size) for file in files)
+    counts = Counter((file.name, file.size) for file in files)
     seen, copies = set(), set()
     for file in files:
-        if shared[file.name, file.size] == 1 or file.size == 0:
+        if counts[file.name, file.size] == 1 or file.size == 0:
             continue
         try:
             key = (file.name, hashlib.md5((folder / file.path).read_bytes()).digest())
         except OSError:
-            continue  # decoding will tell why
+            continue  # decoding reports it
         if key in seen:
             copies.add(file.path)
         seen.add(key)
     return copies
 
 
-def unique_ids(paths: Sequence[str]) -> list[str]:
-    """The file name without its suffix; the whole path where several files share that."""
+def example_ids(paths: Sequence[str]) -> list[str]:
+    """Returns each file's name without suffix, or its whole path where names repeat."""
     stems = [PurePosixPath(path).stem for path in paths]
     counts = Counter(stems)
     return [stem if counts[stem] == 1 else path for stem, path in zip(stems, paths, strict=True)]
 
 
 def check_rejected(report: dict[str, Any], folder: Path, layout: str) -> None:
-    """Raises UserError when more of the listed files were rejected than chance explains."""
+    """Raises UserError if more than MAX_REJECTED_SHARE of the listed files were rejected."""
     rejected, listed = report["rejected"], report["files_listed"]
     if rejected and not folder.is_dir():
         raise UserError(f"config.data.dir: {folder} vanished while it was read; bring it back")
     if len(rejected) <= MAX_REJECTED_SHARE * listed:
         return
-    named = "; ".join(f"{item['file']} ({item['reason']})" for item in rejected[:_NAMED])
+    named = "; ".join(f"{item['file']} ({item['reason']})" for item in rejected[:_NAMED_FILES])
     raise UserError(
         f"config.data.dir: {len(rejected)} of {listed} files in {folder} cannot be used, more than "
         f"{MAX_REJECTED_SHARE:.0%}: {named}; mend or remove them, expected is {layout}"
@@ -251,7 +265,7 @@ def check_rejected(report: dict[str, Any], folder: Path, layout: str) -> None:
 
 
 def _read(path: Path, size: int, fit: str) -> tuple[np.ndarray | str, str]:
-    """Returns the image and the md5 of its file, or the reason why not and ""."""
+    """Returns the image and the md5 of its file; for an unusable file, the reason and ""."""
     try:
         content = path.read_bytes()
         return read_square(content, size, fit), hashlib.md5(content).hexdigest()
@@ -261,8 +275,8 @@ def _read(path: Path, size: int, fit: str) -> tuple[np.ndarray | str, str]:
         return str(error), ""
 
 
-def _map_in_threads(function, items: Sequence[Any]) -> Iterator[Any]:
+def _map_in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """Like `map`, in order, with a bounded number of results waiting."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the GIL
-        for start in range(0, len(items), _FILES_IN_FLIGHT):
-            yield from pool.map(function, items[start : start + _FILES_IN_FLIGHT])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while decoding
+        for start in range(0, len(items), _DECODED_AHEAD):
+            yield from pool.map(function, items[start : start + _DECODED_AHEAD])

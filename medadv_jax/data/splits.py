@@ -1,11 +1,11 @@
-"""Cuts a data set into training, validation and test examples; knows no image and no model.
+"""Splits a data set into training, validation and test examples.
 
-The default keeps every patient on one side (`patient`). The paper's cut (`image`) and the data
-sets' own (`official`) are there by name, and k folds by patient. Whatever was chosen, an audit
-that does not know how the cut was made looks for groups, exact copies and ids on two sides, and
-stops the run when it finds any.
+By default no patient appears in more than one split (`patient`). `image` splits by image, as the
+paper does; `official` takes the published test images; k folds split by patient. Afterwards an
+independent audit looks for groups, exact copies and ids that two splits have in common, and stops
+the run if it finds any.
 
-Every draw depends on the seed and on the ids alone, never on the order of the examples.
+Randomness depends on the seed and on the ids alone, never on the order of the examples.
 """
 
 import itertools
@@ -19,7 +19,7 @@ import numpy as np
 
 from medadv_jax.config import Config
 from medadv_jax.data.breakhis.folds import read_fold
-from medadv_jax.data.group_split import apportion, assign_groups, shuffled
+from medadv_jax.data.group_split import assign_groups, hash_shuffle, split_count
 from medadv_jax.errors import UserError
 
 CLASSES = (0, 1)
@@ -29,7 +29,7 @@ SHARES = (0.70, 0.15, 0.15)  # the paper's 1400/300/300 of 2000
 
 @dataclass(frozen=True)
 class Example:
-    """What splitting needs to know of an image."""
+    """The metadata of an image."""
 
     id: str
     label: int  # 1 = malignant or pneumonia
@@ -42,7 +42,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Splits:
-    """Indices into the examples, in the order of their ids, and what the audit found."""
+    """Indices into the examples, sorted by id, and the findings of the audit."""
 
     train: list[int]
     validation: list[int]
@@ -51,7 +51,7 @@ class Splits:
     notes: list[str]
 
     def to_json(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Returns the content of splits.json, as plain lists, dicts, strings and numbers."""
+        """Returns the content of splits.json."""
         groups = linked_groups(examples)
         content: dict[str, Any] = {"notes": self.notes, "counts": {}, "audit": self.audit}
         for name in SPLITS:
@@ -66,8 +66,8 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class _Config:
-    """The fields of config.data that say how to cut."""
+class _SplitSettings:
+    """The fields of config.data that decide about the splits."""
 
     name: str
     split: str
@@ -79,43 +79,43 @@ class _Config:
 
 @dataclass
 class _Task:
-    """One call of `make_splits`: what the ways of cutting share."""
+    """Inputs and findings of one call of `make_splits`."""
 
     examples: Sequence[Example]
-    groups: list[str]  # of each example, after linking
-    config: _Config
+    groups: list[str]  # of each example; see `linked_groups`
+    config: _SplitSettings
     seed: int
     audit: dict[str, Any] = field(default_factory=lambda: {"copies": [], "contradictions": []})
     notes: list[str] = field(default_factory=list)
 
 
 def make_splits(examples: Sequence[Example], data_config: Config, seed: int) -> Splits:
-    """Cuts `examples` as `data_config` asks.
+    """Splits `examples` as `data_config` says.
 
     Args:
-      examples: every readable image of the data set; the ids differ.
-      data_config: the fields name, split, official_list, per_class, num_folds and fold.
-      seed: fixes every draw.
+      examples: every readable image of the data set; their ids differ.
+      data_config: has the fields name, split, official_list, per_class, num_folds and fold.
+      seed: of all random choices.
 
     Raises:
-      UserError: the cut that was asked for does not exist, or the audit found a leak.
+      UserError: the requested split is impossible, or the audit found a leak.
     """
-    config = _Config(**{field.name: getattr(data_config, field.name) for field in fields(_Config)})
+    names = [field.name for field in fields(_SplitSettings)]
+    config = _SplitSettings(**{name: getattr(data_config, name) for name in names})
     _check(examples, config)
     if config.split == "official" and config.name == "breakhis":
         examples = _with_published_fold(examples, config.official_list)
     task = _Task(examples, linked_groups(examples), config, seed)
-    cut = _folds if config.num_folds else _CUTS[config.split]
-    parts = [sorted(part, key=lambda i: examples[i].id) for part in cut(task)]
+    split = _folds if config.num_folds else _METHODS[config.split]
+    parts = [sorted(part, key=lambda i: examples[i].id) for part in split(task)]
     _note_copies(task)
     allow_groups = config.split == "image"
     task.audit |= audit_splits(examples, dict(zip(SPLITS, parts, strict=True)), allow_groups)
     crossing = sorted(set(itertools.chain(*task.audit["groups_in_common"].values())))
     if crossing:
         task.notes.append(
-            f"config.data.split=image leaks: {len(crossing)} of {len(set(task.groups))} "
-            "patients have "
-            "images in two splits; accuracies will be too high; config.data.split=patient "
+            f"config.data.split=image leaks: {len(crossing)} of {len(set(task.groups))} patients "
+            "have images in two splits; accuracies will be too high; config.data.split=patient "
             "does not leak"
         )
     return Splits(*parts, audit=task.audit, notes=task.notes)
@@ -124,18 +124,18 @@ def make_splits(examples: Sequence[Example], data_config: Config, seed: int) -> 
 def audit_splits(
     examples: Sequence[Example], parts: Mapping[str, Sequence[int]], allow_groups: bool = False
 ) -> dict[str, dict[str, list[str]]]:
-    """Lists what two splits have in common: groups (linked by copies), md5 sums and ids.
+    """Lists the groups (linked by copies), md5 sums and ids that two splits have in common.
 
     Args:
-      examples: every image of the data set, the ones in no split too: they link groups.
-      parts: indices into `examples` by the split's name.
-      allow_groups: report groups in common, but let them pass.
+      examples: every image of the data set; those outside all splits still link groups.
+      parts: split -> indices into `examples`.
+      allow_groups: common groups are listed but are no error.
 
     Returns:
-      "groups_in_common", "md5_in_common" and "ids_in_common": each the sorted names by pair.
+      "groups_in_common", "md5_in_common" and "ids_in_common": each "split/split" -> sorted names.
 
     Raises:
-      UserError: anything is in common that may not be.
+      UserError: two splits have something in common that is not allowed.
     """
     groups = linked_groups(examples)
     kinds = {
@@ -159,10 +159,10 @@ def audit_splits(
 
 
 def linked_groups(examples: Sequence[Example]) -> list[str]:
-    """Returns the group of each example; groups that share an exact copy become one.
+    """Returns the group of each example; groups that share an exact copy of an image become one.
 
-    The same image under two patients' names means that they are one patient, or that one of
-    the names is wrong: in both cases the two belong on one side.
+    The same image under two patients' names means that they are one patient or that a name is
+    wrong. In both cases the two belong in the same split.
     """
     parent = {example.group: example.group for example in examples}
 
@@ -174,7 +174,7 @@ def linked_groups(examples: Sequence[Example]) -> list[str]:
     first_with: dict[str, str] = {}
     for example in examples:
         one, other = root(example.group), root(first_with.setdefault(example.md5, example.group))
-        # The smaller name wins, so that the order of the examples does not matter.
+        # The smaller name is kept, so that the order of the examples does not matter.
         parent[max(one, other)] = min(one, other)
     return [root(example.group) for example in examples]
 
@@ -182,8 +182,7 @@ def linked_groups(examples: Sequence[Example]) -> list[str]:
 def _by_patient(task: _Task) -> list[list[int]]:
     usable = _without_copies(task, range(len(task.examples)))
     _require_groups(task, usable, 3)
-    parts = _cut_by_group(task, usable, SHARES)
-    return _balance(task, parts, SHARES)
+    return _balance(task, _divide_groups(task, usable, SHARES), SHARES)
 
 
 def _by_image(task: _Task) -> list[list[int]]:
@@ -192,14 +191,14 @@ def _by_image(task: _Task) -> list[list[int]]:
     _require_images(task.config, [task.examples[i].label for i in usable])
     for label in CLASSES:
         members, start = _shuffled_ids(task, usable, label), 0
-        for part, count in zip(parts, apportion(len(members), SHARES), strict=True):
+        for part, count in zip(parts, split_count(len(members), SHARES), strict=True):
             part += members[start : start + count]
             start += count
     return _balance(task, parts, SHARES)
 
 
 def _official(task: _Task) -> list[list[int]]:
-    """Keeps the published test images, all of them; cuts the rest into train and validation."""
+    """Tests on all published test images; divides the rest into training and validation."""
     examples = task.examples
     test = [i for i, example in enumerate(examples) if example.source_split == "test"]
     pool = [i for i, example in enumerate(examples) if example.source_split in ("train", "val")]
@@ -212,25 +211,26 @@ def _official(task: _Task) -> list[list[int]]:
     copies = [i for i in pool if examples[i].md5 in tested]
     task.audit["copies_of_test_images"] = sorted(examples[i].id for i in copies)
     tested_groups = {task.groups[i] for i in test}
-    shared = [i for i in pool if task.groups[i] in tested_groups]  # copies among them: linked
+    # Copies of test images are among these, since their groups are linked.
+    shared = [i for i in pool if task.groups[i] in tested_groups]
     pool = _without_copies(task, sorted(set(pool) - set(shared)))
     shared_groups = sorted({task.groups[i] for i in shared})
     task.audit["left_out_group_in_test"] = {"images": len(shared), "groups": shared_groups}
     task.notes.append(
         f"config.data.split=official: all {len(test)} published test images are the test "
-        "split, neither "
-        f"balanced nor cut; {len(shared)} training images of {len(shared_groups)} groups that "
-        "also occur in test are left out; config.data.per_class bounds train + validation alone"
+        f"split, neither balanced nor cut; {len(shared)} training images of {len(shared_groups)} "
+        "groups that also occur in test are left out; config.data.per_class bounds train + "
+        "validation alone"
     )
     task.audit["in_no_published_split"] = sum(not example.source_split for example in examples)
     _require_groups(task, pool, 2)
     shares = SHARES[:2]
-    return [*_balance(task, _cut_by_group(task, pool, shares), shares), test]
+    return [*_balance(task, _divide_groups(task, pool, shares), shares), test]
 
 
 def _folds(task: _Task) -> list[list[int]]:
-    """Tests fold `fold` of `num_folds`; over all folds each example is tested once."""
-    from sklearn.model_selection import StratifiedGroupKFold  # here: a second, for folds alone
+    """Tests on fold `fold` of `num_folds`; over all folds each example is tested once."""
+    from sklearn.model_selection import StratifiedGroupKFold  # imported lazily: takes a second
 
     usable = _without_copies(task, range(len(task.examples)))
     _require_groups(task, usable, max(3, task.config.num_folds))
@@ -249,16 +249,16 @@ def _folds(task: _Task) -> list[list[int]]:
     )
     if len({task.examples[i].label for i in test}) < len(CLASSES):
         task.notes.append(f"fold {task.config.fold} has one class only: fewer folds are better")
-    return [*_cut_by_group(task, rest, SHARES[:2]), test]
+    return [*_divide_groups(task, rest, SHARES[:2]), test]
 
 
-_CUTS = {"patient": _by_patient, "image": _by_image, "official": _official}
+_METHODS = {"patient": _by_patient, "image": _by_image, "official": _official}
 
 
-def _check(examples: Sequence[Example], config: _Config) -> None:
-    if config.split not in _CUTS:
+def _check(examples: Sequence[Example], config: _SplitSettings) -> None:
+    if config.split not in _METHODS:
         raise UserError(
-            f"config.data.split={config.split!r}: unknown; choose from {', '.join(_CUTS)}"
+            f"config.data.split={config.split!r}: unknown; choose from {', '.join(_METHODS)}"
         )
     if config.num_folds and config.split != "patient":
         raise UserError(
@@ -269,8 +269,7 @@ def _check(examples: Sequence[Example], config: _Config) -> None:
     if config.num_folds == 1 or not 0 <= config.fold < max(1, config.num_folds):
         raise UserError(
             f"config.data.fold={config.fold} of config.data.num_folds={config.num_folds}: "
-            "needs at least 2 "
-            "folds, and a fold from 0 to config.data.num_folds - 1"
+            "needs at least 2 folds, and a fold from 0 to config.data.num_folds - 1"
         )
     repeated = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
     if repeated:
@@ -282,7 +281,7 @@ def _check(examples: Sequence[Example], config: _Config) -> None:
     _require_images(config, [example.label for example in examples])
 
 
-def _require_images(config: _Config, labels: Sequence[int]) -> None:
+def _require_images(config: _SplitSettings, labels: Sequence[int]) -> None:
     for label in CLASSES:
         if labels.count(label) < len(SPLITS):
             raise UserError(
@@ -294,31 +293,31 @@ def _require_images(config: _Config, labels: Sequence[int]) -> None:
 def _require_groups(task: _Task, indices: Iterable[int], needed: int) -> None:
     members = [(task.examples[i].label, task.groups[i]) for i in indices]
     for label in CLASSES:
-        count = len({group for owner, group in members if owner == label})
+        count = len({group for of_class, group in members if of_class == label})
         if count < needed:
-            asked = f"config.data.split={task.config.split}"
+            field_value = f"config.data.split={task.config.split}"
             if task.config.num_folds:
-                asked = f"config.data.num_folds={task.config.num_folds}"
+                field_value = f"config.data.num_folds={task.config.num_folds}"
             raise UserError(
-                f"{asked}: class {label} has {count} patients, at least {needed} are needed; "
+                f"{field_value}: class {label} has {count} patients, at least {needed} are needed; "
                 "set config.data.split=image, which leaks, or add images"
             )
 
 
 def _with_published_fold(examples: Sequence[Example], path: str) -> list[Example]:
-    """Sets source_split from a fold file of BreakHis."""
-    sides = read_fold(path)
-    listed = [replace(e, source_split=sides.get(PurePosixPath(e.id).stem, "")) for e in examples]
-    if not any(example.source_split for example in listed):
+    """Sets `source_split` from a fold file of BreakHis."""
+    fold = read_fold(path)
+    found = [replace(e, source_split=fold.get(PurePosixPath(e.id).stem, "")) for e in examples]
+    if not any(example.source_split for example in found):
         raise UserError(
-            f"config.data.official_list={path}: none of its {len(sides)} names is among the "
+            f"config.data.official_list={path}: none of its {len(fold)} names is among the "
             f"{len(examples)} images; check config.data.dir and the file"
         )
-    return listed
+    return found
 
 
 def _without_copies(task: _Task, indices: Iterable[int]) -> list[int]:
-    """Keeps one of each set of exact copies; none, where the copies' labels differ."""
+    """Keeps one of each set of exact copies; drops all of them if their labels differ."""
     by_md5: dict[str, list[int]] = defaultdict(list)
     for i in sorted(indices, key=lambda i: task.examples[i].id):
         by_md5[task.examples[i].md5].append(i)
@@ -348,41 +347,41 @@ def _note_copies(task: _Task) -> None:
 
 def _shuffled_ids(task: _Task, indices: Iterable[int], label: int) -> list[int]:
     by_id = {task.examples[i].id: i for i in indices if task.examples[i].label == label}
-    return [by_id[name] for name in shuffled(by_id, f"{task.seed}/image")]
+    return [by_id[name] for name in hash_shuffle(by_id, f"{task.seed}/image")]
 
 
 def _balance(
     task: _Task, parts: Sequence[Sequence[int]], shares: Sequence[float]
 ) -> list[list[int]]:
-    """Cuts every part down to equal classes and to its share of per_class; 0: leaves it whole."""
+    """Reduces each part to equal classes and its share of per_class; 0 keeps all images."""
     if not task.config.per_class:
         return [list(part) for part in parts]
-    asked = apportion(round(task.config.per_class * sum(shares)), shares)
+    wanted = split_count(round(task.config.per_class * sum(shares)), shares)
     balanced = []
-    for part, cap in zip(parts, asked, strict=True):
+    for part, most in zip(parts, wanted, strict=True):
         by_class = [_shuffled_ids(task, part, label) for label in CLASSES]
-        count = min(cap, *map(len, by_class))
+        count = min(most, *map(len, by_class))
         balanced.append([i for members in by_class for i in members[:count]])
     taken = [len(part) // len(CLASSES) for part in balanced]
-    if taken != asked:
+    if taken != wanted:
         task.notes.append(
             f"config.data.per_class={task.config.per_class} asks for "
-            f"{'/'.join(map(str, asked))} images "
-            f"a class; there are {'/'.join(map(str, taken))}, as near these shares as can be"
+            f"{'/'.join(map(str, wanted))} images a class; there are "
+            f"{'/'.join(map(str, taken))}, as near these shares as can be"
         )
     return balanced
 
 
-def _cut_by_group(task: _Task, indices: Sequence[int], shares: Sequence[float]) -> list[list[int]]:
-    """Gives every group to one part, so that each class is cut in proportion to `shares`."""
+def _divide_groups(task: _Task, indices: Sequence[int], shares: Sequence[float]) -> list[list[int]]:
+    """Gives every group to one part, so that each class is divided in proportion to `shares`."""
     counts = {task.groups[i]: np.zeros(len(CLASSES), int) for i in indices}
     for i in indices:
         counts[task.groups[i]][task.examples[i].label] += 1
     totals = np.sum(list(counts.values()), axis=0)
-    quotas = np.array([apportion(total, shares) for total in totals.tolist()]).T
+    quotas = np.array([split_count(total, shares) for total in totals.tolist()]).T
     needs = quotas
     if task.config.per_class:
         most = min(round(task.config.per_class * sum(shares)), *totals.tolist())
-        needs = np.array([apportion(most, shares)] * len(CLASSES)).T
+        needs = np.array([split_count(most, shares)] * len(CLASSES)).T
     part_of = assign_groups(counts, quotas, needs, task.seed)
     return [[i for i in indices if part_of[task.groups[i]] == p] for p in range(len(shares))]

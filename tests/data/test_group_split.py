@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medadv_jax.data.group_split import apportion, assign_groups, shuffled
+from medadv_jax.data.group_split import assign_groups, hash_shuffle, split_count
 
 SHARES = (0.70, 0.15, 0.15)
 
@@ -12,8 +12,8 @@ SHARES = (0.70, 0.15, 0.15)
     ("count", "expected"),
     [(1000, [700, 150, 150]), (43, [31, 6, 6]), (20, [14, 3, 3]), (3, [1, 1, 1])],
 )
-def test_apportion(count, expected):
-    assert apportion(count, SHARES) == expected
+def test_split_count(count, expected):
+    assert split_count(count, SHARES) == expected
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_hard_packings(sizes, expected, seed):
         for label in (0, 1)
         for i, size in enumerate(sizes)
     }
-    quotas = np.array([apportion(sum(sizes), SHARES)] * 2).T
+    quotas = np.array([split_count(sum(sizes), SHARES)] * 2).T
     part_of = assign_groups(counts, quotas, quotas, seed)
     filled = np.zeros_like(quotas)
     for group, part in part_of.items():
@@ -40,7 +40,7 @@ def test_hard_packings(sizes, expected, seed):
 
 def test_a_shuffle_depends_on_names_and_purpose_alone():
     names = [f"n{i}" for i in range(30)]
-    drawn = shuffled(names, "a")
+    drawn = hash_shuffle(names, "a")
     assert sorted(drawn) == sorted(names) != drawn
-    assert shuffled(names[::-1], "a") == drawn != shuffled(names, "b")
-    assert shuffled(names[:10], "a") == [name for name in drawn if name in names[:10]]
+    assert hash_shuffle(names[::-1], "a") == drawn != hash_shuffle(names, "b")
+    assert hash_shuffle(names[:10], "a") == [name for name in drawn if name in names[:10]]

@@ -4,37 +4,46 @@ import pytest
 
 from medadv_jax.data.breakhis import BreakHis
 from medadv_jax.data.chest_xray import ChestXray
-from medadv_jax.data.source import Parsed, UnlabelledError, list_files, unique_ids
+from medadv_jax.data.source import ParsedName, UnlabelledError, example_ids, list_files
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40, subtype="A")),
-        ("SOB_B_A-14-22549CD-100-001.png", Parsed(0, "14-22549", 100, subtype="A")),
-        ("SOB_B_A-14-22549G-200-001.png", Parsed(0, "14-22549", 200, subtype="A")),
-        ("SOB_B_TA-14-16184-400-012.png", Parsed(0, "14-16184", 400, subtype="TA")),
-        ("SOB_B_TA-14-16184CD-400-012.png", Parsed(0, "14-16184", 400, subtype="TA")),
-        ("SOB_B_PT-14-29315EF-40-003.png", Parsed(0, "14-29315", 40, subtype="PT")),
-        ("SOB_M_MC-14-19979-40-001.png", Parsed(1, "14-19979", 40, subtype="MC")),
-        ("SOB_M_MC-14-19979C-40-001.png", Parsed(1, "14-19979", 40, subtype="MC")),
-        ("SOB_M_LC-14-13412-100-001.png", Parsed(1, "14-13412", 100, subtype="LC")),
-        ("SOB_M_PC-15-190EF-400-013.png", Parsed(1, "15-190", 400, subtype="PC")),
-        ("SOB_M_DC-13-2773-40-001.PNG", Parsed(1, "13-2773", 40, subtype="DC")),
+        ("SOB_B_A-14-22549AB-40-001.png", ParsedName(0, "14-22549", 40, subtype="A")),
+        ("SOB_B_A-14-22549CD-100-001.png", ParsedName(0, "14-22549", 100, subtype="A")),
+        ("SOB_B_A-14-22549G-200-001.png", ParsedName(0, "14-22549", 200, subtype="A")),
+        ("SOB_B_TA-14-16184-400-012.png", ParsedName(0, "14-16184", 400, subtype="TA")),
+        ("SOB_B_TA-14-16184CD-400-012.png", ParsedName(0, "14-16184", 400, subtype="TA")),
+        ("SOB_B_PT-14-29315EF-40-003.png", ParsedName(0, "14-29315", 40, subtype="PT")),
+        ("SOB_M_MC-14-19979-40-001.png", ParsedName(1, "14-19979", 40, subtype="MC")),
+        ("SOB_M_MC-14-19979C-40-001.png", ParsedName(1, "14-19979", 40, subtype="MC")),
+        ("SOB_M_LC-14-13412-100-001.png", ParsedName(1, "14-13412", 100, subtype="LC")),
+        ("SOB_M_PC-15-190EF-400-013.png", ParsedName(1, "15-190", 400, subtype="PC")),
+        ("SOB_M_DC-13-2773-40-001.PNG", ParsedName(1, "13-2773", 40, subtype="DC")),
         # another year is another case
-        ("SOB_M_DC-13-22549-40-001.png", Parsed(1, "13-22549", 40, subtype="DC")),
+        ("SOB_M_DC-13-22549-40-001.png", ParsedName(1, "13-22549", 40, subtype="DC")),
         # the magnification is missing, the slide is not
-        ("SOB_B_A-14-22549AB-007.png", Parsed(0, "14-22549", on_grammar=False)),
-        ("SOB_M_DC-14-2773.png", Parsed(1, "14-2773", on_grammar=False)),
+        ("SOB_B_A-14-22549AB-007.png", ParsedName(0, "14-22549", follows_pattern=False)),
+        ("SOB_M_DC-14-2773.png", ParsedName(1, "14-2773", follows_pattern=False)),
         # the slide is missing: 40 is a magnification, no case
-        ("SOB_M_DC-14-40-001.png", Parsed(1, "file:SOB_M_DC-14-40-001.png", on_grammar=False)),
-        ("SOB_B_x.png", Parsed(0, "file:SOB_B_x.png", on_grammar=False)),
-        ("SOB_M_DC-14-AB-40-001.png", Parsed(1, "file:SOB_M_DC-14-AB-40-001.png", 40, "", False)),
+        (
+            "SOB_M_DC-14-40-001.png",
+            ParsedName(1, "file:SOB_M_DC-14-40-001.png", follows_pattern=False),
+        ),
+        ("SOB_B_x.png", ParsedName(0, "file:SOB_B_x.png", follows_pattern=False)),
+        (
+            "SOB_M_DC-14-AB-40-001.png",
+            ParsedName(1, "file:SOB_M_DC-14-AB-40-001.png", 40, "", False),
+        ),
         # the folder counts only where the name tells nothing
-        ("malignant/SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40, subtype="A")),
-        ("400X/SOB_B_A-14-22549AB-40-001.png", Parsed(0, "14-22549", 40, subtype="A")),
-        ("malignant/scan 7.png", Parsed(1, "file:malignant/scan 7.png", on_grammar=False)),
-        ("malignant/Benign/7.png", Parsed(0, "file:malignant/Benign/7.png", on_grammar=False)),
+        ("malignant/SOB_B_A-14-22549AB-40-001.png", ParsedName(0, "14-22549", 40, subtype="A")),
+        ("400X/SOB_B_A-14-22549AB-40-001.png", ParsedName(0, "14-22549", 40, subtype="A")),
+        ("malignant/scan 7.png", ParsedName(1, "file:malignant/scan 7.png", follows_pattern=False)),
+        (
+            "malignant/Benign/7.png",
+            ParsedName(0, "file:malignant/Benign/7.png", follows_pattern=False),
+        ),
     ],
 )
 def test_breakhis_names(name, expected):
@@ -46,26 +55,26 @@ def test_breakhis_names(name, expected):
     [
         (
             "train/PNEUMONIA/person12_bacteria_46.jpeg",
-            Parsed(1, "person12", 0, "train", subtype="bacteria"),
+            ParsedName(1, "person12", 0, "train", subtype="bacteria"),
         ),
         (
             "train/PNEUMONIA/person12_virus_48.jpeg",
-            Parsed(1, "person12", 0, "train", subtype="virus"),
+            ParsedName(1, "person12", 0, "train", subtype="virus"),
         ),
         (
             "test/PNEUMONIA/person1_bacteria_2_1.jpeg",
-            Parsed(1, "person1", 0, "test", subtype="bacteria"),
+            ParsedName(1, "person1", 0, "test", subtype="bacteria"),
         ),
-        ("val/NORMAL/NORMAL2-IM-1427-0001.jpeg", Parsed(0, "NORMAL2-IM-1427", 0, "val")),
-        ("IM-0043-0001.jpeg", Parsed(0, "IM-0043")),
-        ("IM-0043-0001-0002.jpeg", Parsed(0, "IM-0043")),
-        ("NORMAL2-IM-0043-0001-0002.jpeg", Parsed(0, "NORMAL2-IM-0043")),
-        ("x/IM-0043-0001.jpg", Parsed(0, "IM-0043")),
-        ("x/person7_virus_1.PNG", Parsed(1, "person7", subtype="virus")),
+        ("val/NORMAL/NORMAL2-IM-1427-0001.jpeg", ParsedName(0, "NORMAL2-IM-1427", 0, "val")),
+        ("IM-0043-0001.jpeg", ParsedName(0, "IM-0043")),
+        ("IM-0043-0001-0002.jpeg", ParsedName(0, "IM-0043")),
+        ("NORMAL2-IM-0043-0001-0002.jpeg", ParsedName(0, "NORMAL2-IM-0043")),
+        ("x/IM-0043-0001.jpg", ParsedName(0, "IM-0043")),
+        ("x/person7_virus_1.PNG", ParsedName(1, "person7", subtype="virus")),
         # the name wins over the folder
-        ("PNEUMONIA/IM-0043-0001.jpeg", Parsed(0, "IM-0043")),
-        ("test/NORMAL/case 3.png", Parsed(0, "file:test/NORMAL/case 3.png", 0, "test", False)),
-        ("pneumonia/IM-43.jpeg", Parsed(1, "file:pneumonia/IM-43.jpeg", on_grammar=False)),
+        ("PNEUMONIA/IM-0043-0001.jpeg", ParsedName(0, "IM-0043")),
+        ("test/NORMAL/case 3.png", ParsedName(0, "file:test/NORMAL/case 3.png", 0, "test", False)),
+        ("pneumonia/IM-43.jpeg", ParsedName(1, "file:pneumonia/IM-43.jpeg", follows_pattern=False)),
     ],
 )
 def test_chest_xray_names(name, expected):
@@ -118,7 +127,7 @@ def test_every_real_name_is_on_the_grammar(real_data_dir: Path):
         assert files
         for file in files:
             parsed = builder.parse(file.path)
-            assert parsed.on_grammar
+            assert parsed.follows_pattern
             assert names[parsed.label] in file.path.lower().split("/")  # these folders are right
             assert (f"/{parsed.magnification}X/" in file.path) == (builder is BreakHis)
 
@@ -141,4 +150,4 @@ def test_hidden_files_and_other_kinds_are_not_listed(tmp_path: Path):
 
 def test_ids_are_names_and_paths_only_where_names_repeat():
     paths = ["train/a.png", "train/b.png", "test/a.png"]
-    assert unique_ids(paths) == ["train/a.png", "b", "test/a.png"]
+    assert example_ids(paths) == ["train/a.png", "b", "test/a.png"]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_killed_run_ends_as_an_undisturbed_one(tmp_path):
-    command = [sys.executable, "tools/soak.py", f"--folder={tmp_path}", "--kills=4"]
+    command = [sys.executable, "-m", "tools.soak", f"--folder={tmp_path}", "--kills=4"]
     done = subprocess.run([*command, "--defenses=base,adversarial"], cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""BreakHis: histology of breast tumours; see builder.py."""
+"""The BreakHis data set: histology of breast tumours."""
 
 from medadv_jax.data.breakhis.builder import BreakHis
 

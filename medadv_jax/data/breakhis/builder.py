@@ -1,21 +1,20 @@
 """BreakHis (Spanhol et al., IEEE TBME 2016): 7,909 images of 82 slides of 70 cases.
 
-Names are parsed, folders are not trusted, because mirrors re-arrange them:
-`SOB_M_DC-14-17614-200-003.png` is class, subtype, year, slide, magnification, number. A slide
-such as 22549AB is a part of the case 22549, so groups are (year, leading digits of the slide).
+Labels and groups come from the file names, since mirrors re-arrange the folders.
+`SOB_M_DC-14-17614-200-003.png` is class, subtype, year, slide, magnification and number. A slide
+such as 22549AB is a part of case 22549, so a group is (year, leading digits of the slide).
 """
 
 import re
 from pathlib import PurePosixPath
 
-from medadv_jax.data.source import FolderBuilder, Parsed, UnlabelledError
+from medadv_jax.data.source import FolderBuilder, ParsedName
 
 _NAME = re.compile(r"SOB_([BM])_([A-Z]+)-(\d+)-([0-9A-Za-z]+)-(\d+)-(\d+)\.png", re.IGNORECASE)
 _LABEL = re.compile(r"SOB_([BM])_", re.IGNORECASE)
-# The slide of a name that goes on in another way. Where the slide itself is missing, what stands
-# in its place is a magnification and no case.
+# The slide in a name of another form. A magnification in the slide's place is no slide.
 _SLIDE = re.compile(r"SOB_[BM]_([A-Z]+)-(\d+)-(?!(?:40|100|200|400)-)(\d+)[A-Z]*(?![0-9A-Z])", re.I)
-_DROPPED_CASE = ("DC", "14-13412")
+_DROPPED_SLIDE = ("DC", "14-13412")
 
 
 class BreakHis(FolderBuilder, skip_registration=True):
@@ -25,6 +24,7 @@ class BreakHis(FolderBuilder, skip_registration=True):
     SUFFIXES = (".png",)
     FOLDER_NAME = "BreaKHis_v1"
     LAYOUT = "BreaKHis_v1/ with SOB_*.png at any depth"
+    NO_LABEL = "no SOB_B or SOB_M in the name, no folder benign or malignant above it"
     URL = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
     CLASS_NAMES = ("benign", "malignant")
     DESCRIPTION = "Histology of breast tumours, 700 x 460 pixels, H&E."
@@ -34,25 +34,25 @@ class BreakHis(FolderBuilder, skip_registration=True):
     CITATION = "Spanhol et al., A Dataset for Breast Cancer Histopathological Image Classification, IEEE TBME 2016"  # noqa: E501
 
     @classmethod
-    def parse(cls, path: str) -> Parsed:
-        """Reads class, case and magnification; what the name does not tell stays unknown."""
-        name = PurePosixPath(path).name
+    def parse(cls, path: str) -> ParsedName:
+        """Reads class, case, magnification and subtype from the name, as far as it has them."""
+        name, alone = PurePosixPath(path).name, f"file:{path}"
         if match := _NAME.fullmatch(name):
             letter, subtype, year, slide, magnification, _ = match.groups()
             case = re.match(r"\d+", slide)
             if case:
                 group = f"{year}-{case[0]}"
-                return Parsed(_label(letter), group, int(magnification), subtype=subtype)
-            return Parsed(_label(letter), f"file:{path}", int(magnification), on_grammar=False)
+                return ParsedName(_label(letter), group, int(magnification), subtype=subtype)
+            return ParsedName(_label(letter), alone, int(magnification), follows_pattern=False)
         if match := _LABEL.match(name):
-            return Parsed(_label(match[1]), _case(name) or f"file:{path}", on_grammar=False)
-        return Parsed(_folder_label(path), f"file:{path}", on_grammar=False)
+            return ParsedName(_label(match[1]), _case(name) or alone, follows_pattern=False)
+        return ParsedName(cls.folder_label(path), alone, follows_pattern=False)
 
     @classmethod
     def drop_reason(cls, path: str) -> str:
-        """Slide 13412 is filed as ductal (DC) and as lobular (LC), with the same images."""
+        """Drops the ductal (DC) copies of slide 13412, whose images are also filed as lobular."""
         match = _SLIDE.match(PurePosixPath(path).name)
-        if match and (match[1].upper(), f"{match[2]}-{match[3]}") == _DROPPED_CASE:
+        if match and (match[1].upper(), f"{match[2]}-{match[3]}") == _DROPPED_SLIDE:
             return "slide 14-13412 filed as DC holds the images filed as LC"
         return ""
 
@@ -64,10 +64,3 @@ def _label(letter: str) -> int:
 def _case(name: str) -> str:
     match = _SLIDE.match(name)
     return f"{match[2]}-{match[3]}" if match else ""
-
-
-def _folder_label(path: str) -> int:
-    for folder in reversed(PurePosixPath(path).parent.parts):
-        if folder.lower() in BreakHis.CLASS_NAMES:
-            return BreakHis.CLASS_NAMES.index(folder.lower())
-    raise UnlabelledError("no SOB_B or SOB_M in the name, no folder benign or malignant above it")

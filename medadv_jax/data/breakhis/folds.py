@@ -1,4 +1,4 @@
-"""BreakHis' published folds: files of lines `name.png|magnification|fold|train` or `…|test`."""
+"""BreakHis's published folds: files of lines `name.png|magnification|fold|train` or `…|test`."""
 
 from pathlib import Path, PurePosixPath
 
@@ -6,13 +6,10 @@ from medadv_jax.errors import UserError
 
 
 def read_fold(path: str) -> dict[str, str]:
-    """Returns a file's side, "train" or "test", of each name without its suffix.
-
-    Args:
-      path: a `dsfold*.txt`.
+    """Returns image name without suffix -> "train" or "test", from a `dsfold*.txt`.
 
     Raises:
-      UserError: no path, no such file, a line of another form, or a name on both sides.
+      UserError: no path, no such file, a malformed line, or a name in both parts.
     """
     if not path:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Chest X-rays of children, normal and with pneumonia; see builder.py."""
+"""The chest X-ray data set: children, normal or with pneumonia."""
 
 from medadv_jax.data.chest_xray.builder import ChestXray
 

@@ -1,10 +1,10 @@
-"""Procedural stand-ins for the two data sets: chest X-rays and stained tissue.
+"""Generated images that stand in for the two data sets: chest X-rays and stained tissue.
 
-They let everything be run without a download; a number measured on them says nothing about
-medicine. As in the real sets, several images come from one patient and look alike (anatomy,
-exposure, stain, texture), so that a split by image leaks and a split by patient does not. The
-classes differ by a strong sign that survives small perturbations (opacities, nuclei), by a faint
-fine texture that does not, and overlap, so that nothing is classified perfectly.
+With them everything runs without a download; results on them say nothing about medicine. As in
+the real sets, a patient has several images that look alike (anatomy, exposure, stain, texture),
+so a split by image leaks and a split by patient does not. The classes differ by a strong sign
+that survives small perturbations (opacities, nuclei) and by a faint fine texture that does not.
+They overlap, so no classifier is perfect.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ import numpy as np
 
 from medadv_jax.data.phantoms import histology, xray
 
-VERSION = "1.0.0"  # goes up with every change of a pixel: the caches are named after it
+VERSION = "1.0.0"  # raise it when any pixel changes; part of the cache's fingerprint
 KINDS = {"xray": xray.draw, "histology": histology.draw}
-_IMAGES_A_PATIENT = (3, 6)
+_IMAGES_PER_PATIENT = (3, 6)  # least and most
 
 
 def generate(kind: str, num_images: int, image_size: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Draws images one after the other; the labels alternate.
+    """Generates images with alternating labels.
 
-    Image i depends on `kind`, `seed` and i alone: fewer images are the first of more. It looks the
-    same at every size, up to the detail that the size can hold.
+    Image i depends on `kind`, `seed` and i alone, so more images begin with the same ones. It
+    shows the same at every size, up to the finest detail that the size can hold.
 
     Args:
       kind: "xray" or "histology".
@@ -33,11 +33,11 @@ def generate(kind: str, num_images: int, image_size: int, seed: int) -> Iterator
       seed: a non-negative integer.
 
     Yields:
-      image (S, S, 3) uint8, label (0 or 1), id, group (the patient), magnification (0 for X-rays,
-      else 40, 100, 200 or 400), source_split ("") and md5 (of the image's bytes).
+      dicts with image (S, S, 3) uint8, label (0 or 1), id, group (the patient), magnification (0
+      for X-rays, else 40, 100, 200 or 400), source_split (""), md5 (of the pixels), subtype ("").
 
     Raises:
-      ValueError: an unknown kind, or an image below 32 pixels.
+      ValueError: an unknown kind, or images below 32 pixels.
     """
     if kind not in KINDS:
         raise ValueError(f"phantoms of kind {kind!r}: choose from {', '.join(KINDS)}")
@@ -66,10 +66,10 @@ def generate(kind: str, num_images: int, image_size: int, seed: int) -> Iterator
 
 
 def _patients(seed: int, code: int, label: int) -> Iterator[int]:
-    """Yields the patient's number for each image of a class: 0, 0, 0, 0, 1, 1, 1, 2, …"""
+    """Yields the patient's number of each image of a class: 0, 0, 0, 0, 1, 1, 1, 2, …"""
     rng = np.random.default_rng([seed, code, 0, label])
     number = 0
     while True:
-        for _ in range(rng.integers(*_IMAGES_A_PATIENT, endpoint=True)):
+        for _ in range(rng.integers(*_IMAGES_PER_PATIENT, endpoint=True)):
             yield number
         number += 1

@@ -1,16 +1,16 @@
-"""The phantoms as a data set: drawn instead of read, cached like the others."""
+"""The phantoms as a data set: generated instead of read, cached like the others."""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from medadv_jax.data import phantoms
-from medadv_jax.data.cache import CachedBuilder, DataSettings, ImageConfig, Plan
+from medadv_jax.data.cache import CachedBuilder, CacheSpec, DataSettings, ImageConfig
 
 
 @dataclasses.dataclass(eq=False)
 class PhantomConfig(ImageConfig):
-    """What is drawn."""
+    """The arguments of `phantoms.generate`."""
 
     kind: str = "xray"  # xray | histology
     num_images: int = 0
@@ -18,23 +18,24 @@ class PhantomConfig(ImageConfig):
 
 
 class Phantoms(CachedBuilder, skip_registration=True):
-    """Procedural stand-ins of both kinds; see `phantoms`."""
+    """Generated stand-ins of both kinds; see `phantoms`."""
 
     name = "phantoms"
     CLASS_NAMES = ("negative", "positive")
     DESCRIPTION = "Drawn images that stand in for X-rays or histology; no real patient."
 
     @classmethod
-    def plan(cls, settings: DataSettings) -> Plan:
-        """See `CachedBuilder.plan`."""
-        drawn = {
+    def cache_spec(cls, settings: DataSettings) -> CacheSpec:
+        """See `CachedBuilder.cache_spec`."""
+        arguments = {
             "kind": settings.phantom_kind,
             "num_images": settings.phantom_images,
             "seed": settings.phantom_seed,
         }
         size = settings.image_size
-        config = PhantomConfig(name=f"drawn_{size}", image_size=size, fit="", **drawn)
-        return Plan(config, {**drawn, "version": phantoms.VERSION}, settings.phantom_images)
+        config = PhantomConfig(name=f"drawn_{size}", image_size=size, fit="", **arguments)
+        content = {**arguments, "version": phantoms.VERSION}
+        return CacheSpec(config, content, settings.phantom_images)
 
     def records(self, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """See `CachedBuilder.records`."""

@@ -1,11 +1,10 @@
-"""What both kinds are drawn with: coordinates, soft edges and random textures of any size."""
+"""Building blocks of the phantoms at any size: coordinates, soft edges, random textures."""
 
 from functools import lru_cache
 
 import numpy as np
 
-# Textures are sums of cosines up to this many half-waves a side; a smaller image holds fewer.
-_FINEST = 128
+_FINEST = 128  # half-waves a side in a texture; a smaller image holds fewer
 
 
 @lru_cache(maxsize=8)
@@ -18,7 +17,7 @@ def _cosines(size: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _band(low: float, high: float) -> np.ndarray:
-    """Returns (128, 128) float32 amplitudes of a band of half-waves; the field has variance 1."""
+    """Returns (128, 128) float32 amplitudes of a band; the resulting field has variance 1."""
     waves = np.arange(_FINEST)
     distance = np.hypot(waves[:, None], waves)
     inside = 1 / (1 + np.exp(np.clip(2 * (low - distance), -50, 50)))
@@ -32,13 +31,14 @@ def _band(low: float, high: float) -> np.ndarray:
 def texture(rng: np.random.Generator, size: int, low: float, high: float) -> np.ndarray:
     """Returns a (size, size) float32 Gaussian field of mean 0 and variance 1.
 
-    The same generator state gives the same field at every size, without what is too fine for it.
+    The same generator state gives the same field at every size, up to the finest detail that the
+    size can hold.
 
     Args:
-      rng: where the field comes from.
+      rng: source of the random amplitudes.
       size: pixels a side.
-      low: coarsest half-waves a side.
-      high: finest half-waves a side, up to 128.
+      low: half-waves a side of the coarsest detail.
+      high: half-waves a side of the finest detail, up to 128.
     """
     amplitudes = rng.standard_normal((_FINEST, _FINEST), dtype=np.float32) * _band(low, high)
     cosines = _cosines(size)
@@ -48,16 +48,16 @@ def texture(rng: np.random.Generator, size: int, low: float, high: float) -> np.
 
 @lru_cache(maxsize=8)
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns x (1, size) and y (size, 1), the pixel centres in [0, 1]."""
+    """Returns x (1, size) and y (size, 1) float32: the pixel centres in [0, 1]."""
     centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
     return centres[None, :], centres[:, None]
 
 
-def soft(distance: np.ndarray, width: float) -> np.ndarray:
-    """Returns 0 … 1 across a soft edge at distance 0, from outside (negative) to inside."""
+def soft_edge(distance: np.ndarray, width: float) -> np.ndarray:
+    """Returns a smooth step from 0 (outside, negative distances) to 1 (inside)."""
     return 0.5 + 0.5 * np.tanh(distance / width)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Rounds [0, 1] to 8 bits, cutting off what is outside."""
+    """Clips to [0, 1] and rounds to 8 bits."""
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)

@@ -1,4 +1,7 @@
-"""Tissue stained with haematoxylin and eosin: stroma, gaps and nuclei; malignant ones stand out."""
+"""Tissue stained with haematoxylin and eosin: stroma, gaps and nuclei.
+
+Malignant nuclei are more, larger, darker and less regular.
+"""
 
 from dataclasses import dataclass
 
@@ -14,9 +17,9 @@ _SCALE = {40: 0.72, 100: 0.85, 200: 1.0, 400: 1.25}  # of a nucleus, by magnific
 
 @dataclass(frozen=True)
 class _Slide:
-    """What all images of a patient share."""
+    """Properties shared by all images of a patient."""
 
-    haematoxylin: np.ndarray  # (3,) densities, after this laboratory's staining
+    haematoxylin: np.ndarray  # (3,) optical densities
     eosin: np.ndarray
     light: np.ndarray  # (3,) colour of the lamp
     fibre_angle: float
@@ -27,10 +30,10 @@ class _Slide:
 
 @dataclass(frozen=True)
 class _Nuclei:
-    """How the nuclei of one image look."""
+    """Appearance of the nuclei of one image."""
 
     count: int
-    radius: float  # mean, in shares of the image's side
+    radius: float  # mean, as a fraction of the image's side
     variety: float  # standard deviation of the logarithm of the radius
     irregularity: float  # of the outline, in radii
     darkness: float  # density of haematoxylin
@@ -43,8 +46,8 @@ def draw(
 
     Args:
       label: 1 for malignant.
-      patient_rng: gives what all images of the patient share.
-      rng: gives the rest.
+      patient_rng: for properties shared by the patient's images.
+      rng: for the rest.
       size: pixels a side.
 
     Returns:
@@ -59,7 +62,7 @@ def draw(
     chromatin = _chromatin(nuclei, rng, size)
     grain = fields.texture(rng, size, 18, 28)
     blue = 0.05 * tissue + chromatin * tissue * (1 + 0.25 * grain)
-    blue += _faint_sign(label, rng) * grain
+    blue += _fine_texture(label, rng) * grain
     pink = stroma * (1 - 0.5 * np.clip(chromatin, 0, 1))
     density = blue[..., None] * slide.haematoxylin + pink[..., None] * slide.eosin
     image = slide.light * np.exp(-density)
@@ -83,12 +86,12 @@ def _slide(rng: np.random.Generator) -> _Slide:
 def _stroma(
     slide: _Slide, bundles: np.ndarray, rng: np.random.Generator, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the density of eosin and the share of tissue, both (size, size)."""
+    """Returns the density of eosin and the fraction of tissue, both (size, size)."""
     x, y = fields.grid(size)
     angle = slide.fibre_angle + rng.normal(0, 0.15)
     along = x * np.cos(angle) + y * np.sin(angle)
     phase = 2 * np.pi * slide.fibre_waves * along + 2.2 * bundles + rng.uniform(0, 2 * np.pi)
-    tissue = fields.soft(slide.gaps - bundles - 0.4 * fields.texture(rng, size, 2, 8), 0.25)
+    tissue = fields.soft_edge(slide.gaps - bundles - 0.4 * fields.texture(rng, size, 2, 8), 0.25)
     cloudy = fields.texture(rng, size, 2, 16)
     eosin = 0.42 + 0.09 * np.cos(phase) + 0.05 * cloudy
     return np.clip(eosin, 0, None) * tissue, tissue
@@ -108,7 +111,7 @@ def _nuclei(label: int, slide: _Slide, rng: np.random.Generator, scale: float) -
 
 
 def _chromatin(nuclei: _Nuclei, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Returns the nuclei's density of haematoxylin, (size, size); each is drawn in its own box."""
+    """Returns the nuclei's density of haematoxylin, (size, size)."""
     x, y = fields.grid(size)
     chromatin = np.zeros((size, size), np.float32)
     for _ in range(nuclei.count):
@@ -127,10 +130,10 @@ def _chromatin(nuclei: _Nuclei, rng: np.random.Generator, size: int) -> np.ndarr
         distance = (outline / squeeze - np.hypot(across, down) / radius) * radius
         edge = max(0.006, 0.4 / size)
         box = chromatin[top:bottom, left:right]
-        np.maximum(box, darkness * fields.soft(distance, edge), out=box)
+        np.maximum(box, darkness * fields.soft_edge(distance, edge), out=box)
     return chromatin
 
 
-def _faint_sign(label: int, rng: np.random.Generator) -> float:
-    """Returns the amplitude of a fine texture: a true sign, and one that ε = 0.03 can forge."""
+def _fine_texture(label: int, rng: np.random.Generator) -> float:
+    """Returns the amplitude of a fine texture that tells the class; ε = 0.03 can forge it."""
     return rng.uniform(0.012, 0.035) if label else rng.uniform(0.0, 0.02)

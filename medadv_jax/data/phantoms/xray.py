@@ -1,4 +1,4 @@
-"""A chest seen from the front: rib cage, spine, heart, two lungs; pneumonia adds opacities."""
+"""A frontal chest X-ray: rib cage, spine, heart and two lungs; pneumonia adds opacities."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from medadv_jax.data.phantoms import fields
 
-_LUNG, _TISSUE = 0.22, 0.68  # brightness of air and of what an opacity turns it into
+_LUNG, _TISSUE = 0.22, 0.68  # brightness of air and of an opacity
 
 
 @dataclass(frozen=True)
 class _Chest:
-    """The geometry of a patient, in shares of the image's side."""
+    """The anatomy of a patient; lengths as fractions of the image's side."""
 
     centre: float
     lung_width: float  # half axes
@@ -33,8 +33,8 @@ def draw(
 
     Args:
       label: 1 for pneumonia.
-      patient_rng: gives what all images of the patient share.
-      rng: gives the rest.
+      patient_rng: for properties shared by the patient's images.
+      rng: for the rest.
       size: pixels a side.
 
     Returns:
@@ -42,7 +42,7 @@ def draw(
     """
     chest = _chest(patient_rng)
     tissue = fields.texture(patient_rng, size, 2, 14)
-    x, y = _turned(rng, size)
+    x, y = _posed_grid(rng, size)
     lungs = _lungs(chest, x, y)
     image = _anatomy(chest, x, y, lungs) + 0.025 * tissue
     haze = fields.texture(rng, size, 3, 12)
@@ -50,7 +50,7 @@ def draw(
     for strength, spot in _opacities(label, chest, rng, x, y):
         air *= 1 - strength * np.clip(spot * (1 + 0.35 * haze), 0, 1)
     image += (1 - air) * lungs * (_TISSUE - _LUNG)
-    image += _faint_sign(label, rng) * lungs * fields.texture(rng, size, 18, 28)
+    image += _fine_texture(label, rng) * lungs * fields.texture(rng, size, 18, 28)
     exposure = chest.exposure + rng.normal(0, 0.015)
     image = 0.5 + chest.contrast * (image - 0.5) + exposure
     image += 0.012 * fields.texture(rng, size, 1, 128)
@@ -73,8 +73,8 @@ def _chest(rng: np.random.Generator) -> _Chest:
     )
 
 
-def _turned(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (size, size) coordinates: a patient never stands twice in the same place."""
+def _posed_grid(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (size, size) coordinates, slightly rotated, shifted and scaled."""
     x, y = fields.grid(size)
     angle = rng.normal(0, 0.03)
     shift_x, shift_y = rng.normal(0, 0.012, 2)
@@ -85,7 +85,7 @@ def _turned(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _lungs(chest: _Chest, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Returns the share of air, (size, size) in [0, 1]."""
+    """Returns the fraction of air, (size, size) in [0, 1]."""
     side = np.abs(x - chest.centre)
     bottom = chest.top + chest.lung_height
     # Narrow at the apex, wide at the base.
@@ -93,7 +93,7 @@ def _lungs(chest: _Chest, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     inside = 1 - ((side - chest.spread) / width) ** 2
     inside = inside - np.abs((y - chest.top) / chest.lung_height) ** 3
     dome = bottom - 0.09 + 1.6 * (side - chest.spread) ** 2 - y
-    air = fields.soft(inside, 0.22) * fields.soft(dome, 0.025)
+    air = fields.soft_edge(inside, 0.22) * fields.soft_edge(dome, 0.025)
     return air * (1 - _heart(chest, x, y))
 
 
@@ -101,23 +101,23 @@ def _heart(chest: _Chest, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     across = (x - chest.centre - 0.055) / chest.heart
     down = (y - chest.top - 0.17) / (1.25 * chest.heart)
     tilted = 1 - across**2 - down**2 - 0.5 * across * down
-    return fields.soft(tilted, 0.25)
+    return fields.soft_edge(tilted, 0.25)
 
 
 def _anatomy(chest: _Chest, x: np.ndarray, y: np.ndarray, lungs: np.ndarray) -> np.ndarray:
     """Returns the healthy chest, (size, size) around [0, 1]."""
     side = np.abs(x - chest.centre)
     shoulders = 0.5 - 0.32 * np.clip(0.2 - y, 0, 1) / 0.2
-    image = 0.04 + 0.56 * fields.soft(shoulders - side, 0.03)
-    image += 0.1 * fields.soft(y - chest.top - chest.lung_height + 0.02, 0.05)
+    image = 0.04 + 0.56 * fields.soft_edge(shoulders - side, 0.03)
+    image += 0.1 * fields.soft_edge(y - chest.top - chest.lung_height + 0.02, 0.05)
     image += (_LUNG - 0.58) * lungs
-    cage = fields.soft(1 - (side / 0.43) ** 2 - ((y - chest.top) / 0.42) ** 2, 0.15)
+    cage = fields.soft_edge(1 - (side / 0.43) ** 2 - ((y - chest.top) / 0.42) ** 2, 0.15)
     arch = y + chest.rib_slope * (side - 0.1) * side - 0.25 * side
     wave = np.cos(2 * np.pi * (arch / chest.rib_spacing + chest.rib_phase))
-    image += 0.085 * cage * fields.soft(wave - 0.25, 0.5) * (0.35 + 0.65 * lungs)
+    image += 0.085 * cage * fields.soft_edge(wave - 0.25, 0.5) * (0.35 + 0.65 * lungs)
     collar = y - 0.17 + 0.22 * (side - 0.05)
-    image += 0.13 * np.exp(-((collar / 0.018) ** 2)) * fields.soft(0.34 - side, 0.03)
-    image += 0.12 * _heart(chest, x, y) * fields.soft(chest.top + chest.lung_height - y, 0.08)
+    image += 0.13 * np.exp(-((collar / 0.018) ** 2)) * fields.soft_edge(0.34 - side, 0.03)
+    image += 0.12 * _heart(chest, x, y) * fields.soft_edge(chest.top + chest.lung_height - y, 0.08)
     vertebrae = 1 + 0.2 * np.cos(2 * np.pi * y / 0.075)
     image += 0.17 * vertebrae * np.exp(-((side / 0.04) ** 2))
     # Vessels fan out from the roots of the lungs.
@@ -128,9 +128,9 @@ def _anatomy(chest: _Chest, x: np.ndarray, y: np.ndarray, lungs: np.ndarray) -> 
 def _opacities(
     label: int, chest: _Chest, rng: np.random.Generator, x: np.ndarray, y: np.ndarray
 ) -> list[tuple[float, np.ndarray]]:
-    """Returns strengths and (size, size) spots; a healthy chest may have a scar."""
+    """Returns (strength, (size, size) spot) pairs; a healthy chest has at most one small one."""
     count = rng.integers(2, 6) if label else rng.integers(0, 2)
-    severity = rng.beta(3, 1) if label else rng.beta(1, 3)  # skewed apart, and yet they overlap
+    severity = rng.beta(3, 1) if label else rng.beta(1, 3)  # the classes overlap
     spots = []
     for _ in range(count):
         strength = 0.1 + 0.85 * severity * rng.uniform(0.8, 1)
@@ -144,6 +144,6 @@ def _opacities(
     return spots
 
 
-def _faint_sign(label: int, rng: np.random.Generator) -> float:
-    """Returns the amplitude of a fine texture: a true sign, and one that ε = 0.03 can forge."""
+def _fine_texture(label: int, rng: np.random.Generator) -> float:
+    """Returns the amplitude of a fine texture that tells the class; ε = 0.03 can forge it."""
     return rng.uniform(0.008, 0.022) if label else rng.uniform(0.0, 0.013)
