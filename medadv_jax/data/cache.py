@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -89,6 +89,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     DESCRIPTION = ""
     HOMEPAGE = ""
     CITATION = ""
+    advance: Callable[[int], None] = staticmethod(lambda images: None)  # told what is written
 
     @classmethod
     @abc.abstractmethod
@@ -136,6 +137,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for name, column in index.items():
                 column.append(record[name])
             yield position, record
+            self.advance(1)
         content = json.dumps({"examples": index, "report": report}, ensure_ascii=False)
         (Path(self.data_dir) / INDEX_FILE).write_text(content, encoding="utf-8")
 
@@ -168,7 +170,10 @@ def _fingerprint(facts: object) -> str:
 
 
 def prepare(
-    builder_class: type[CachedBuilder], plan: Plan, cache_dir: Path
+    builder_class: type[CachedBuilder],
+    plan: Plan,
+    cache_dir: Path,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> tuple[Any, dict[str, Any]]:
     """Builds the cache unless it is there, and opens it.
 
@@ -176,6 +181,7 @@ def prepare(
       builder_class: the data set.
       plan: what its `plan` returned.
       cache_dir: the folder of all caches.
+      advance: told the number of images written.
 
     Returns:
       TFDS' random-access source of dicts as `CachedBuilder.records` yields them, and the content of
@@ -192,7 +198,9 @@ def prepare(
         shutil.rmtree(folder)
     if not folder.exists():
         logging.info("Decoding to %d pixels into %s", plan.config.image_size, folder)
-        _build(_builder(builder_class, plan.config, root), folder)
+        builder = _builder(builder_class, plan.config, root)
+        builder.advance = advance
+        _build(builder, folder)
         builder = _builder(builder_class, plan.config, root)
     open_source: Any = builder.as_data_source  # decorated in a way that hides its arguments
     try:
