@@ -2,8 +2,8 @@
 
 The other files in this folder call `get_config()` and override a few fields; the command line
 overrides any field of any of them: `--config.train.epochs=5`. Fields hold numbers, booleans and
-strings only, so that a saved config rebuilds its run. Which values are possible is written in
-`medadv_jax/config.py`, next to the check.
+strings only, so that a saved config rebuilds its run. `medadv_jax/experiment/validate.py` has the
+allowed values.
 
 Source of the defaults: Surekha et al., Electrica 25 (2025) 25127, section III-C. Where the paper
 is silent, the comment says what is common.
@@ -108,6 +108,6 @@ def get_config() -> Config:
     config.detector = detector = ml_collections.ConfigDict()  # beside base; needs autoencoder
     detector.run = True  # whether detectors are measured
     detector.false_positive_rate = 0.05  # of clean validation images; chooses the threshold
-    detector.attack = "pgd"  # of the attacker who counts the detector's score in
-    detector.penalty = 1.0  # his weight of score / threshold beside the cross-entropy
+    detector.attack = "pgd"  # of the adaptive attacker, whose loss includes the detector's score
+    detector.penalty = 1.0  # its weight of score / threshold beside the cross-entropy
     return config
