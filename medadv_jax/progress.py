@@ -121,9 +121,9 @@ class StageProgress:
             return
         done, passed = self._before + self._done, now - self._start
         share = f"{done} of {self._total} {self._unit} ({done / max(self._total, 1):.0%})"
-        left = "time left unknown"
-        if self._done:
-            left = f"about {duration(max(self._total - done, 0) * passed / self._done)} left"
+        left = "time left unknown" if done < self._total else "finishing"
+        if self._done and done < self._total:
+            left = f"about {duration((self._total - done) * passed / self._done)} left"
         detail = f"{self._detail}, " if self._detail else ""
         self.line(f"{detail}{share} after {duration(passed)}, {left}")
 

@@ -53,6 +53,10 @@ def test_share_and_time_left_are_said_after_20_seconds_of_silence(text, clock):
     progress.break_silence()
     line = "evaluate hybrid: epoch 2/4, 60 of 120 images (50%) after 40 s, about 40 s left"
     assert text.getvalue().splitlines()[1:] == [line]
+    clock.now += 20
+    progress.advance(60)
+    progress.break_silence()
+    assert text.getvalue().endswith("120 of 120 images (100%) after 60 s, finishing\n")
 
 
 def test_a_stage_of_an_hour_is_never_silent_for_30_seconds(text, clock):
