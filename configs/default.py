@@ -18,16 +18,12 @@ def get_config() -> Config:
     """Returns the default config; the types of the values are the types of the fields."""
     config: Config = ml_collections.ConfigDict()
     config.seed = 0  # integer; fixes splits, initial weights, data order, augmentation and attacks
-    config.defenses = (
-        "base,adversarial,autoencoder,hybrid"  # comma-separated; trained in this order
-    )
+    # comma-separated; trained in this order
+    config.defenses = "base,adversarial,autoencoder,hybrid"
     config.deterministic = False  # GPU: only kernels that give the same bits each time; slower
-    config.compile_cache = (
-        "~/.cache/medadv_jax/programs"  # folder of compiled programs, for the next start; "": none
-    )
-    config.reuse = (
-        ""  # a run directory whose stages are copied where they would be the same; "": none
-    )
+    # folder of compiled programs, for later starts; "": none
+    config.compile_cache = "~/.cache/medadv_jax/programs"
+    config.reuse = ""  # a run directory; its stages are copied if trained just as here; "": none
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "chest_xray"  # breakhis | chest_xray | phantoms
@@ -57,9 +53,7 @@ def get_config() -> Config:
     model.normalization = "auto"  # imagenet | symmetric | caffe | auto: that of the weights
     model.head = "auto"  # VGG's: fc | gap: mean over places; auto: the original's
     model.dropout = -1.0  # rate before VGG's and Inception's head; -1: the original's
-    model.conv_impl = (
-        "auto"  # of convolution and pooling: cpu | plain | auto: by backend; same function
-    )
+    model.conv_impl = "auto"  # convolutions and pools: cpu | plain | auto: by backend; same result
     model.dtype = "float32"  # compute: float32 | bfloat16; parameters, norms and loss stay float32
 
     config.train = train = ml_collections.ConfigDict()
