@@ -2,7 +2,7 @@
 
 python main.py --config=configs/pneumonia_resnet.py --workdir=runs/x --config.train.epochs=5
 
-This file is short on purpose: what a run does stands in medadv_jax/experiment/.
+What a run does: medadv_jax/experiment/run.py.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Path of a config file; fields are overridden by --config.name=value."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "", 'Where the run\'s files go; "": runs/<name of the config file>.'
+    "workdir", "", 'The run directory; "": runs/<name of the config file>.'
 )
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes.")

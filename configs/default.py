@@ -2,8 +2,8 @@
 
 The other files in this folder call `get_config()` and override a few fields; the command line
 overrides any field of any of them: `--config.train.epochs=5`. Fields hold numbers, booleans and
-strings only, so that a saved config rebuilds its run. Which values are possible is written in
-`medadv_jax/config.py`, next to the check.
+strings only, so that a saved config rebuilds its run. `medadv_jax/experiment/validate.py` has the
+allowed values.
 
 Source of the defaults: Surekha et al., Electrica 25 (2025) 25127, section III-C. Where the paper
 is silent, the comment says what is common.
@@ -18,16 +18,12 @@ def get_config() -> Config:
     """Returns the default config; the types of the values are the types of the fields."""
     config: Config = ml_collections.ConfigDict()
     config.seed = 0  # integer; fixes splits, initial weights, data order, augmentation and attacks
-    config.defenses = (
-        "base,adversarial,autoencoder,hybrid"  # comma-separated; trained in this order
-    )
+    # comma-separated; trained in this order
+    config.defenses = "base,adversarial,autoencoder,hybrid"
     config.deterministic = False  # GPU: only kernels that give the same bits each time; slower
-    config.compile_cache = (
-        "~/.cache/medadv_jax/programs"  # folder of compiled programs, for the next start; "": none
-    )
-    config.reuse = (
-        ""  # a run directory whose stages are copied where they would be the same; "": none
-    )
+    # folder of compiled programs, for later starts; "": none
+    config.compile_cache = "~/.cache/medadv_jax/programs"
+    config.reuse = ""  # a run directory; its stages are copied if trained just as here; "": none
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "chest_xray"  # breakhis | chest_xray | phantoms
@@ -57,9 +53,7 @@ def get_config() -> Config:
     model.normalization = "auto"  # imagenet | symmetric | caffe | auto: that of the weights
     model.head = "auto"  # VGG's: fc | gap: mean over places; auto: the original's
     model.dropout = -1.0  # rate before VGG's and Inception's head; -1: the original's
-    model.conv_impl = (
-        "auto"  # of convolution and pooling: cpu | plain | auto: by backend; same function
-    )
+    model.conv_impl = "auto"  # convolutions and pools: cpu | plain | auto: by backend; one function
     model.dtype = "float32"  # compute: float32 | bfloat16; parameters, norms and loss stay float32
 
     config.train = train = ml_collections.ConfigDict()
@@ -108,6 +102,6 @@ def get_config() -> Config:
     config.detector = detector = ml_collections.ConfigDict()  # beside base; needs autoencoder
     detector.run = True  # whether detectors are measured
     detector.false_positive_rate = 0.05  # of clean validation images; chooses the threshold
-    detector.attack = "pgd"  # of the attacker who counts the detector's score in
-    detector.penalty = 1.0  # his weight of score / threshold beside the cross-entropy
+    detector.attack = "pgd"  # of the adaptive attacker, whose loss includes the detector's score
+    detector.penalty = 1.0  # its weight of score / threshold beside the cross-entropy
     return config

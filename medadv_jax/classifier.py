@@ -1,4 +1,4 @@
-"""What is deployed, and so what is attacked: pixels → purifier? → normalise → network → logits."""
+"""The deployed classifier: pixels → purifier? → normalise → network → logits."""
 
 import dataclasses
 import functools
@@ -13,11 +13,11 @@ import numpy as np
 from medadv_jax.models.ops.batchnorm_folding import fold, folded_network
 
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …, "purifier": …}; see `Classifier`
-GRADIENTS = ("full", "bpda", "bare")  # what an attacker differentiates; see `Classifier.logits`
+GRADIENTS = ("full", "bpda", "bare")  # what an attack differentiates; see `Classifier.logits`
 
 
 class Normalization(NamedTuple):
-    """How a network's inputs are made of pixels: (channels - mean) / std."""
+    """From pixels to a network's inputs: (channels - mean) / std."""
 
     mean: tuple[float, float, float]  # in pixels of [0, 1], in the order of the network's channels
     std: tuple[float, float, float]
@@ -43,7 +43,7 @@ def to_pixels(images: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A network with all that stands before it, as a function of pixels.
+    """A network with purifier and normalisation, as a function of pixels.
 
     Its variables are {"params": …, "batch_stats": …}, the network's, and "purifier": the
     purifier's parameters, if there is one.
@@ -75,17 +75,17 @@ class Classifier:
         return self.purifier.init(jax.random.fold_in(key, 1), images)["params"]
 
     def folded(self) -> "Classifier":
-        """Returns the classifier that takes the variables of `fold`: for attacks, which ask the
+        """Returns the classifier that takes the variables of `fold`, for attacks, which run the
         same network many times."""
         return dataclasses.replace(self, network=folded_network(self.network))
 
     def fold(self, variables: Variables) -> Variables:
         """Returns the variables prepared for many passes, with BatchNorm folded into the kernels;
-        see `models/folding.py`."""
+        see `models/ops/batchnorm_folding.py`."""
         return fold(self.network, variables)
 
     def purify(self, variables: Variables, pixels: jax.Array) -> jax.Array:
-        """Returns what the network gets to see; the pixels themselves without a purifier."""
+        """Returns the purified pixels; without a purifier the pixels themselves."""
         if self.purifier is None:
             return pixels
         return cast(jax.Array, self.purifier.apply({"params": variables["purifier"]}, pixels))
@@ -111,7 +111,7 @@ class Classifier:
     def logits_fn(
         self, variables: Variables, gradient: str = "full"
     ) -> Callable[[jax.Array], jax.Array]:
-        """Returns pixels -> logits with these variables: what an attack is given."""
+        """Returns pixels -> logits with these variables, the function that an attack is given."""
         return functools.partial(self.logits, variables, gradient=gradient)
 
     def train_logits(

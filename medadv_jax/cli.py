@@ -1,4 +1,4 @@
-"""Between a script and the person who typed it: flags, one-line errors, exit codes."""
+"""The command line of every script: flags, one-line errors, exit codes."""
 
 import re
 import signal
@@ -35,17 +35,17 @@ def run(main: Callable[[], None]) -> None:
         code = guard(action)
         sys.stdout.flush()
         sys.stderr.flush()
-        if code:  # what libraries do at exit takes its time, and prints what nobody can use
+        if code:  # libraries' own exit takes long, and prints messages that help nobody
             interrupts.leave(code)
 
     app.run(guarded, flags_parser=_parse)
 
 
 def _silence_libraries() -> None:
-    """Keeps tracebacks from threads of libraries away from the user, who gets the error itself.
+    """Silences tracebacks from threads of libraries; the user gets the error itself.
 
-    Orbax logs one in each thread that an error passes; TensorStore's C++ threads print those of
-    answers that nobody waits for any more.
+    Orbax logs one in each thread that an error passes through; TensorStore's C++ threads print
+    those of results that are no longer awaited.
     """
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     shown = sys.excepthook
@@ -64,11 +64,11 @@ def _silence_libraries() -> None:
 
 
 def guard(action: Callable[[], None]) -> int:
-    """Runs `action`, says in one line what went wrong, and returns the exit code.
+    """Runs `action`, prints one line if it fails, and returns the exit code.
 
     Returns:
-      0; 2 after what a user can mend; 1 after an error of the program, which --debug shows in
-      full; 128 + the signal's number when stopped: 130 by Ctrl-C, 143 by SIGTERM.
+      0: no error; 2: an error that the user can fix; 1: an error of the program, for which --debug
+      shows the traceback; 128 + the signal's number when stopped: 130 by Ctrl-C, 143 by SIGTERM.
     """
     try:
         action()
@@ -81,7 +81,7 @@ def guard(action: Callable[[], None]) -> int:
     except Exception as error:
         known = error_messages.explain(error, None, None)
         reason = " ".join(str(error).split())[:200]
-        unknown = f"{type(error).__name__}: {reason}; not foreseen: --debug shows where it arose"
+        unknown = f"{type(error).__name__}: {reason}; unexpected; --debug shows the traceback"
         return _say(error, known or unknown, 2 if known else 1)
     return 0
 
@@ -94,16 +94,16 @@ def _say(error: BaseException, line: str, code: int) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags; whatever is wrong with them becomes one line."""
+    """Parses flags; an error in them becomes one line."""
     try:
         return flags.FLAGS(argv)
-    except Exception as error:  # a config file is a program, and may fail in any way
+    except Exception as error:  # a config file is a program: it can raise anything
         explanation = _explain(argv) or " ".join(str(error).split()) or type(error).__name__
         sys.exit(_say(error, explanation, 2))
 
 
 def _explain(argv: Sequence[str]) -> str:
-    """Returns what is wrong with the first wrong --config flag, "" if none is."""
+    """Returns what is wrong with the first wrong --config flag; "" if all are right."""
     files = [arg for arg in argv if re.match(r"--?config(=|$)", arg)]
     if not files:
         return ""

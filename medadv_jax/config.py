@@ -1,4 +1,9 @@
-"""A config: its type, its fields by dotted name, config files, and fields as typed."""
+"""A run's config: its type, config files, fields set by name, and the `config.json` of a run.
+
+config = load_config("configs/demo.py")
+set_field(config, "train.epochs", "5")
+flatten(config)["train.epochs"]  # 5
+"""
 
 import difflib
 import json
@@ -12,10 +17,15 @@ from ml_collections import ConfigDict
 
 from medadv_jax.errors import UserError
 
-# An ml_collections.ConfigDict. Its own annotations say that any attribute may be None, a number
-# or a list, so that no arithmetic on a field would pass a type checker; values are checked once,
-# before a run, by `experiment/validate.py`.
+# An ml_collections.ConfigDict, whose own annotations let no arithmetic on a field pass a type
+# checker. `experiment/validate.py` checks the values once, before a run.
 Config = Any
+
+# Fields that change no result of a run.
+FIELDS_WITHOUT_RESULT = ("compile_cache", "data.cache_dir", "train.checkpoint_minutes")
+# Fields that runs of earlier versions lack -> the value that those versions had.
+_ADDED_FIELDS = {"deterministic": False, "eval.images": 0}
+_RENAMED_FIELDS = {"model.forms": "model.conv_impl"}  # name in earlier versions -> name now
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -82,21 +92,17 @@ def _parse(value: str | None, kind: type) -> Any:
     return value if value is None else kind(value)
 
 
-# Fields that change no result of a run.
-FIELDS_WITHOUT_RESULT = ("compile_cache", "data.cache_dir", "train.checkpoint_minutes")
-# Fields that runs of earlier versions lack, and the value that those versions had.
-_ADDED_FIELDS = {"deterministic": False, "eval.images": 0}
-_RENAMED_FIELDS = {"model.forms": "model.conv_impl"}  # name in earlier versions -> name now
-
-
 def read_saved_config(path: Path) -> dict[str, Any]:
     """Returns the content of a run's `config.json`, its config completed to today's fields.
 
-    It is data, whoever wrote it; nothing in it is executed. A field that an earlier version did
-    not have gets the value that this version had.
+    A field that an earlier version did not have gets the value that this version used. Nothing in
+    the file is executed.
 
     Args:
-      path: of the file. "config" holds the config as nested dicts, other keys versions and device.
+      path: the file.
+
+    Returns:
+      "config": the config as nested dicts; "versions", "device", "git_commit": strings of the run.
 
     Raises:
       UserError: the file is damaged.

@@ -1,7 +1,8 @@
-"""Several processes, one run: all train together, the first keeps the run directory and evaluates.
+"""Devices and processes: who trains with whom, and where arrays lie.
 
-The processes share a file system. Each trains on its own devices and reads its own part of every
-batch; Orbax saves from all of them.
+One process uses all of its devices. With several, all train together; the first keeps the run
+directory and evaluates. They share a file system: each trains on its own devices and reads its own
+part of every batch, and Orbax saves from all of them.
 """
 
 import contextlib
@@ -16,20 +17,50 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medadv_jax.errors import UserError
 
+Batch = Mapping[str, Any]  # image uint8 (B, H, W, 3), label int32 (B,), index, mask float32 (B,)
+
 _WEEK = 7 * 24 * 3600  # seconds; the others wait for the first to evaluate
 
 
+# How this process runs
+
+
+def make_deterministic() -> None:
+    """Restricts XLA to kernels that give the same bits each time; they are slower.
+
+    It matters on GPUs, where atomic additions, and convolutions chosen by timing, may differ from
+    run to run. Call before the process uses a device; later it has no effect.
+    """
+    flag = "--xla_gpu_deterministic_ops=true"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
+
+
+def enable_compilation_cache(folder: str) -> None:
+    """Keeps programs that took over 0.2 s to compile in `folder`, for later processes.
+
+    "" leaves JAX's own settings as they are.
+    """
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+# Several processes
+
+
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the other processes; before anything asks for a device.
+    """Joins the other processes; call before anything asks for a device.
 
     Args:
-      coordinator: host:port of the first process; "": JAX finds all three out, as it can on a TPU
+      coordinator: host:port of the first process; "": JAX detects all three, as it can on a TPU
         pod, under Slurm and under Open MPI.
       num_processes: how many there are.
       process_id: which this is, from 0.
 
     Raises:
-      UserError: JAX cannot find them out, or the others do not come.
+      UserError: JAX cannot detect them, or the other processes do not connect.
     """
     given = {"num_processes": num_processes > 0, "process_id": process_id >= 0}
     missing = [name for name, is_given in given.items() if not is_given]
@@ -51,7 +82,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
 
 
 def is_first() -> bool:
-    """Tells whether this process keeps the run directory; alone it does."""
+    """Returns whether this process keeps the run directory; a single process does."""
     return jax.process_index() == 0
 
 
@@ -63,7 +94,7 @@ def wait(name: str) -> None:
 
 @contextlib.contextmanager
 def first_before_others(name: str) -> Iterator[None]:
-    """Runs the block in the first process, then in the others: what it leaves they find."""
+    """Runs the block in the first process, then in the others, which find what it has written."""
     if not is_first():
         wait(name)
     yield
@@ -71,29 +102,7 @@ def first_before_others(name: str) -> Iterator[None]:
         wait(name)
 
 
-Batch = Mapping[str, Any]  # image uint8 (B, H, W, 3), label int32 (B,), index, mask float32 (B,)
-
-
-def make_deterministic() -> None:
-    """Lets XLA choose only kernels that give the same bits each time; they are slower.
-
-    For GPUs, where sums by atomic additions, and convolutions chosen by timing, may differ from
-    run to run. Has no effect once a device was used in this process.
-    """
-    flag = "--xla_gpu_deterministic_ops=true"
-    flags = os.environ.get("XLA_FLAGS", "")
-    if flag not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
-
-
-def enable_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in `folder`, where the next process finds them; "": as JAX is set.
-
-    Those that took less than a fifth of a second are not worth a file.
-    """
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Arrays on devices
 
 
 def make_mesh() -> Mesh:
@@ -114,7 +123,7 @@ def _along_data(devices: list[Any]) -> Mesh:
 def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
     """Places the arrays of a batch, split along their first axis over the devices of `mesh`.
 
-    Where the mesh has devices of other processes, each process gives its part of the batch.
+    Where the mesh has devices of several processes, each process passes its part of the batch.
     """
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     if sharding.is_fully_addressable:
@@ -126,7 +135,7 @@ def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:
 
 
 def make_key(mesh: Mesh, seed: int, number: int) -> jax.Array:
-    """Returns key `number` of a seed on every device of `mesh`, those of other processes too."""
+    """Returns key `number` of a seed on every device of `mesh`, also those of other processes."""
 
     def make() -> jax.Array:
         return jax.random.fold_in(jax.random.key(seed), number)
@@ -135,7 +144,7 @@ def make_key(mesh: Mesh, seed: int, number: int) -> jax.Array:
 
 
 def to_local(mesh: Mesh, tree: Any) -> Any:
-    """Returns a replicated tree, from whatever mesh, on every device of this process' `mesh`."""
+    """Returns a tree replicated over any mesh, placed on every device of this process' `mesh`."""
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def place(array: jax.Array) -> jax.Array:

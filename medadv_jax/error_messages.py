@@ -1,4 +1,4 @@
-"""What goes wrong outside of the program, in one line that names it and the remedy."""
+"""Errors of disk and memory, explained in one line with the remedy."""
 
 import contextlib
 import errno
@@ -19,12 +19,12 @@ _DISK = {
     errno.EACCES: "no permission: give another --workdir, or change it",
     errno.EPERM: "no permission: give another --workdir, or change it",
     errno.EIO: "the disk fails to read or write",
-    errno.ESTALE: "the network folder is gone: bring it back",
+    errno.ESTALE: "the network folder is gone: mount it again",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
     errno.EEXIST: "is a file: give another path",
     errno.ENOTDIR: "a part of the path is a file: give another path",
 }
-# Libraries hand errors of the disk on as text.
+# Libraries pass errors of the disk on as text.
 _TEXTS = {
     "No space left on device": _FULL,
     "Disk quota exceeded": _DISK[errno.EDQUOT],
@@ -36,7 +36,7 @@ _TEXTS = {
 
 @contextlib.contextmanager
 def explained(config: Config, folder: Path) -> Iterator[None]:
-    """Raises UserError in place of what `explain` knows."""
+    """Raises a UserError instead of any error that `explain` knows."""
     try:
         yield
     except UserError:
@@ -49,12 +49,12 @@ def explained(config: Config, folder: Path) -> Iterator[None]:
 
 
 def explain(error: BaseException, config: Config | None, folder: Path | None) -> str:
-    """Returns one line that says what is wrong and what helps, "" for an error of the program.
+    """Returns one line with what is wrong and the remedy; "" for an error of the program.
 
     Args:
-      error: what was raised; what caused it is looked at too.
-      config: of the run, whose sizes are named when memory runs out.
-      folder: the run directory, named when no file is.
+      error: the exception; its causes are searched too.
+      config: of the run; its batch and image sizes are named when memory runs out.
+      folder: the run directory, named where the error names no file.
     """
     for cause in _causes(error):
         if isinstance(cause, UserError):  # raised in a thread, and wrapped
@@ -70,7 +70,7 @@ def explain(error: BaseException, config: Config | None, folder: Path | None) ->
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error, what is in it if it is a group, and what caused it."""
+    """Yields an error, its causes, and the members of exception groups among them."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -94,7 +94,7 @@ def _disk(error: BaseException, folder: Path | None) -> str:
             where = folder or "a file"
             return f"{where}: {reason}; what was finished is kept, and the same command goes on"
     if isinstance(error, FileNotFoundError) and folder is not None:
-        return f"{name}: is gone; bring it back, and the same command goes on"
+        return f"{name}: is missing; put it back, and the same command goes on"
     return ""
 
 

@@ -1,5 +1,5 @@
-"""The one exception that a user is meant to read."""
+"""The exception whose message is for the user."""
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the thing, its value and the remedy."""
+    """An error that the user can fix; one line with what is wrong, its value and the remedy."""

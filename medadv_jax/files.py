@@ -1,4 +1,4 @@
-"""What a run writes: whole files, JSON, one line of metrics at a time, TensorBoard events."""
+"""Atomic writing: a file under its own name is complete, and is on disk."""
 
 import contextlib
 import json
@@ -11,9 +11,9 @@ from typing import Any
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields the path to write to; at the end it gets its name, on disk: `path` is whole or old.
+    """Yields a temporary path to write to; after the block it is renamed to `path`.
 
-    When the block raises, what it wrote is removed, and `path` stays as it was.
+    When the block raises, the temporary file is removed and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -28,30 +28,30 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on disk."""
+    """Waits until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError:
-        if not path.is_dir():  # some file systems do not sync folders
+        if not path.is_dir():  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed `atomic_write` left in a folder; nobody else may be writing there."""
+    """Removes temporary files of killed processes; no other process may write to the folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside and renames: a file under its own name is whole."""
+    """Writes UTF-8 text atomically."""
     with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON, whole or not at all."""
+    """Writes indented JSON atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

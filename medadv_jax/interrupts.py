@@ -1,13 +1,13 @@
-"""SIGTERM and Ctrl-C: the first saves and leaves, a second one leaves at once.
+"""SIGTERM and Ctrl-C: the first signal saves and ends the process, a second one ends it at once.
 
-    stopping.install()            # once, in the main thread
-    stopping.defer()              # from here on a stop waits for the next check
-    stopping.check()              # raises Stopped if one is asked for
-    stopping.heed()               # from here on it does not wait
+    interrupts.install()          # once, in the main thread
+    interrupts.defer()            # from here on a stop waits for the next check
+    interrupts.check()            # raises Stopped if a stop was requested
+    interrupts.heed()             # from here on a stop does not wait
 
-Python runs its own signal handlers between two lines of Python, and a compilation or a step can
-keep it from that for minutes. So a thread is told of signals too: it answers at once, and ends the
-process where nothing would be lost by that. All files are written beside and renamed.
+Python runs signal handlers between two of its instructions; a compilation or a step may delay them
+for minutes. So a thread gets the signals too: it answers at once, and ends the process where
+nothing would be lost. Files are written atomically, so that ending is always safe for them.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _GRACE = 4.0  # seconds for Python to clean up after a stop that is not deferred
 
 
 class Stopped(KeyboardInterrupt):
-    """Someone asked the process to end; `number` is the signal's."""
+    """The process was asked to stop; `number` is that of the signal."""
 
     def __init__(self, number: int, where: str = ""):
         super().__init__(where)
@@ -32,7 +32,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _Stop:
-    """What has been asked for."""
+    """The state of a request to stop."""
 
     requested = 0  # number of the first signal, 0: none
     deferred = False
@@ -52,28 +52,28 @@ def install() -> None:
 
 
 def defer() -> None:
-    """Lets a stop wait for the next `check`."""
+    """Makes a stop wait for the next `check`."""
     _stop.deferred = True
 
 
 def heed() -> None:
-    """Lets a stop interrupt again, as before `defer`."""
+    """Makes a stop interrupt at once again, as before `defer`."""
     _stop.deferred = False
 
 
 def requested() -> bool:
-    """Tells whether a stop was asked for."""
+    """Returns whether a stop was requested."""
     return bool(_stop.requested)
 
 
 def check(where: str = "") -> None:
-    """Raises Stopped if a stop was asked for; `where` is for people."""
+    """Raises Stopped if a stop was requested; `where` becomes its message."""
     if _stop.requested:
         raise Stopped(_stop.requested, where)
 
 
 def leave(code: int) -> None:
-    """Ends the process with an exit code, without another line of Python."""
+    """Ends the process with an exit code at once, without clean-up."""
     with contextlib.suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
@@ -81,7 +81,7 @@ def leave(code: int) -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    """The handler in the main thread, which may come late."""
+    """Handles a signal in the main thread, possibly late."""
     del frame
     _stop.requested = _stop.requested or number
     if not _stop.deferred:
@@ -89,7 +89,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(reader: int) -> None:
-    """Waits for signals in a thread of its own."""
+    """Waits for signals; runs in its own thread."""
     deadline = None
     while True:
         seconds = None if deadline is None else max(0.0, deadline - time.monotonic())

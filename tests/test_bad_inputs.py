@@ -25,7 +25,7 @@ from tests.helpers import bad_input_child
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
-from tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 def get_config():
     config = tiny_config()
     config.defenses = "base"

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BEGIN = """
 import hashlib, sys, time
-from medadv_jax import stopping
-stopping.install()
+from medadv_jax import interrupts
+interrupts.install()
 def begin(): print("begun", flush=True)
 """
 PROGRAMS = {
@@ -25,13 +25,13 @@ try: begin(); compiled()
 except KeyboardInterrupt: compiled()  # the signal came before the C code was reached
 """,
     "deferred": """
-stopping.defer(); begin()
+interrupts.defer(); begin()
 try:
     while True:
-        time.sleep(0.3); stopping.check('step 3')
-except stopping.Stopped as error: print(error, 'saved'); sys.exit(128 + error.number)
+        time.sleep(0.3); interrupts.check('step 3')
+except interrupts.Stopped as error: print(error, 'saved'); sys.exit(128 + error.number)
 """,
-    "stubborn": "stopping.defer(); begin()\nwhile True: time.sleep(0.01)",
+    "stubborn": "interrupts.defer(); begin()\nwhile True: time.sleep(0.01)",
 }
 
 
@@ -49,7 +49,7 @@ def start(program):
 @pytest.mark.parametrize(
     ("program", "code", "out", "line"),
     [
-        ("python", None, "", "stopping.Stopped"),
+        ("python", None, "", "interrupts.Stopped"),
         ("compiled", 143, "", "the same command goes on"),
         ("deferred", 143, "step 3 saved\n", "stopping after this step"),
     ],

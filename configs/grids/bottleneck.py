@@ -2,8 +2,8 @@
 
     python scripts/sweep.py --grid=bottleneck --config.data.dir=FOLDER
 
-With the paper's purifier and objective. The networks of a data set are trained once, and taken over
-by the other cells.
+With the paper's purifier and objective. The networks of a data set are trained once and reused by
+the other cells.
 """
 
 from medadv_jax.experiment.sweep.grids import Grid

@@ -4,7 +4,7 @@
 
 Each cell trains and attacks at its own radius; the curves have all radii for each, on the images of
 the self-checks, and the report compares the cells there at 0.03. The undefended network of a data
-set is trained once, and taken over by the other cells.
+set is trained once and reused by the other cells.
 """
 
 from medadv_jax.experiment.sweep.grids import Grid

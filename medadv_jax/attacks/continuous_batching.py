@@ -125,6 +125,7 @@ class AttackQueue:
         jobs: Sequence[AttackJob],
         key: jax.Array,
         gradient: str = "full",
+        advance: Callable[[int], None] = lambda runs: None,
     ) -> np.ndarray:
         """Runs all jobs.
 
@@ -135,6 +136,7 @@ class AttackQueue:
           jobs: J of them.
           key: of the random starts.
           gradient: the word for `logits_fn`.
+          advance: told the number of finished runs, each of one image under one random start.
 
         Returns:
           (J, n, H, W, C) float32 in [0, 1]; images that a job leaves out are as they were.
@@ -154,6 +156,7 @@ class AttackQueue:
             done = slots.advance(np.asarray(found.success))
             previous, state = state, _move(state, found, numbers, points, targets, norm=self.norm)
             if done:
+                advance(len(done))
                 _collect(results, best, slots, done, previous, state)
         return results
 

@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -93,6 +93,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     DESCRIPTION = ""
     HOMEPAGE = ""
     CITATION = ""
+    advance: Callable[[int], None] = staticmethod(lambda images: None)  # told what is written
 
     @classmethod
     @abc.abstractmethod
@@ -140,6 +141,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for name, column in index.items():
                 column.append(record[name])
             yield position, record
+            self.advance(1)
         content = json.dumps({"examples": index, "report": report}, ensure_ascii=False)
         (Path(self.data_dir) / INDEX_FILE).write_text(content, encoding="utf-8")
 
@@ -168,7 +170,10 @@ def empty_report() -> dict[str, Any]:
 
 
 def open_cache(
-    builder_class: type[CachedBuilder], spec: CacheSpec, cache_dir: Path
+    builder_class: type[CachedBuilder],
+    spec: CacheSpec,
+    cache_dir: Path,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> tuple[Any, dict[str, Any]]:
     """Opens a cache; builds it first if it does not exist.
 
@@ -176,6 +181,7 @@ def open_cache(
       builder_class: the data set.
       spec: from its `cache_spec`.
       cache_dir: the folder of all caches.
+      advance: told the number of images written.
 
     Returns:
       a random-access source of the dicts that `CachedBuilder.records` yields, and the content of
@@ -192,7 +198,9 @@ def open_cache(
         shutil.rmtree(folder)
     if not folder.exists():
         logging.info("Decoding to %d pixels into %s", spec.config.image_size, folder)
-        _build(_make_builder(builder_class, spec.config, root), folder)
+        builder = _make_builder(builder_class, spec.config, root)
+        builder.advance = advance
+        _build(builder, folder)
         builder = _make_builder(builder_class, spec.config, root)
     open_source: Any = builder.as_data_source  # its decorator hides the arguments from pyright
     try:

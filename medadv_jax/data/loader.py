@@ -7,7 +7,7 @@ for batch in make_loader(dataset, indices, 32, shuffle_seed=config.seed, epoch=0
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -74,8 +74,14 @@ class Dataset:
         return np.array([example.label for example in self.examples], np.int32)
 
 
-def load_dataset(data_config: Config) -> Dataset:
+def load_dataset(
+    data_config: Config, advance: Callable[[int], None] = lambda images: None
+) -> Dataset:
     """Opens the data set of `config.data`; decodes it into the cache the first time.
+
+    Args:
+      data_config: `config.data`.
+      advance: told the number of images decoded.
 
     Raises:
       UserError: an unknown name, a folder that is missing or holds something else, too many
@@ -84,7 +90,7 @@ def load_dataset(data_config: Config) -> Dataset:
     settings = DataSettings.from_config(data_config)
     builder_class = _builder_class(settings)
     spec = builder_class.cache_spec(settings)
-    records, index = open_cache(builder_class, spec, settings.cache_folder)
+    records, index = open_cache(builder_class, spec, settings.cache_folder, advance)
     columns = index["examples"]
     if len(records) != len(columns["id"]):
         reason = f"{len(records)} images, {len(columns['id'])} names"

@@ -1,7 +1,6 @@
-"""Defences: what is trained, on which examples, from where, and how its checkpoint is chosen.
+"""Defences: what is trained, on which examples, from which weights, and how to choose a checkpoint.
 
-To add one that trains on other examples, write a function that returns an `Objective` and name it
-in `DEFENSES`.
+To add a defence, write a function config -> `Objective` and add a line to `DEFENSES`.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ __all__ = [
 
 
 class Training(NamedTuple):
-    """How long, and how fast."""
+    """Length and learning rate of a stage."""
 
     epochs: int  # 0: nothing is trained
     learning_rate: float
@@ -49,19 +48,19 @@ class Training(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Defense:
-    """One way to make a classifier.
+    """One way to train a classifier.
 
     Attributes:
-      name: the name in `results.csv`.
+      name: its name in `results.csv`.
       make_objective: config -> Objective.
       training: config -> Training.
       trains: "network", "purifier" or "both".
-      network_from: the defence whose best network it starts from; None: the first weights.
+      network_from: the defence whose best network it starts from; None: the run's first weights.
       purifier_from: the defence whose best purifier it starts from; None: a fresh one, if any.
-      purified: whether a purifier stands before the network.
-      chosen_under: whose gradient the validation attack has that chooses the best checkpoint (see
-        `Classifier.logits`); None: clean accuracy chooses. Robust accuracy peaks and sinks while
-        clean accuracy rises (Rice et al. 2020).
+      purified: whether the network is behind a purifier.
+      chosen_under: gradient (see `Classifier.logits`) of the validation attack under which the
+        best checkpoint is chosen; None: by clean accuracy. Robust accuracy may fall while clean
+        accuracy still rises (Rice et al. 2020).
     """
 
     name: str
@@ -75,7 +74,7 @@ class Defense:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The defences that are trained before."""
+        """The defences that must be trained before."""
         return tuple(name for name in (self.network_from, self.purifier_from) if name)
 
     def trained_layers(self, config: Config) -> Callable[[str, str], bool]:
@@ -93,14 +92,14 @@ class Defense:
 
 
 def get_defense(name: str) -> Defense:
-    """Returns a defence by name; UserError names the known ones."""
+    """Returns a defence by name; an unknown name is a UserError that lists the known ones."""
     if name not in DEFENSES:
         raise UserError(f"unknown defence {name!r}: known are {', '.join(sorted(DEFENSES))}")
     return DEFENSES[name]
 
 
 def train_attacks(config: Config) -> list[Attack]:
-    """Returns the attacks that are trained against."""
+    """Returns the attacks of training."""
     train = config.train
     return [attack_from_config(config, name, train.num_steps) for name in train.attacks.split(",")]
 
@@ -142,7 +141,7 @@ def _autoencoder(config: Config) -> Objective:
     def loss(
         classifier: Classifier, variables: Variables, inputs: Examples, batch: Batch, key: jax.Array
     ) -> Loss:
-        del key  # nothing is drawn: the network stays in eval mode
+        del key  # the network stays in eval mode: no dropout
         value, metrics = purification_loss(
             classifier, variables, inputs.images, batch.images, inputs.weights,
             objective=purifier.objective, guidance=purifier.guidance,
@@ -167,8 +166,8 @@ DEFENSES: dict[str, Defense] = {
         purified=True,
         chosen_under="bare",
     ),
-    # The adversarially trained network behind the same purifier, and, with joint_epochs, both
-    # trained on against attacks through both.
+    # The adversarially trained network behind the same purifier; with joint_epochs, both are then
+    # trained further against attacks through both.
     "hybrid": Defense(
         "hybrid",
         _adversarial,

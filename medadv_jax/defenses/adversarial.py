@@ -1,4 +1,4 @@
-"""Adversarial training: each batch becomes clean and adversarial examples."""
+"""Adversarial training: each batch is trained on in its clean and its adversarial version."""
 
 from collections.abc import Sequence
 
@@ -25,14 +25,14 @@ def adversarial_examples(
     as in Goodfellow et al. 2015, eq. 6, and Kurakin et al. 2017).
 
     Args:
-      logits_fn: the network as it stands, in eval mode: pixels (N, H, W, C) -> logits (N, K).
+      logits_fn: the classifier in eval mode: pixels (N, H, W, C) -> logits (N, K).
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integer.
-      mask: (B,) float32, 0 for examples that do not count.
+      mask: (B,) float32, 0 for padding.
       key: for random starts.
       attacks: A attacks.
-      assignment: "one": image i meets attack i modulo A, for A columns' work in one;
-        "all": each image meets each attack.
+      assignment: "one": image i is attacked by attack i modulo A, at the cost of one attack;
+        "all": each image is attacked by each attack.
       weight: share of the loss from adversarial examples, in [0, 1].
       loop: form of the attack loop.
 
@@ -47,7 +47,7 @@ def adversarial_examples(
     clean = clean_examples(images, mask)
     share = jnp.full((1, adversarial.shape[1]), weight / adversarial.shape[1])
     return Examples(
-        # Beside each other, not behind: a batch sharded over devices stays where it is.
+        # On axis 1, not axis 0: a batch sharded over devices is not moved between them.
         images=jnp.concatenate([clean.images, adversarial], axis=1),
         weights=jnp.concatenate([(1 - weight) * clean.weights, clean.weights * share], axis=1),
     )

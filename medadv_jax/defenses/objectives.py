@@ -1,4 +1,9 @@
-"""What a step minimises: on which examples, and by which loss."""
+"""What a training step minimises: an `Objective` makes examples of a batch, and has a loss on them.
+
+objective = Objective(make_examples, classification_loss)
+examples = objective.make_examples(logits_fn, images, labels, mask, key)
+loss = objective.loss(classifier, variables, examples, batch, dropout_key)
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,28 +15,7 @@ from medadv_jax.attacks import LogitsFn
 from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.classifier import Classifier, Variables
 
-
-class Examples(NamedTuple):
-    """A batch in columns: column 0 is the clean image, the others its adversarial versions.
-
-    Attributes:
-      images: (B, V, H, W, C) float32 in [0, 1].
-      weights: (B, V) float32, summing to 1: the loss is their product with the losses, summed.
-    """
-
-    images: jax.Array
-    weights: jax.Array
-
-
-def clean_examples(images: jax.Array, mask: jax.Array) -> Examples:
-    """Returns the batch as it is, (B, H, W, C) and (B,) -> one column."""
-    return Examples(images[:, None], (mask / jnp.maximum(jnp.sum(mask), 1.0))[:, None])
-
-
 Metrics = dict[str, jax.Array]  # of a batch; () float32 each
-
-# (logits_fn, images, labels, mask, key) -> what to train on
-ExamplesFn = Callable[[LogitsFn, jax.Array, jax.Array, jax.Array, jax.Array], Examples]
 
 
 class Batch(NamedTuple):
@@ -48,8 +32,24 @@ class Batch(NamedTuple):
     mask: jax.Array
 
 
+class Examples(NamedTuple):
+    """A batch in columns: column 0 is the clean image, the others its adversarial versions.
+
+    Attributes:
+      images: (B, V, H, W, C) float32 in [0, 1].
+      weights: (B, V) float32, summing to 1; the loss is the weighted sum of all losses.
+    """
+
+    images: jax.Array
+    weights: jax.Array
+
+
+# (logits_fn, images, labels, mask, key) -> the examples to train on
+ExamplesFn = Callable[[LogitsFn, jax.Array, jax.Array, jax.Array, jax.Array], Examples]
+
+
 class Loss(NamedTuple):
-    """What a loss function says of a batch.
+    """The result of a loss function on a batch.
 
     Attributes:
       value: () float32, differentiated.
@@ -63,12 +63,12 @@ class Loss(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What a step minimises.
+    """How a step makes its examples, and what it minimises.
 
     Attributes:
       make_examples: an `ExamplesFn`; no gradient flows through it.
       loss: (classifier, variables, examples, batch, key) -> Loss; `key` is dropout's.
-      gradient: whose logits the examples are made with; see `Classifier.logits`.
+      gradient: which logits the examples are made with; see `Classifier.logits`.
     """
 
     make_examples: ExamplesFn
@@ -76,13 +76,18 @@ class Objective(NamedTuple):
     gradient: str = "full"
 
 
+def clean_examples(images: jax.Array, mask: jax.Array) -> Examples:
+    """Returns images (B, H, W, C) and mask (B,) as examples of one column, without an attack."""
+    return Examples(images[:, None], (mask / jnp.maximum(jnp.sum(mask), 1.0))[:, None])
+
+
 def classification_loss(
     classifier: Classifier, variables: Variables, examples: Examples, batch: Batch, key: jax.Array
 ) -> Loss:
     """Returns the weighted cross-entropy of the deployed classifier in train mode.
 
-    The metrics are accuracy on column 0, the clean images, and, if there are other columns,
-    adversarial_accuracy, their mean.
+    The metrics are accuracy, on the clean images (column 0), and, if there are other columns,
+    adversarial_accuracy, the mean over these.
     """
     columns = examples.images.shape[1]
     flat = examples.images.reshape(-1, *examples.images.shape[2:])

@@ -1,4 +1,4 @@
-"""How a purifier is trained: on what inputs, and against what loss. Pure, for the compiled step.
+"""How a purifier is trained: on which inputs, and by which loss.
 
     examples = purification_inputs(logits_fn, images, labels, mask, key, objective="guided", ...)
     loss, metrics = purification_loss(
@@ -6,8 +6,8 @@
         objective="guided", guidance=1.0,
     )
 
-The network behind the purifier is fixed: the caller takes the gradient with respect to
-`variables["purifier"]` alone.
+The network behind the purifier is not trained: the caller differentiates with respect to
+`variables["purifier"]` only.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.defenses.objectives import Examples, clean_examples
 from medadv_jax.errors import UserError
 
-# The unit of the reconstruction error, in pixels: 8 of 255 grey levels, about the radius of the
-# paper's attacks. An image that is wrong by so much everywhere costs 1, and a squared error of
-# pixels in [0, 1] is no longer a thousandth of the divergence that `guidance` weighs against it.
+# Unit of the reconstruction error, in pixels: 8 of 255 grey levels, about the radius of the paper's
+# attacks. An image that is wrong by this much everywhere has the error 1, so that the error and
+# the divergence, which `guidance` weighs against it, are of similar size.
 ERROR_UNIT = 8 / 255
 
 
 class _Traits(NamedTuple):
-    """What an objective asks for.
+    """Properties of an objective.
 
     Attributes:
-      corrupted: whether noisy and adversarial images too, or clean ones alone.
-      guided: whether the classifier's answers count, or the pixels alone.
+      corrupted: inputs are also noisy and adversarial images; False: clean ones only.
+      guided: the loss includes the classifier's outputs; False: pixels only.
     """
 
     corrupted: bool
@@ -58,17 +58,17 @@ def purification_inputs(
     noise: float,
     loop: str,
 ) -> Examples:
-    """Returns what the purifier is to make the clean images of.
+    """Returns the purifier's inputs, from which it is to restore the clean images.
 
     Args:
       logits_fn: the network without any purifier, in eval mode: pixels (N, H, W, C) -> (N, K).
-        An attack through the purifier would teach it to fool the attack; one without it makes
-        the perturbations that it is to take away.
+        An attack through the purifier would train it to mislead that attack; an attack without
+        it makes the perturbations that it is to remove.
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integer.
-      mask: (B,) float32, 0 for examples that do not count.
+      mask: (B,) float32, 0 for padding.
       key: for the noise and for random starts.
-      attacks: A attacks, of which image i meets attack i modulo A; unused by "reconstruction".
+      attacks: A attacks; image i is attacked by attack i modulo A. Unused by "reconstruction".
       objective: a key of `OBJECTIVES`.
       noise: radius of the uniform noise, in pixels of [0, 1]; unused by "reconstruction".
       loop: form of the attack loop.
@@ -102,15 +102,15 @@ def purification_loss(
 
     "reconstruction" and "denoising": the mean squared error of the purified pixels against the
     clean ones, in units of `ERROR_UNIT`². "guided" adds `guidance` times the divergence
-    KL(p(clean) ‖ p(purified)) of what the network without purifier says about the clean image
-    and about the purified input. The idea is that of the guided denoiser of Liao et al. (2018),
-    judged by what it does to the classifier. They take the L1 distance of logits or features, no
-    pixel term, and adversarial images made beforehand from several networks; ours are made on the
-    fly, pixels still count, and a change of logits weighs what it does to the probabilities.
+    KL(p(clean) ‖ p(purified)), where p are the probabilities of the network without purifier for
+    the clean image and for the purified input. The idea is the guided denoiser of Liao et al.
+    (2018). They use the L1 distance of logits or features, no pixel term, and adversarial images
+    made beforehand from several networks; here adversarial images are made in each step, pixels
+    count too, and the distance is one of probabilities.
 
     Args:
-      classifier: with the purifier.
-      variables: the classifier's; "purifier" holds what is trained.
+      classifier: a classifier with a purifier.
+      variables: its variables; "purifier" holds the trained parameters.
       inputs: (B, V, H, W, C) float32 in [0, 1], from `purification_inputs`.
       images: (B, H, W, C) float32 in [0, 1], the clean ones.
       weights: (B, V) float32, summing to 1.

@@ -7,7 +7,7 @@ The network is the base one; the purifier, where a detector asks it, that of the
 import csv
 import functools
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +73,7 @@ class Detection:
         adaptive: Attack,
         false_positive_rate: float,
         penalty: float,
+        advance: Callable[[int], None] = lambda images: None,
     ) -> pa.Table:
         """Returns the records.
 
@@ -86,7 +87,9 @@ class Detection:
             it and none, each image gets the one that fools the network at the lowest score.
           false_positive_rate: of clean validation images, at the threshold.
           penalty: see `adaptive`.
+          advance: told the number of images scored; see `count_scored`.
         """
+        self._advance = advance
         rows = _Rows(examples)
         batches = [(batch, to_pixels(batch["image"])) for batch in self._placed(validation)]
         clean = rows.add_all("none", "clean", "validation", *self._judge(batches))
@@ -107,9 +110,9 @@ class Detection:
                 scale = jnp.float32(weight / max(threshold, 1e-12))
                 source = Source("bare", {**self._variables, "penalty": scale})
                 index, found = self._judge(
-                    [(b, self._predictor.attack([adaptive], source, b, self._key, evade)[0])
-                     for b in placed]
-                )  # fmt: skip
+                    (b, self._predictor.attack([adaptive], source, b, self._key, evade)[0])
+                    for b in placed
+                )
                 tried.append((found.wrong & ~clean.wrong, found.scores[number]))
             fooled, scores = _best_for_attacker(*(np.stack(x) for x in zip(*tried, strict=True)))
             rows.add((name, "adaptive", adaptive.name, "test"), index, scores, fooled)
@@ -118,11 +121,12 @@ class Detection:
     def _placed(self, batches: Iterable[Batch]) -> Iterable[dict[str, Any]]:
         return (put_batch(self._mesh, batch) for batch in batches)
 
-    def _judge(self, batches: Sequence[tuple[Any, jax.Array]]) -> tuple[np.ndarray, Scores]:
+    def _judge(self, batches: Iterable[tuple[Any, jax.Array]]) -> tuple[np.ndarray, Scores]:
         """Returns positions in the data set, and what is said of the pixels beside each batch."""
         index, scores, wrong = [], [], []
         for batch, pixels in batches:
             real = np.asarray(batch["mask"]) > 0
+            self._advance(int(real.sum()))
             logits = self._predictor.logits(Target("bare", self._variables), pixels)
             index.append(np.asarray(batch["index"])[real])
             scores.append(np.asarray(self._scores(self._variables, pixels))[:, real])
@@ -221,3 +225,8 @@ def write_summary(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     writer.writerow(COLUMNS)
     writer.writerows([["" if row[c] is None else row[c] for c in COLUMNS] for row in rows])
     write_text(path, text.getvalue())
+
+
+def count_scored(validation: int, test: int, attacks: int) -> int:
+    """Returns how many images `Detection.measure` scores, attacked copies counted each."""
+    return validation + test * (1 + attacks + 3 * len(DETECTORS))

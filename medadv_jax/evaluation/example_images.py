@@ -1,6 +1,6 @@
 """A few test images under attack, kept as arrays for the report: `pictures.npz`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def take(
     targets: Mapping[str, Target],
     batch: Any,
     key: jax.Array,
+    advance: Callable[[int], None] = lambda classifiers: None,
 ) -> dict[str, np.ndarray]:
     """Attacks each classifier through all that is deployed, and keeps what everybody sees.
 
@@ -42,6 +43,7 @@ def take(
       targets: name of a defence -> its classifier.
       batch: image (B, H, W, 3) uint8, label and mask (B,), on the devices.
       key: of the random starts.
+      advance: told the number of classifiers done.
 
     Returns:
       `images` (N, H, W, 3) float32 in [0, 1], `label` (N,), `attack` (), `epsilon` (); for each
@@ -64,6 +66,7 @@ def take(
         if target.deployed == "full":
             purified = jax.jit(predictor.classifier.purify)(target.variables, adversarial)
             arrays[f"{name}/purified"] = np.asarray(purified)[real]
+        advance(1)
     return arrays
 
 

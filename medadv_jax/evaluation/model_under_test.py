@@ -5,7 +5,7 @@ of one `Predictor` and one `AttackQueue`, which all defences of a run share.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -96,11 +96,17 @@ class ModelUnderTest:
         ]
         return np.concatenate(found)[: len(self)]
 
-    def attack(self, jobs: Sequence[AttackJob], salt: int = 0) -> Attacked:
+    def attack(
+        self,
+        jobs: Sequence[AttackJob],
+        salt: int = 0,
+        advance: Callable[[int], None] = lambda runs: None,
+    ) -> Attacked:
         """Runs jobs with the gradients of every source; of its answers the worst one counts.
 
         A source attacks only what those before it could not break. `salt` gives other random
-        starts than those of the evaluation.
+        starts than those of the evaluation; `advance` is told the number of runs done or left out,
+        as in `AttackQueue.run`.
         """
         key = jax.random.key(self.seed)
         key = jax.random.fold_in(key, salt) if salt else key
@@ -110,9 +116,11 @@ class ModelUnderTest:
         everyone = np.ones(len(self), bool)
         tried = [everyone if job.active is None else job.active for job in jobs]
         for number, source in enumerate(self.sources):
+            for job, active in zip(jobs, tried, strict=True):
+                advance(job.attack.num_restarts * int((~active).sum()))
             now = [job._replace(active=active) for job, active in zip(jobs, tried, strict=True)]
             found = self.queue.run(
-                source.variables, self.images, self.labels, now, key, source.gradient
+                source.variables, self.images, self.labels, now, key, source.gradient, advance
             )
             for j, job in enumerate(jobs):
                 answers = self.logits(found[j])

@@ -9,6 +9,7 @@ misclassified, so that `predicted` is what counts in these rows, and not the hei
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,17 @@ def _epsilons(config: Config) -> set[float]:
     return {0.0, here / 3, 2 * here / 3, here, 4 * here / 3, 5 * here / 3, diagonal}
 
 
-def curve_rows(subject: ModelUnderTest, config: Config) -> pa.Table:
-    """Returns the rows of one defence under the adaptive attacker, on the subject's images."""
+def curve_rows(
+    subject: ModelUnderTest,
+    config: Config,
+    advance: Callable[[int], None] = lambda runs: None,
+) -> pa.Table:
+    """Returns the rows of one defence under the adaptive attacker, on the subject's images.
+
+    `advance` is told the number of runs done, as in `ModelUnderTest.attack`.
+    """
     attacks = curve_attacks(config)
-    found = subject.attack([AttackJob(attack) for attack in attacks])
+    found = subject.attack([AttackJob(attack) for attack in attacks], advance=advance)
     tables = []
     for attack, logits in zip(attacks, found.logits, strict=True):
         rows = prediction_rows(

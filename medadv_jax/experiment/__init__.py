@@ -1,1 +1,1 @@
-"""A run: the order of its stages, its directory, its config; many runs: `sweep`."""
+"""A run: the order of its stages, its directory, the check of its config; many runs: `sweep`."""

@@ -1,4 +1,4 @@
-"""A run directory belongs to one config, `config.json` says which, and to one process at a time."""
+"""The run directory: of one config, which `config.json` holds, and of one process at a time."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,6 +21,48 @@ from medadv_jax.errors import UserError
 from medadv_jax.files import remove_leftovers, sync, write_json
 
 _PACKAGES = ("medadv_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class _Irrelevant(NamedTuple):
+    """Fields on which a stage's training does not depend.
+
+    Attributes:
+      fields: names, or with a final dot whole sections.
+      but: of these the ones on which it does depend.
+    """
+
+    fields: tuple[str, ...]
+    but: tuple[str, ...] = ()
+
+
+_ELSEWHERE = ("defenses", "reuse", *FIELDS_WITHOUT_RESULT, "purifier.", "detector.", "eval.")
+# The stages that another run can reuse: those that train a network alone. A run that differs in
+# irrelevant fields only trains the same weights, bit for bit; see `reuse_stages`.
+IRRELEVANT_FIELDS = {
+    "base": _Irrelevant(
+        (
+            *_ELSEWHERE, "attack.", "train.attacks", "train.assignment",
+            "train.adversarial_weight", "train.num_steps",
+        )
+    ),
+    # Its best checkpoint is chosen under the validation attack.
+    "adversarial": _Irrelevant(_ELSEWHERE, but=("eval.validation_attack",)),
+}  # fmt: skip
+
+
+def relevant_differences(stage: str, there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Returns the fields that differ and on which the training of a stage depends, sorted.
+
+    Args:
+      stage: a key of `IRRELEVANT_FIELDS`.
+      there, here: "section.field" -> value of two runs.
+    """
+    fields, but = IRRELEVANT_FIELDS[stage]
+    return [
+        name
+        for name in sorted({**there, **here})
+        if there.get(name) != here.get(name) and (name in but or not name.startswith(fields))
+    ]
 
 
 _LOCK = ".lock"  # empty, or who is at work; the lock itself goes with its process
@@ -66,7 +108,7 @@ def claim(workdir: Path, config: Config) -> list[str]:
     """Writes `config.json`, or checks that the workdir belongs to the same config.
 
     Returns:
-      What a person should know: that versions or device are no longer those of the beginning.
+      Lines for the user: versions or device differ from those at the start of the run.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -88,7 +130,7 @@ def _about() -> dict[str, Any]:
 
 
 def refuse_other_images(path: Path, content: dict[str, Any]) -> None:
-    """Raises UserError if a run would go on with other images than it began with.
+    """Raises UserError if a run would resume with other images or splits than it began with.
 
     Args:
       path: of `splits.json`, which may be missing.
@@ -110,17 +152,17 @@ def refuse_other_images(path: Path, content: dict[str, Any]) -> None:
 
 
 def reuse_stages(workdir: Path, config: Config) -> list[str]:
-    """Copies the trained stages of `config.reuse` that this config would train just so.
+    """Copies the trained stages of `config.reuse` that this config would train to the same weights.
 
     Args:
-      workdir: of this run; stages that it holds are left alone.
+      workdir: of this run; stages that it holds already are kept.
       config: of this run; `config.reuse` is the run directory to copy from, "": none.
 
     Returns:
-      What was copied, in words.
+      A line for each stage that comes from there.
 
     Raises:
-      UserError: `config.reuse` is no run, or no stage of it would come out the same.
+      UserError: `config.reuse` is no run, or this config would train every stage differently.
     """
     other, taken, why = Path(config.reuse), [], ""
     if not config.reuse:
@@ -129,14 +171,9 @@ def reuse_stages(workdir: Path, config: Config) -> list[str]:
         raise UserError(f"config.reuse={config.reuse}: holds no run; give the --workdir of one")
     saved = read_saved_config(other / "config.json")
     there, here = flatten(saved["config"]), flatten(config)
-    for stage, apart in IRRELEVANT_FIELDS.items():
+    for stage in IRRELEVANT_FIELDS:
         done, target = other / "checkpoints" / stage, workdir / "checkpoints" / stage
-        names = [
-            n
-            for n in {**there, **here}
-            if not n.startswith(apart) or n in RELEVANT_AFTER_ALL[stage]
-        ]
-        changed = [name for name in sorted(names) if there.get(name) != here.get(name)]
+        changed = relevant_differences(stage, there, here)
         why = why or ", ".join(changed)
         if changed or stage not in config.defenses.split(",") or not done.is_dir():
             continue
@@ -149,9 +186,9 @@ def reuse_stages(workdir: Path, config: Config) -> list[str]:
 
 
 def _copy(other: Path, done: Path, target: Path) -> None:
-    """Copies a stage beside and renames; refuses a stage that changes meanwhile."""
+    """Copies a stage atomically; UserError if another process is at work in its run."""
     beside = target.with_name(f".{target.name}")
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process
     with contextlib.ExitStack() as stack:
         if (other / _LOCK).exists():
             lock = stack.enter_context((other / _LOCK).open())
@@ -164,18 +201,6 @@ def _copy(other: Path, done: Path, target: Path) -> None:
 def _copy_to_disk(source: str, target: str) -> None:
     shutil.copyfile(source, target)
     sync(Path(target))
-
-
-_ELSEWHERE = ("defenses", "reuse", *FIELDS_WITHOUT_RESULT, "purifier.", "detector.", "eval.")
-# stage -> beginnings of the fields on which what it trains does not depend
-IRRELEVANT_FIELDS = {
-    "base": (
-        *_ELSEWHERE, "attack.", "train.attacks", "train.assignment", "train.adversarial_weight",
-        "train.num_steps",
-    ),
-    "adversarial": _ELSEWHERE,
-}  # fmt: skip
-RELEVANT_AFTER_ALL = {"base": (), "adversarial": ("eval.validation_attack",)}
 
 
 def _refuse_other_config(workdir: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -191,7 +216,7 @@ def _refuse_other_config(workdir: Path, there: dict[str, Any], here: dict[str, A
 
 
 def _git_commit() -> str:
-    """Returns the commit of the code, marked where files differ from it; "" outside git."""
+    """Returns the git commit of the code, with "-dirty" if files differ; "" outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(

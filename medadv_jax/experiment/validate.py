@@ -1,4 +1,4 @@
-"""Is this config possible? One rule for each field, checked before any work."""
+"""Checks a config before any work: a rule for each field, then fields that limit each other."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.models import MODELS, default_options
 from medadv_jax.models.purifiers import PURIFIERS
 
-Rule = tuple[Callable[[Any], bool], str]  # is the value possible, and what is
+Rule = tuple[Callable[[Any], bool], str]  # (is the value allowed?, what is allowed)
 
 
 def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
@@ -127,7 +127,7 @@ def _refuse(field: str, value: Any, allowed: str) -> UserError:
 
 
 def validate(config: Config) -> None:
-    """Raises UserError, naming field, value and what is allowed, if a config is impossible."""
+    """Raises UserError if a config is impossible: field, value and what is allowed."""
     fields = flatten(config)
     for field in (*RULES, *fields):
         if field not in RULES or field not in fields:
@@ -169,7 +169,7 @@ def _check_together(config: Config) -> None:
 
 
 def _check_options(config: Config) -> None:
-    """Refuses an option that the network does not have: it would be ignored in silence."""
+    """Refuses an option that the network does not have: it would be ignored silently."""
     name, known = config.model.name, default_options(config.model.name)
     if config.model.head != "auto" and "head" not in known:
         raise _refuse("model.head", config.model.head, f"auto: {name} has no such choice")
@@ -178,7 +178,7 @@ def _check_options(config: Config) -> None:
 
 
 def check_batch(config: Config, images: int, what: str) -> None:
-    """Raises UserError if a batch is larger than what there is to train on."""
+    """Raises UserError if a training batch is larger than the number of images."""
     if config.train.batch_size > images:
         allowed = f"at most the {images} {what}"
         raise _refuse("train.batch_size", config.train.batch_size, allowed)

@@ -1,1 +1,1 @@
-"""From a config to trained classifiers: the compiled step, its state, the loop around it."""
+"""From a config to trained classifiers: build, train step, its state, trainer, checkpoints."""

@@ -1,4 +1,4 @@
-"""Augmentation inside the compiled step: small turns and shifts, brightness, symmetries."""
+"""Augmentation inside the compiled step: small rotations and shifts, brightness, flips."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from medadv_jax.config import Config
 
 
 def augment(key: jax.Array, pixels: jax.Array, settings: Config) -> jax.Array:
-    """Returns augmented images, each under its own draw.
+    """Returns augmented images; each image has its own random draw.
 
     Args:
       key: a key from `jax.random.key`.
@@ -34,7 +34,7 @@ def augment(key: jax.Array, pixels: jax.Array, settings: Config) -> jax.Array:
 
 
 def _flip(key: jax.Array, pixels: jax.Array) -> jax.Array:
-    """Draws one of the 8 symmetries of a square: mirrors and transposes, each one time in two."""
+    """Applies a random one of the 8 symmetries of a square to each image: flips and a transpose."""
     draws = jax.random.bernoulli(key, 0.5, (3, pixels.shape[0], 1, 1, 1))
     pixels = jnp.where(draws[2], jnp.swapaxes(pixels, 1, 2), pixels)
     pixels = jnp.where(draws[0], pixels[:, :, ::-1], pixels)
@@ -42,7 +42,7 @@ def _flip(key: jax.Array, pixels: jax.Array) -> jax.Array:
 
 
 def _move(key: jax.Array, image: jax.Array, shift: float, rotation: float) -> jax.Array:
-    """Turns and shifts one image (H, W, C), bilinear, edges repeated."""
+    """Rotates and shifts one image (H, W, C); bilinear, edge pixels repeated outside."""
     draw = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
     angle = jnp.deg2rad(rotation * draw[0])
     height, width = image.shape[:2]
@@ -54,7 +54,7 @@ def _move(key: jax.Array, image: jax.Array, shift: float, rotation: float) -> ja
 
 
 def _bilinear(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Reads (H, W, C) at real coordinates (H, W); beyond the edge the edge is repeated."""
+    """Samples (H, W, C) at real coordinates (H, W); outside the image the edge is repeated."""
     rows = jnp.clip(rows, 0.0, image.shape[0] - 1)
     columns = jnp.clip(columns, 0.0, image.shape[1] - 1)
     top, left = jnp.floor(rows).astype(int), jnp.floor(columns).astype(int)

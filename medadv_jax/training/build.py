@@ -1,4 +1,4 @@
-"""From a config to classifiers: the network, its first weights, its normalisation, the purifier."""
+"""Config → classifiers: the network, its initial weights and normalisation, the purifier."""
 
 from typing import Any, NamedTuple
 
@@ -16,10 +16,10 @@ class Assembly(NamedTuple):
     """The classifiers of a run, which share their network.
 
     Attributes:
-      bare: without a purifier.
-      purified: with one.
-      start: the network's first weights; None: the initialisers of its paper.
-      notes: what a person should know about them.
+      bare: the network without a purifier.
+      purified: the network behind a purifier.
+      start: pretrained weights of the network; None: it is initialised as in its paper.
+      notes: lines for the user about these weights.
     """
 
     bare: Classifier
@@ -32,7 +32,7 @@ def assemble(config: Config) -> Assembly:
     """Builds the classifiers of a config.
 
     Raises:
-      UserError: weights that cannot be found or fetched, or are not those of the network.
+      UserError: weights that cannot be found or downloaded, or belong to another network.
     """
     model, purifier = config.model, config.purifier
     network, start, expected, notes = _network(config)
@@ -47,8 +47,11 @@ def assemble(config: Config) -> Assembly:
 
 
 def training_classifier(classifier: Classifier, config: Config) -> Classifier:
-    """Returns the classifier as it is trained: with frozen layers, BatchNorm keeps what it knows,
-    because the batch's statistics would move what the frozen layers were trained on."""
+    """Returns the classifier as it is trained.
+
+    Where layers are frozen, BatchNorm uses its running statistics and does not update them:
+    statistics of the batch would change the inputs that the frozen layers were trained on.
+    """
     frozen = config.train.trainable != "all" and hasattr(classifier.network, "freeze_norm")
     if not frozen:
         return classifier
@@ -57,7 +60,7 @@ def training_classifier(classifier: Classifier, config: Config) -> Classifier:
 
 
 def _network(config: Config) -> tuple[nn.Module, Variables | None, str, list[str]]:
-    """Network, first weights, the normalisation that they expect, notes."""
+    """Returns network, initial weights, the normalisation that they expect, and notes."""
     model = config.model
     options: dict[str, Any] = {}
     if model.head != "auto":

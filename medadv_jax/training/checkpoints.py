@@ -1,4 +1,4 @@
-"""Checkpoints of one defence: the newest, to go on from, and the best, to evaluate. Orbax."""
+"""Orbax checkpoints of one defence: the newest to resume from, the best to evaluate."""
 
 import shutil
 from pathlib import Path
@@ -11,21 +11,21 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from medadv_jax.errors import UserError
 
-_OLD = ".old"  # superseded checkpoints, on their way out: half a checkpoint never has a number
+_OLD = ".old"  # superseded checkpoints are renamed to this before they are deleted
 
 
 def _rank(metrics: Any) -> float:
-    """Orders checkpoints: validation accuracy first, and among equals the lower loss."""
-    # The second term stays under one example's share for up to a million examples.
+    """Ranks checkpoints by validation accuracy, ties by the lower loss."""
+    # The second term is below 1 / n, one example's share, for up to a million examples.
     return metrics["accuracy"] + 1e-6 / (1 + metrics["loss"])
 
 
 class Checkpoints:
     """The folder `checkpoints/<defense>/`; a step is the number of epochs trained.
 
-    Orbax writes beside and renames, and old ones are renamed before they are deleted, so that a
-    folder named by a number is a whole checkpoint. Below `partial/` lies a state within an epoch,
-    named by the steps taken; it has no say in what is newest or best.
+    A folder named by a number is a complete checkpoint: Orbax writes to a temporary name and
+    renames, and superseded checkpoints are renamed before they are deleted. `partial/` holds a
+    state within an epoch, named by the steps taken; it does not count as newest or best.
     """
 
     def __init__(self, folder: Path):
@@ -83,11 +83,11 @@ class Checkpoints:
         return self._checked(self.folder / str(epochs), state, like)
 
     def save_partial(self, state: Any, position: dict[str, Any]) -> None:
-        """Stores a state within an epoch, whole before this returns.
+        """Stores a state within an epoch; returns when it is on disk.
 
         Args:
           state: has `step`.
-          position: where in the epoch it stands; what JSON can hold.
+          position: where in the epoch it is; JSON-serialisable.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
@@ -118,7 +118,7 @@ class Checkpoints:
         return self._checked(path, found["state"], like), found["position"]
 
     def drop_partial(self) -> None:
-        """Deletes the states within epochs, once the checkpoints of the epochs are whole."""
+        """Deletes the states within epochs, once the epochs' checkpoints are on disk."""
         self._manager.wait_until_finished()
         if self._partial_folder.is_dir() and jax.process_index() == 0:
             self._purge()
@@ -127,12 +127,12 @@ class Checkpoints:
             self._purge()
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits until everything is written."""
         self._manager.close()
         self._purge()
 
     def _purge(self) -> None:
-        """Deletes what was superseded."""
+        """Deletes superseded checkpoints."""
         for folder in (self.folder, self._partial_folder):
             shutil.rmtree(folder / _OLD, ignore_errors=True)
 
@@ -146,12 +146,12 @@ class Checkpoints:
         try:
             metrics = self._manager.metrics(epochs)
             _rank(metrics)
-        except Exception as error:  # a file of numbers that someone has touched
+        except Exception as error:  # the metrics file is damaged
             raise self._unreadable(self.folder / str(epochs), error) from error
         return metrics
 
     def _checked(self, path: Path, state: Any, like: Any) -> Any:
-        """Returns the state, if it has the shapes asked for and is finite."""
+        """Returns the state; raises UserError unless it is finite and has the shapes of `like`."""
         for place, leaf in jax.tree_util.tree_leaves_with_path(state):
             if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
                 name = jax.tree_util.keystr(place, simple=True, separator="/")
@@ -161,7 +161,7 @@ class Checkpoints:
                 )
         shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), t) for t in (state, like)]
         if shapes[0] != shapes[1]:
-            raise self._unreadable(path, ValueError("arrays of other shapes"))
+            raise self._unreadable(path, ValueError("arrays have other shapes"))
         return state
 
     def _unreadable(self, path: Path, error: Exception) -> UserError:

@@ -1,4 +1,4 @@
-"""The classifiers of a run: trains them, keeps them, brings them back."""
+"""The classifiers of a run: trains them, and restores them from their checkpoints."""
 
 import contextlib
 from collections.abc import Callable
@@ -27,12 +27,12 @@ from medadv_jax.training.trainer import Trainer
 
 
 class Classifiers:
-    """The classifiers that a config's defences make, with their checkpoints in the workdir.
+    """The classifiers of a config's defences, with their checkpoints in the run directory.
 
     Attributes:
-      mesh: the devices of this process, which evaluate; all processes' devices train.
-      predictor: the compiled programs that attack and run all of them.
-      notes: what a person should know of the weights they start from.
+      mesh: the devices of this process, which evaluate; training uses those of all processes.
+      predictor: the compiled programs that attack and run all classifiers.
+      notes: lines for the user about the weights they start from.
     """
 
     def __init__(self, config: Config, workdir: Path):
@@ -69,10 +69,10 @@ class Classifiers:
         writer: MetricsWriter,
         console: Console,
     ) -> str:
-        """Trains one classifier to its last epoch.
+        """Trains one classifier to its last epoch, resuming from its newest checkpoint.
 
         Returns:
-          Why there was nothing to do, "" if there was.
+          "" after training; else why there was nothing to train.
         """
         config, training = self._config, defense.training(self._config)
         with contextlib.closing(self._checkpoints(defense)) as checkpoints:
@@ -123,7 +123,7 @@ class Classifiers:
         gradient = "bare" if defense.chosen_under == "bare" else deployed
 
         def validate(variables: Variables) -> dict[str, float]:
-            variables = to_local(self.mesh, variables)  # each process asks all images
+            variables = to_local(self.mesh, variables)  # each process validates on all images
             batches = make_loader(dataset, splits.validation, self.eval_batch(), shuffle_seed=None)
             threat = Threat(("",), (Source(gradient, variables),))
             predictions = predict_all(
@@ -141,12 +141,12 @@ class Classifiers:
         return self._parts.purified if defense.purified else self._parts.bare
 
     def _optimizer(self, defense: Defense, steps: int) -> optax.GradientTransformation:
-        """The optimizer of a stage of `steps` steps an epoch."""
+        """Returns the optimizer of a stage with `steps` steps an epoch."""
         epochs, rate = defense.training(self._config)
         return make_optimizer(rate, self._config.train.schedule, epochs * steps)
 
     def _start(self, defense: Defense) -> Variables | None:
-        """Returns what a stage starts from; None: fresh weights."""
+        """Returns the variables that a stage starts from; None: fresh weights."""
         network = self._parts.start
         if defense.network_from:
             network = self.variables(get_defense(defense.network_from))
@@ -161,9 +161,10 @@ class Classifiers:
         return {**own, "purifier": purifier}
 
     def _restore(self, defense: Defense) -> Variables:
+        """Returns the variables of the best checkpoint, frozen ones included."""
         if not defense.training(self._config).epochs:
             start = self._start(defense)
-            assert start is not None, "a defence that trains nothing starts from others"
+            assert start is not None, "a defence that trains nothing starts from other defences"
             return start
         classifier, size = self._classifier(defense), self._config.data.image_size
         trains = defense.trained_layers(self._config)

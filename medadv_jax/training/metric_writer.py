@@ -12,10 +12,10 @@ from medadv_jax.files import write_text
 
 
 class MetricsWriter:
-    """Training curves: lines of `metrics.jsonl`, and the same as TensorBoard events.
+    """Writes lines of `metrics.jsonl`, and the same values as TensorBoard events.
 
-    Each defence has a folder of events, because going on from a step hides all later events of
-    its folder.
+    Each defence has its own folder of events: resuming from a step hides all later events of a
+    folder.
     """
 
     def __init__(self, workdir: Path):
@@ -24,7 +24,7 @@ class MetricsWriter:
         self._events: dict[str, SummaryWriter] = {}
 
     def rewind(self, defense: str, step: int) -> None:
-        """Forgets what is newer than `step` of a defence, and any torn line: it comes again."""
+        """Drops lines of a defence after `step`, which will be written again, and damaged lines."""
         self._file.close()
         path = self._workdir / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -37,7 +37,7 @@ class MetricsWriter:
         self._events[defense] = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=10)
 
     def write(self, defense: str, step: int, values: Mapping[str, float | int]) -> None:
-        """Appends one line; `values` are finite numbers. After `rewind` of the defence."""
+        """Appends one line of finite `values`; call `rewind` for the defence before."""
         self._file.write(json.dumps({"defense": defense, "step": step, **values}) + "\n")
         for name, value in values.items():
             self._events[defense].add_scalar(name, value, step)
@@ -48,7 +48,7 @@ class MetricsWriter:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flushes both."""
+        """Flushes and closes the file and the events."""
         self._file.close()
         for defense in [*self._events]:
             self._close_events(defense)
@@ -62,7 +62,7 @@ class MetricsWriter:
 
 
 class SilentWriter(MetricsWriter):
-    """Writes nothing: in all processes but the first."""
+    """Writes nothing; used in all processes but the first."""
 
     def __init__(self):
         pass

@@ -10,24 +10,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medadv_jax.classifier import Classifier, Variables
 
+Trains = Callable[[str, str], bool]  # (collection, name of a layer) -> is it trained?
+
 
 class TrainState(NamedTuple):
-    """All that a step changes. What it leaves alone is a tree of its own; see `split`."""
+    """Everything that a step changes; frozen parameters are a separate tree, see `split`."""
 
     step: jax.Array  # () int32, steps taken
-    params: Any  # {"params": …, "purifier": …}: those that are trained, and only those
+    params: Any  # {"params": …, "purifier": …}: the trained parameters only
     batch_stats: Any
     opt_state: Any
 
     def variables(self, frozen: Variables | None = None) -> Variables:
-        """Returns the classifier's variables, `frozen` among them."""
+        """Returns the classifier's variables, merged with the `frozen` ones."""
         frozen = frozen or {}
         names = self.params.keys() | frozen.keys()
         merged = {n: {**frozen.get(n, {}), **self.params.get(n, {})} for n in names}
         return {**merged, "batch_stats": self.batch_stats}
-
-
-Trains = Callable[[str, str], bool]  # (collection, name of a layer) -> is it trained?
 
 
 def train_all(collection: str, layer: str) -> bool:
@@ -37,8 +36,8 @@ def train_all(collection: str, layer: str) -> bool:
 
 
 def split(variables: Variables, trains: Trains) -> tuple[Variables, Variables]:
-    """Returns the parameters that are trained, and those that are not: two trees
-    {"params": …, "purifier": …} without common leaves, and without batch statistics."""
+    """Returns (trained, frozen) parameters: two trees {"params": …, "purifier": …} without common
+    leaves and without batch statistics."""
     trained, frozen = {}, {}
     for name in variables.keys() - {"batch_stats"}:
         layers = variables[name]
@@ -51,7 +50,7 @@ def split(variables: Variables, trains: Trains) -> tuple[Variables, Variables]:
 def make_optimizer(
     learning_rate: float, schedule: str, total_steps: int
 ) -> optax.GradientTransformation:
-    """Returns Adam (Kingma & Ba 2015); `schedule`: "constant", or "cosine" to 0 at the end."""
+    """Returns Adam (Kingma & Ba 2015) with a "constant" or "cosine" `schedule`, the latter to 0."""
     if schedule == "cosine":
         return optax.adam(optax.cosine_decay_schedule(learning_rate, total_steps))
     return optax.adam(learning_rate)
@@ -66,19 +65,19 @@ def create_state(
     variables: Variables | None = None,
     trains: Trains = train_all,
 ) -> tuple[TrainState, Variables]:
-    """Returns the state before the first step and what stays frozen, replicated over `mesh`.
+    """Returns the state before the first step and the frozen variables, replicated over `mesh`.
 
     Args:
-      classifier: what is trained.
-      optimizer: its optimizer; its state is of what is trained, alone.
+      classifier: the classifier to train.
+      optimizer: its state covers the trained parameters only.
       mesh: the devices.
       key: for fresh weights.
       image_size: pixels, height = width.
-      variables: weights to start from; copied, so that donating the state leaves them alone.
+      variables: weights to start from; copied, because the state is donated. None: fresh ones.
       trains: which layers are trained.
     """
     init = _make_init(classifier, optimizer, image_size, trains)
-    if jax.process_count() > 1:  # an array on one process' devices is none on all devices
+    if jax.process_count() > 1:  # an array of one process cannot be an input of all
         variables = jax.device_get(variables)
     return jax.jit(init, out_shardings=NamedSharding(mesh, PartitionSpec()))(key, variables)
 
@@ -90,7 +89,7 @@ def abstract_state(
     image_size: int,
     trains: Trains = train_all,
 ) -> TrainState:
-    """Returns shapes, dtypes and shardings of a state, without computing one."""
+    """Returns shapes, dtypes and shardings of a state without computing it."""
     init = _make_init(classifier, optimizer, image_size, trains)
     shapes, _ = jax.eval_shape(init, jax.random.key(0), None)
     sharding = NamedSharding(mesh, PartitionSpec())

@@ -1,10 +1,10 @@
 """The compiled training step.
 
 The step is one program, traced once: augmentation, attack, forward and backward pass, update. The
-batch is sharded over the mesh axis `data`, the state is replicated and donated; jit puts in the
-one all-reduce of the gradients, and BatchNorm sees the whole batch.
+batch is sharded over the mesh axis `data`; the state is replicated and donated. Devices synchronise
+gradients once a step, and BatchNorm's statistics are of the whole batch.
 
-Imports no more than jax, flax, optax and ml_collections, so that a benchmark needs no more.
+This module needs jax, flax, optax and ml_collections only, so that a benchmark can import it.
 """
 
 from collections.abc import Callable
@@ -31,9 +31,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the compiled step: (state, batch, key, frozen) -> (state, metrics of the batch).
 
-    The state is donated; `frozen` is left out where everything is trained. `key` is the same for
-    all steps: the step folds its number in. Metrics are () float32: loss, those of the objective,
-    and count, the number of examples that are not padding.
+    The state is donated. `frozen` holds the parameters that are not trained; omit it if all are.
+    `key` is the same for all steps: the step folds its number in. Metrics are () float32: loss,
+    those of the objective, and count, the number of examples that are not padding.
     """
 
     def step(
@@ -47,7 +47,7 @@ def make_train_step(
         logits_fn = classifier.folded().logits_fn(folded, objective.gradient)
         examples = objective.make_examples(logits_fn, *inputs, attack_key)
 
-        # Of the trained parameters alone: frozen layers get no weight gradients.
+        # A function of the trained parameters only: frozen layers get no weight gradients.
         def loss_fn(params: Any) -> tuple[jax.Array, objectives.Loss]:
             variables = state._replace(params=params).variables(frozen)
             loss = objective.loss(classifier, variables, examples, inputs, dropout_key)

@@ -29,7 +29,7 @@ class _EpochMeter:
     """Metrics of an epoch, fetched one step late, so that the device never waits for the host.
 
     Attributes:
-      rows: of the epoch's steps so far; with those of an earlier process, where it was stopped.
+      rows: metrics of the epoch's steps so far, including those of an earlier process.
     """
 
     def __init__(self, rows: list[Row], on_row: Callable[[int, Row], None]):
@@ -37,12 +37,12 @@ class _EpochMeter:
         self._pending: tuple[int, Metrics] | None = None
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of `step`, and fetches those of the step before."""
+        """Keeps the metrics of `step` for later, and fetches those of the step before."""
         self.flush()
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Fetches what is pending."""
+        """Fetches the metrics that are pending."""
         if self._pending is None:
             return
         step, metrics = self._pending
@@ -52,7 +52,7 @@ class _EpochMeter:
         self.rows.append(row)
 
     def means(self) -> Row:
-        """Returns the epoch's means over examples."""
+        """Returns the means over the epoch's examples."""
         self.flush()
         counts = np.array([row["count"] for row in self.rows])
         names = [name for name in self.rows[0] if name != "count"]
@@ -60,7 +60,7 @@ class _EpochMeter:
 
 
 class _Speed:
-    """Images a second, without the first step of an epoch: that of a run compiles."""
+    """Images per second, without the first step of an epoch, which may include compilation."""
 
     def __init__(self):
         self._images, self._start = -1, 0.0
@@ -86,15 +86,15 @@ class Trainer:
 
     Attributes:
       config: the run's config.
-      defense: what is trained, for names.
+      defense: the defence that is trained.
       train_step: from `make_train_step`.
       make_epoch: epoch (from 0) -> its batches on the host, of one shape.
       validate: variables -> {"accuracy", "loss"}, which choose the best checkpoint.
-      checkpoints: where states go after each epoch, and when the process is asked to stop.
-      writer: for the curves.
-      progress: for the person who waits.
+      checkpoints: stores states after each epoch, and when the process is asked to stop.
+      writer: writes the training curves.
+      progress: shown to the user.
       mesh: the devices.
-      frozen: the variables that the step leaves alone.
+      frozen: the variables that the step does not change.
     """
 
     config: Config
@@ -114,7 +114,7 @@ class Trainer:
         return self.defense.training(self.config).epochs
 
     def fit(self, state: TrainState) -> None:
-        """Trains to the last epoch, going on from where an earlier process came to.
+        """Trains to the last epoch, resuming where an earlier process stopped.
 
         Args:
           state: the state before the first step; donated.
@@ -137,7 +137,7 @@ class Trainer:
         interrupts.check(f"train {self.defense.name}, all {self.epochs} epochs done")
 
     def _go_on(self, state: TrainState) -> tuple[TrainState, int, list[Row]]:
-        """Returns the newest state there is, its epoch, and the epoch's rows up to it."""
+        """Returns the newest state, the epoch it is in, and the rows of that epoch so far."""
         first, partial = self.checkpoints.latest(), self.checkpoints.restore_partial(state)
         if partial and partial[1]["epoch"] >= first:
             state, position = partial
@@ -153,9 +153,9 @@ class Trainer:
     def _train_epoch(
         self, state: TrainState, key: jax.Array, epoch: int, rows: list[Row]
     ) -> tuple[TrainState, Row]:
-        """Runs what is left of one epoch; returns the state and the epoch's means, with images/s.
+        """Runs the rest of one epoch; returns the state and the epoch's means, with images/s.
 
-        `rows`: one for each step that is done; those to come are added.
+        `rows` holds the metrics of each step that is done; those of the others are added.
         """
         meter = _EpochMeter(rows, lambda step, row: self._take(step, epoch, row))
         step, speed, saved = int(state.step), _Speed(), time.monotonic()
@@ -163,7 +163,7 @@ class Trainer:
             state, metrics = self.train_step(state, put_batch(self.mesh, batch), key, self.frozen)
             step += 1
             meter.add(step, metrics)
-            size = int(batch["mask"].sum()) * jax.process_count()  # to the padding
+            size = int(batch["mask"].sum()) * jax.process_count()  # without padding
             speed.count(size, metrics)
             interrupts.defer()  # before the first step is done there is nothing to save
             self.progress.advance(size, f"epoch {epoch + 1}/{self.epochs}")
@@ -174,8 +174,8 @@ class Trainer:
         return state, meter.means() | speed.row()
 
     def _end_epoch(self, state: TrainState, epoch: int, row: Row, rows: list[Row]) -> None:
-        """Validates and saves. The line of the epoch is there before its checkpoint, so that none
-        is missing; a line without its checkpoint is dropped when a process goes on."""
+        """Validates, writes the epoch's line, and saves a checkpoint, in this order: every
+        checkpoint has its line, and a line without a checkpoint is dropped on resuming."""
         try:
             validation = self.validate(state.variables(self.frozen))
         except interrupts.Stopped:
@@ -193,13 +193,13 @@ class Trainer:
             interrupts.check(f"train {self.defense.name}, after epoch {epoch + 1}")
 
     def _keep(self, state: TrainState, epoch: int, rows: list[Row]) -> None:
-        """Saves a state within an epoch, with its position; leaves if that was asked for."""
+        """Saves a state within an epoch with its position; raises Stopped if one is requested."""
         self.writer.flush()
         self.checkpoints.save_partial(state, {"epoch": epoch, "rows": rows})
         interrupts.check(f"train {self.defense.name}, epoch {epoch + 1}, after {len(rows)} steps")
 
     def _is_due(self, saved: float) -> bool:
-        """Tells whether to save within an epoch: never with several processes, which would have
+        """Returns whether to save within an epoch; never with several processes, which would have
         to agree on the step."""
         if jax.process_count() > 1:
             return False
@@ -208,7 +208,7 @@ class Trainer:
         return passed or interrupts.requested()
 
     def _take(self, step: int, epoch: int, row: Row) -> None:
-        """Looks at the metrics of a step; raises if its loss is not finite."""
+        """Writes the metrics of a step if due; raises UserError if its loss is not finite."""
         if not math.isfinite(row["loss"]):
             raise self._not_finite("loss", step, epoch)
         if step % self.config.train.log_steps == 0:

@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.evaluation.predictions import read_predictions
 from medadv_jax.experiment.run import run as run_experiment
 from medadv_jax.training.checkpoints import Checkpoints
-from tests.helpers.tiny import TinyNet, read_results, tiny_config
+from tests.helpers.tiny import TinyNet, age_config, read_results, tiny_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,11 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
         "predictions.parquet", "results.csv", "pictures.npz", "report",
     }  # fmt: skip
     assert "train adversarial: epoch 2/2" in text
+    ends = re.findall(r"^([a-z ]+): \d+ [a-z]+ in \d+ s$", text, re.MULTILINE)
+    assert ends[-6:] == [
+        "train base", "train adversarial", "evaluate base", "evaluate adversarial", "pictures",
+        "report",
+    ]  # fmt: skip
     assert "these accuracies mean nothing" in text  # 12 test images
 
     rows = read_results(workdir / "results.csv")
@@ -107,6 +113,23 @@ def test_interrupted_run_goes_on_to_the_same_end(tmp_path, cache_dir, monkeypatc
     assert "train adversarial: going on after epoch 1" in text
     whole, cut = (tmp_path / name / "results.csv" for name in ("whole", "cut"))
     assert whole.read_text() == cut.read_text()
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, cache_dir):
+    config = tiny_config()
+    config.data.cache_dir, config.defenses, config.train.epochs = cache_dir, "base", 1
+    run(config, tmp_path)
+    names = ("results.csv", "predictions.parquet")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    for name in names:
+        (tmp_path / name).unlink()
+    age_config(tmp_path)
+    assert "train base: done before" in run(config, tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+    config.model.conv_impl = "plain"  # the field that had another name is still compared
+    with pytest.raises(UserError, match=r"config.model.conv_impl=plain \(there: auto\)"):
+        run(config, tmp_path)
 
 
 def write_pictures(folder, names):

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
+from medadv_jax.config import set_field
 from medadv_jax.errors import UserError
 from medadv_jax.experiment import run_dir
 from medadv_jax.files import write_json
-from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny import age_config, tiny_config
 
 HOLD = """
 import fcntl, sys, time
@@ -60,16 +61,41 @@ def test_fields_that_change_no_result_and_new_ones_do_not_part_a_run_from_its_wo
     config = tiny_config()
     run_dir.claim(tmp_path, config)
     path = tmp_path / "config.json"
+    age_config(tmp_path)
     saved = json.loads(path.read_text())
-    for section, field in (("train", "checkpoint_minutes"), ("eval", "images")):
-        del saved["config"][section][field]
-    del saved["config"]["deterministic"]
     saved["versions"]["jax"] = "0.1"
     write_json(path, saved)
     assert run_dir.claim(tmp_path, config) == [f"{tmp_path} was begun with other versions"]
     config.deterministic = True
     with pytest.raises(UserError, match=r"config.deterministic=True \(there: False\)"):
         run_dir.claim(tmp_path, config)
+
+
+def test_a_stage_is_reused_where_no_relevant_field_differs(tmp_path):
+    other, config = tmp_path / "other", tiny_config()
+    run_dir.claim(other, config)
+    age_config(other)
+    for stage in ("base", "adversarial"):
+        (other / "checkpoints" / stage).mkdir(parents=True)
+    config.reuse, config.eval.restarts, config.compile_cache = str(other), 3, "elsewhere"
+    stages = {
+        "attack.epsilon": ["base"],  # irrelevant to the stage that is not attacked
+        "eval.validation_attack": ["base"],  # chooses the checkpoint of the other one
+        "eval.attacks": ["base", "adversarial"],
+        "purifier.width": ["base", "adversarial"],
+    }
+    for number, (field, expected) in enumerate(stages.items()):
+        changed = tiny_config()
+        changed.update(config)
+        value = {"eval.validation_attack": "bim", "eval.attacks": "bim"}.get(field, 0.5)
+        set_field(changed, field, str(value))
+        notes = run_dir.reuse_stages(tmp_path / str(number), changed)
+        assert [note.partition(":")[0] for note in notes] == expected, field
+        copied = (tmp_path / str(number) / "checkpoints").iterdir()
+        assert {path.name for path in copied} == {*expected}
+    config.train.learning_rate = 0.5
+    with pytest.raises(UserError, match="no stage would be the same: train"):
+        run_dir.reuse_stages(tmp_path / "none", config)
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
 from tools.soak import TinyNet
 
-__all__ = ["SIZE", "TinyNet", "read_results", "tiny_config", "tiny_dataset"]
+__all__ = ["SIZE", "TinyNet", "age_config", "read_results", "tiny_config", "tiny_dataset"]
 
 SIZE = 16  # pixels
 
@@ -32,9 +33,20 @@ def tiny_config() -> Config:
     config.train.num_steps = 2
     config.eval.num_steps = 2
     config.eval.batch_size = 8
-    config.eval.checks = config.detector.run = False  # tested by themselves; see test_experiment
+    config.eval.checks = config.detector.run = False  # tests/evaluation tests them
     config.eval.check_images = 8
     return config
+
+
+def age_config(workdir: Path) -> None:
+    """Rewrites `config.json` as earlier versions wrote it: another name, and fewer fields."""
+    path = workdir / "config.json"
+    saved = json.loads(path.read_text())
+    config = saved["config"]
+    config["model"]["forms"] = config["model"].pop("conv_impl")
+    del config["deterministic"], config["compile_cache"]
+    del config["eval"]["images"], config["train"]["checkpoint_minutes"]
+    path.write_text(json.dumps(saved))
 
 
 def tiny_dataset(count: int, seed: int = 0) -> Dataset:

@@ -11,6 +11,8 @@ adversarial robustness"; Zimmermann et al. 2022, "Increasing confidence in adver
 evaluations").
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 
@@ -31,9 +33,15 @@ __all__ = [
     "write_self_checks",
 ]
 
+PARTS = 4  # of `run_self_checks`: three kinds of extra attacks, and the checks themselves
+
 
 def run_self_checks(
-    subject: ModelUnderTest, config: Config, curves: pa.Table, predictions: pa.Table
+    subject: ModelUnderTest,
+    config: Config,
+    curves: pa.Table,
+    predictions: pa.Table,
+    advance: Callable[[], None] = lambda: None,
 ) -> list[Check]:
     """Returns the checks 1 to 10 and 12 of one defence.
 
@@ -42,6 +50,7 @@ def run_self_checks(
       config: of the run.
       curves: rows of `curves.parquet`; those of this defence are on the subject's images.
       predictions: rows of `predictions.parquet`, of this defence and those evaluated before.
+      advance: called after each of `PARTS` parts.
     """
     defense, pgd = subject.defense, curve_attack(config)
     epsilon, steps = float(pgd.epsilon), pgd.num_steps
@@ -52,10 +61,13 @@ def run_self_checks(
     white = prediction_checks.worst_rights(records, ("adaptive",), epsilon)
     left = np.array([white.get(example.id, False) for example in subject.examples], bool)
     findings = attack_checks.find(subject, pgd, rights[epsilon, steps])
+    advance()
     evaluated = attack_checks.evaluate_again(subject, evaluation_attacks(config))
+    advance()
     fallen = attack_checks.without_gradients(subject, pgd, left)
+    advance()
     planted = attack_checks.finds_planted(findings)
-    return [
+    checks = [
         attack_checks.attacks_deployed(subject, epsilon),
         attack_checks.stays_within(subject, evaluated, still),
         attack_checks.stronger_breaks_more(subject, findings),
@@ -68,3 +80,5 @@ def run_self_checks(
         attack_checks.changes_nothing_else(subject, evaluated),
         prediction_checks.is_complete(defense, predictions, epsilon, planted),
     ]
+    advance()
+    return checks

@@ -5,7 +5,7 @@ the images and what was written down.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ _SIDE = 16  # of a difference hash, in bits
 _ALIKE = 8
 
 
-def difference_hashes(images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+def difference_hashes(images: Iterable[np.ndarray]) -> np.ndarray:
     """Returns whether each grey patch is brighter than its left neighbour: what a picture looks
     like, whatever its file, size or brightness.
 

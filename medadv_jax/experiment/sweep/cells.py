@@ -8,7 +8,7 @@ from typing import Any
 from medadv_jax.config import FIELDS_WITHOUT_RESULT, Config, flatten, read_saved_config
 from medadv_jax.defenses import get_defense
 from medadv_jax.errors import UserError
-from medadv_jax.experiment.run_dir import IRRELEVANT_FIELDS, RELEVANT_AFTER_ALL
+from medadv_jax.experiment.run_dir import IRRELEVANT_FIELDS, relevant_differences
 from medadv_jax.experiment.sweep.grids import Cell
 
 
@@ -51,15 +51,11 @@ def donors(cell: Cell, earlier: Sequence[Cell]) -> list[Cell]:
 def shared_stages(cell: Cell, other: Cell) -> list[str]:
     """Returns the stages that come out the same in both, as `workdir.reuse_stages` sees it."""
     here, there = flatten(cell.config), flatten(other.config)
-    differing = {name for name in {**there, **here} if there.get(name) != here.get(name)}
     wanted = [set(config["defenses"].split(",")) for config in (here, there)]
     return [
         stage
-        for stage, apart in IRRELEVANT_FIELDS.items()
-        if all(stage in names for names in wanted)
-        and all(
-            name.startswith(apart) and name not in RELEVANT_AFTER_ALL[stage] for name in differing
-        )
+        for stage in IRRELEVANT_FIELDS
+        if all(stage in names for names in wanted) and not relevant_differences(stage, there, here)
     ]
 
 

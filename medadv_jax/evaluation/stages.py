@@ -1,0 +1,281 @@
+"""The stages of a run that evaluate its trained classifiers: each leaves a file in the workdir.
+
+A stage whose file is there is not repeated. What reads these files runs no model.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jax.sharding import Mesh
+from rich.console import Console
+
+from medadv_jax.config import Config
+from medadv_jax.data.loader import Batch, Dataset, make_loader
+from medadv_jax.data.splits import Splits
+from medadv_jax.defenses import get_defense
+from medadv_jax.distributed import put_batch
+from medadv_jax.evaluation import detection, example_images
+from medadv_jax.evaluation.checks import run_all
+from medadv_jax.evaluation.checks.result import headline
+from medadv_jax.evaluation.model_under_test import (
+    ModelUnderTest,
+    choose_examples,
+    make_attack_queue,
+    read_images,
+)
+from medadv_jax.evaluation.predictions import (
+    derive_results,
+    prediction_rows,
+    print_results,
+    read_predictions,
+    read_table,
+    write_results,
+    write_table,
+)
+from medadv_jax.evaluation.predictor import Predictor, predict_all
+from medadv_jax.evaluation.robustness_curves import curve_attacks, curve_rows, read_curves
+from medadv_jax.evaluation.threat_models import (
+    Target,
+    evaluation_attack,
+    evaluation_attacks,
+    record_keys,
+    threats,
+)
+from medadv_jax.progress import StageProgress, say
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The trained classifiers of a run, and the images that they are evaluated on.
+
+    Attributes:
+      config: of the run.
+      workdir: the run directory.
+      console: where a person reads.
+      dataset: the data set.
+      splits: positions of the validation and test images in it.
+      predictor: the compiled programs of all classifiers.
+      mesh: the devices of this process.
+      batch_size: images at a time, a multiple of the devices.
+      targets: name of a defence -> its classifier as deployed, in the order of the config.
+    """
+
+    config: Config
+    workdir: Path
+    console: Console
+    dataset: Dataset
+    splits: Splits
+    predictor: Predictor
+    mesh: Mesh
+    batch_size: int
+    targets: Mapping[str, Target]
+
+    def attack(self, name: str) -> None:
+        """Attacks the classifier of a defence on the test images; adds to `predictions.parquet`."""
+        config, test, stage = self.config, self.splits.test, f"evaluate {name}"
+        table = read_predictions(self.workdir / "predictions.parquet")
+        if name in table["defense"].unique().to_pylist():
+            self._say(f"{stage}: done before")
+            return
+        self._say(f"{stage}: on {len(test)} test images")
+        defense, target, attacks = get_defense(name), self.targets[name], evaluation_attacks(config)
+        base = self.targets["base"].variables if defense.needs else None
+        known = threats(defense, target.variables, base)
+        with self._progress(stage, len(test)) as progress:
+            predictions = predict_all(
+                self.predictor, attacks, known, target, self._batches(test), self.mesh,
+                config.seed, progress.advance,
+            )  # fmt: skip
+        examples = [self.dataset.examples[i] for i in predictions.index]
+        new = [
+            prediction_rows(
+                (name, *key), examples,
+                predictions.score[:, column], predictions.predicted[:, column],
+            )
+            for column, key in record_keys(known, attacks, config.attack.epsilon)
+        ]  # fmt: skip
+        write_table(self.workdir / "predictions.parquet", pa.concat_tables([table, *new]))
+
+    def measure_detectors(self) -> None:
+        """Measures the detectors beside the undefended network: `detection.parquet`.
+
+        They need the purifier of `autoencoder`: without it nothing is measured.
+        """
+        path, settings = self.workdir / "detection.parquet", self.config.detector
+        if not settings.run or "autoencoder" not in self.targets or path.exists():
+            return
+        self._say("detectors: three, each attacked in turn")
+        attacks, splits = evaluation_attacks(self.config), self.splits
+        total = detection.count_scored(len(splits.validation), len(splits.test), len(attacks))
+        variables = self.targets["autoencoder"].variables
+        measured = detection.Detection(self.predictor, variables, self.mesh, self.config.seed)
+        with self._progress("detectors", total) as progress:
+            table = measured.measure(
+                self._batches(splits.validation),
+                list(self._batches(splits.test)),
+                self.dataset.examples,
+                attacks,
+                evaluation_attack(self.config, settings.attack),
+                settings.false_positive_rate,
+                settings.penalty,
+                progress.advance,
+            )
+        write_table(path, table)
+
+    def keep_pictures(self) -> None:
+        """Keeps a few attacked test images, under PGD or the last of `eval.attacks`."""
+        path = self.workdir / "pictures.npz"
+        if path.exists():
+            return
+        self._say("pictures: a few test images under attack")
+        attacks = evaluation_attacks(self.config)
+        names = [attack.name for attack in attacks]
+        examples = self.dataset.examples
+        batch = next(self._batches(example_images.choose(examples, self.splits.test)))
+        with self._progress("pictures", len(self.targets), "classifiers") as progress:
+            arrays = example_images.take(
+                self.predictor, attacks, "pgd" if "pgd" in names else names[-1], self.targets,
+                put_batch(self.mesh, batch), jax.random.key(self.config.seed), progress.advance,
+            )  # fmt: skip
+        ids = [examples[i].id for i in batch["index"][batch["mask"] > 0]]
+        example_images.write(path, {**arrays, "example": np.array(ids)})
+
+    def check(self) -> None:
+        """Draws the curves and runs the self-checks: `curves.parquet`, `self_checks.json`."""
+        path = self.workdir / "self_checks.json"
+        if not self.config.eval.checks or path.exists():
+            return
+        predictions = read_predictions(self.workdir / "predictions.parquet")
+        checks: list[run_all.Check] = []
+        for name, model in self._models_under_test():
+            self._say(f"check {name}: on {len(model)} test images")
+            curves = self._draw_curves(model)
+            with self._progress(f"check {name}", run_all.PARTS, "parts") as progress:
+                checks += run_all.run_self_checks(
+                    model, self.config, curves, predictions, progress.advance
+                )
+        run_all.write_self_checks(path, [*checks, self._check_splits(predictions)])
+
+    def _models_under_test(self) -> Iterator[tuple[str, ModelUnderTest]]:
+        """Yields each defence's classifier with the images of `eval.check_images`."""
+        config, test = self.config, np.array(self.splits.test)
+        labels = self.dataset.labels[test]
+        chosen = test[choose_examples(labels, config.eval.check_images, config.seed)]
+        images = read_images(self.dataset, chosen)
+        examples = tuple(self.dataset.examples[i] for i in chosen)
+        queue = make_attack_queue(self.predictor, config.attack.norm, self.batch_size, self.mesh)
+        for name, target in self.targets.items():
+            sources = threats(get_defense(name), target.variables, None)[-1].sources
+            yield name, ModelUnderTest(
+                name, self.predictor, queue, target, sources, images,
+                self.dataset.labels[chosen], examples, config.seed,
+            )  # fmt: skip
+
+    def _draw_curves(self, model: ModelUnderTest) -> pa.Table:
+        """Returns the rows of `curves.parquet`, those of this classifier added if they lack."""
+        path, name = self.workdir / "curves.parquet", model.defense
+        curves = read_curves(path)
+        if name in curves["defense"].unique().to_pylist():
+            return curves
+        starts = sum(attack.num_restarts for attack in curve_attacks(self.config))
+        total = starts * len(model) * len(model.sources)
+        with self._progress(f"curves {name}", total, "attacked images") as progress:
+            rows = curve_rows(model, self.config, progress.advance)
+        curves = pa.concat_tables([curves, rows])
+        write_table(path, curves)
+        return curves
+
+    def _check_splits(self, predictions: pa.Table) -> run_all.Check:
+        """Returns the check of what is in which split, by names, copies and looks."""
+        splits, dataset = self.splits, self.dataset
+        used = [*splits.train, *splits.validation, *splits.test]
+        with self._progress("splits", len(used)) as progress:
+            hashes = run_all.difference_hashes(
+                _counted((dataset.source[i] for i in used), progress)
+            )
+        training = (self.workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return run_all.check_splits(
+            splits.to_json(dataset.examples),
+            dataset.examples,
+            predictions,
+            [json.loads(line) for line in training],
+            {dataset.examples[i].id: row for i, row in zip(used, hashes, strict=True)},
+        )
+
+    def summarize(self) -> None:
+        """Derives `results.csv` and `detection.csv`, and says what they and the checks show."""
+        table = read_predictions(self.workdir / "predictions.parquet")
+        rows = derive_results(table)
+        model = self.config.model.name
+        write_results(self.workdir / "results.csv", self.dataset.name, model, rows)
+        print_results(self.console, table, rows)
+        scores = self.workdir / "detection.parquet"
+        if scores.exists():
+            rate = self.config.detector.false_positive_rate
+            found = detection.summarize(read_table(scores, detection.SCHEMA), rate)
+            detection.write_summary(self.workdir / "detection.csv", found)
+        for warning in _doubts(self.splits, self.dataset):
+            self._say(f"warning: {warning}")
+        for line in _verdict(self.workdir / "self_checks.json"):
+            self._say(line)
+
+    def _batches(self, indices: Sequence[int]) -> Iterator[Batch]:
+        return make_loader(self.dataset, indices, self.batch_size, shuffle_seed=None)
+
+    def _progress(self, stage: str, total: int, unit: str = "images") -> StageProgress:
+        return StageProgress(self.console, stage, total, unit=unit)
+
+    def _say(self, text: str) -> None:
+        say(self.console, text)
+
+
+def with_fewer_tests(splits: Splits, labels: np.ndarray, count: int, seed: int) -> Splits:
+    """Returns the splits with `count` test images, half of each class; 0: with all of them."""
+    total = len(splits.test)
+    if not 0 < count < total:
+        return splits
+    test = np.array(splits.test)
+    chosen = test[choose_examples(labels[test], count, seed)].tolist()
+    note = f"config.eval.images={count}: {count} of {total} test images are evaluated"
+    return dataclasses.replace(splits, test=chosen, notes=[*splits.notes, note])
+
+
+def _counted(images: Iterable[np.ndarray], progress: StageProgress) -> Iterator[np.ndarray]:
+    for image in images:
+        yield image
+        progress.advance()
+
+
+def _verdict(path: Path) -> list[str]:
+    """Returns what the self-checks say, one line for the whole and one for each that fails."""
+    if not path.exists():
+        return ["self-checks: not run (eval.checks=False)"]
+    checks = run_all.read_self_checks(path)
+    passed = sum(check.verdict == "pass" for check in checks)
+    verdict = f"{headline(checks)}; {passed} of {len(checks)} pass"
+    lines = [f"self-checks of the measurement: {verdict}"]
+    return lines + [
+        f"{c.verdict}: {c.number} {c.name}, {c.defense or 'run'}: {c.explanation}"
+        for c in checks
+        if c.verdict != "pass"
+    ]
+
+
+def _doubts(splits: Splits, dataset: Dataset) -> list[str]:
+    """Returns why the numbers of a run may mean little."""
+    test = [dataset.examples[i] for i in splits.test]
+    groups = {label: len({e.group for e in test if e.label == label}) for label in (0, 1)}
+    doubts = []
+    if len(test) < 100:
+        doubts.append(f"{len(test)} test images are too few: these accuracies mean nothing")
+    if min(groups.values()) < 10:
+        doubts.append(
+            f"{groups[0]} negative and {groups[1]} positive patients in the test split: the"
+            " intervals above take images for independent, and are too narrow"
+        )
+    return doubts
