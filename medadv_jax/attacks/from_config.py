@@ -6,11 +6,22 @@ from medadv_jax.attacks import Attack, make_attack
 from medadv_jax.config import Config
 
 
-def attack_from_config(config: Config, name: str, num_steps: int, **options: Any) -> Attack:
-    """Returns the attack `name` at the radius, norm and step size of `config.attack`."""
+def attack_from_config(
+    config: Config, name: str, num_steps: int, epsilon: float | None = None, **options: Any
+) -> Attack:
+    """Returns the attack `name` as `config.attack` has it; a step's length follows from ε.
+
+    Args:
+      config: of a run.
+      name: a key of `ATTACKS`.
+      num_steps: gradient steps.
+      epsilon: the radius, in pixels of [0, 1]; None: that of the config.
+      **options: further fields of `Attack`.
+    """
     settings = config.attack
+    epsilon = settings.epsilon if epsilon is None else epsilon
     if name == "mifgsm":
         options["decay"] = settings.decay
     elif name != "fgsm":
-        options["step_size"] = settings.relative_step * settings.epsilon / num_steps
-    return make_attack(name, settings.epsilon, num_steps=num_steps, norm=settings.norm, **options)
+        options["step_size"] = settings.relative_step * epsilon / num_steps
+    return make_attack(name, epsilon, num_steps=num_steps, norm=settings.norm, **options)

@@ -1,12 +1,10 @@
 """Detectors beside the undefended network: their scores on clean and attacked images, as records.
 
-The network is the base one; the purifier, where a detector asks it, that of the defence
-`autoencoder`. The threshold is chosen on clean validation images.
+The network is the base one; detectors that need a purifier use that of the defence `autoencoder`.
+The threshold is chosen on clean validation images.
 """
 
-import csv
 import functools
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,18 +20,19 @@ from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.data.splits import Example
 from medadv_jax.defenses.detectors import DETECTORS, detection_summary, threshold_at
 from medadv_jax.distributed import Batch, put_batch
-from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.metrics import worst_attempt
+from medadv_jax.evaluation.predictions import group_rows, to_columns, write_csv
+from medadv_jax.evaluation.predictor import Penalty, Predictor
 from medadv_jax.evaluation.threat_models import Source, Target
-from medadv_jax.files import write_text
 
 SCHEMA = pa.schema(
     [
         ("detector", pa.string()),
-        ("threat_model", pa.string()),  # none; oblivious; adaptive: the attack counts the score in
+        ("threat_model", pa.string()),  # none; oblivious; adaptive: the attack lowers the score too
         ("evaluation", pa.string()),  # clean, or the name of the attack
         ("split", pa.string()),  # validation or test
         ("example", pa.string()),
-        ("fooled", pa.bool_()),  # right when clean, and wrong now: what a detector is to find
+        ("fooled", pa.bool_()),  # correct when clean, and wrong now: what a detector should find
         ("score", pa.float32()),
     ]
 )
@@ -46,7 +45,7 @@ Key = tuple[str, str, str, str]  # detector, threat model, evaluation, split
 
 
 class Scores(NamedTuple):
-    """What detectors and network say of n images: scores (D, n), and whether it is wrong (n,)."""
+    """Of n images: the scores of D detectors (D, n), and whether the network is wrong (n,)."""
 
     scores: np.ndarray
     wrong: np.ndarray
@@ -59,9 +58,11 @@ class Detection:
     the devices; the seed of random starts.
     """
 
-    def __init__(self, predictor: Predictor, variables: Variables, mesh: Mesh, seed: int):
+    def __init__(
+        self, predictor: Predictor[Classifier], variables: Variables, mesh: Mesh, seed: int
+    ):
         self._predictor, self._variables, self._mesh = predictor, variables, mesh
-        self._key = jax.random.key(seed)
+        self._source, self._key = Source("bare", variables), jax.random.key(seed)
         self._scores = jax.jit(functools.partial(_all_scores, predictor.classifier))
 
     def measure(
@@ -80,10 +81,10 @@ class Detection:
           validation: batches of clean images, for the thresholds.
           test: batches of the images that are attacked.
           examples: of the data set.
-          attacks: on the network alone, by an attacker who knows of no detector.
-          adaptive: the attack of one who does: it lowers `penalty` · score / threshold beside
-            raising the network's loss, for each detector by itself. Of this weight, a tenth of
-            it and none, each image gets the one that fools the network at the lowest score.
+          attacks: of the oblivious attacker, on the network alone.
+          adaptive: of the adaptive one: beside raising the network's loss it lowers `penalty` ·
+            score / threshold, for each detector separately. Of this weight, a tenth of it and
+            zero, each image gets the one that fools the network at the lowest score.
           false_positive_rate: of clean validation images, at the threshold.
           penalty: see `adaptive`.
         """
@@ -95,31 +96,30 @@ class Detection:
         placed = list(self._placed(test))
         batches = [(batch, to_pixels(batch["image"])) for batch in placed]
         clean = rows.add_all("none", "clean", "test", *self._judge(batches))
-        source = Source("bare", self._variables)
-        attacked = [self._predictor.attack(attacks, source, b, self._key) for b in placed]
+        attacked = [self._predictor.attack(attacks, self._source, b, self._key) for b in placed]
         for number, attack in enumerate(attacks):
             batches = [(b, pixels[number]) for b, pixels in zip(placed, attacked, strict=True)]
             rows.add_all("oblivious", attack.name, "test", *self._judge(batches), clean.wrong)
         for number, (name, threshold) in enumerate(zip(DETECTORS, thresholds, strict=True)):
-            evade = functools.partial(_penalty, self._predictor.attacked, name)
+            score = functools.partial(DETECTORS[name], self._predictor.attacked)
             tried = []
             for weight in (penalty, penalty / 10, 0.0):
-                scale = jnp.float32(weight / max(threshold, 1e-12))
-                source = Source("bare", {**self._variables, "penalty": scale})
-                index, found = self._judge(
-                    [(b, self._predictor.attack([adaptive], source, b, self._key, evade)[0])
-                     for b in placed]
-                )  # fmt: skip
+                evade = Penalty(score, weight / max(threshold, 1e-12))
+                index, found = self._judge([(b, self._evade(adaptive, b, evade)) for b in placed])
                 tried.append((found.wrong & ~clean.wrong, found.scores[number]))
             fooled, scores = _best_for_attacker(*(np.stack(x) for x in zip(*tried, strict=True)))
             rows.add((name, "adaptive", adaptive.name, "test"), index, scores, fooled)
         return rows.table()
 
+    def _evade(self, attack: Attack, batch: dict[str, Any], penalty: Penalty) -> jax.Array:
+        """Returns the adversarial pixels of an attacker that keeps a detector's score low."""
+        return self._predictor.attack([attack], self._source, batch, self._key, penalty)[0]
+
     def _placed(self, batches: Iterable[Batch]) -> Iterable[dict[str, Any]]:
         return (put_batch(self._mesh, batch) for batch in batches)
 
     def _judge(self, batches: Sequence[tuple[Any, jax.Array]]) -> tuple[np.ndarray, Scores]:
-        """Returns positions in the data set, and what is said of the pixels beside each batch."""
+        """Returns positions in the data set, and the scores of the pixels given with each batch."""
         index, scores, wrong = [], [], []
         for batch, pixels in batches:
             real = np.asarray(batch["mask"]) > 0
@@ -135,21 +135,15 @@ def _all_scores(classifier: Classifier, variables: Variables, pixels: jax.Array)
     return jnp.stack([detector(classifier, variables, pixels) for detector in DETECTORS.values()])
 
 
-def _penalty(
-    classifier: Classifier, name: str, variables: Variables, pixels: jax.Array
-) -> jax.Array:
-    return variables["penalty"] * DETECTORS[name](classifier, variables, pixels)
-
-
 def _best_for_attacker(fooled: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(W, n) of W attempts -> (n,) each: the attempt that fools, and of those the lowest score."""
-    choice = np.lexsort((scores, ~fooled), axis=0)[0]
+    chosen = worst_attempt(fooled, -scores)
     images = np.arange(scores.shape[1])
-    return fooled[choice, images], scores[choice, images]
+    return fooled[chosen, images], scores[chosen, images]
 
 
 class _Rows:
-    """Records, piece by piece."""
+    """Collects records."""
 
     def __init__(self, examples: Sequence[Example]):
         self._examples = examples
@@ -174,7 +168,7 @@ class _Rows:
         found: Scores,
         wrong_before: np.ndarray | None = None,
     ) -> Scores:
-        """Adds every detector's; returns what it was given."""
+        """Adds the rows of every detector; returns `found`."""
         before = np.ones_like(found.wrong) if wrong_before is None else wrong_before
         for name, scores in zip(DETECTORS, found.scores, strict=True):
             self.add((name, threat_model, evaluation, split), index, scores, found.wrong & ~before)
@@ -189,14 +183,13 @@ def summarize(table: pa.Table, false_positive_rate: float) -> list[dict[str, Any
 
     Attacked are the examples that were fooled. Where there are none, what depends on them is None.
     """
-    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    columns = to_columns(table)
 
     def where(**key: str) -> np.ndarray:
         return np.logical_and.reduce([columns[name] == value for name, value in key.items()])
 
     rows = []
-    keys = zip(columns["detector"], columns["threat_model"], columns["evaluation"], strict=True)
-    for detector, threat_model, evaluation in dict.fromkeys(keys):
+    for detector, threat_model, evaluation in group_rows(columns, COLUMNS[:3]):
         if threat_model == "none":
             continue
         scores = columns["score"]
@@ -215,9 +208,5 @@ def summarize(table: pa.Table, false_positive_rate: float) -> list[dict[str, Any
 
 
 def write_summary(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes `detection.csv`; a number that has no meaning is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([["" if row[c] is None else row[c] for c in COLUMNS] for row in rows])
-    write_text(path, text.getvalue())
+    """Writes `detection.csv`."""
+    write_csv(path, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])

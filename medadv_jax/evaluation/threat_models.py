@@ -1,20 +1,24 @@
-"""What an attacker knows, whose gradients he has, and which attacks an evaluation runs."""
+"""What an attacker knows, whose gradients it has, and which attacks an evaluation runs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from medadv_jax.attacks import Attack
 from medadv_jax.attacks.from_config import attack_from_config
-from medadv_jax.classifier import Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
 
 
 class Source(NamedTuple):
-    """Whose gradients make adversarial examples: `gradient` as in `Classifier.logits`."""
+    """Whose gradients make adversarial examples.
+
+    Attributes:
+      gradient: the output that is differentiated; see `predictor.Model.logits`.
+      variables: of the model.
+    """
 
     gradient: str
-    variables: Variables
+    variables: Any
 
 
 class Threat(NamedTuple):
@@ -30,10 +34,16 @@ class Threat(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A deployed classifier: with its purifier ("full") or a network that has none ("bare")."""
+    """A deployed model.
+
+    Attributes:
+      deployed: its output: of a classifier with a purifier "full", of one without "bare"; of an
+        ensemble the name of the vote. See `predictor.Model.logits`.
+      variables: of the model.
+    """
 
     deployed: str
-    variables: Variables
+    variables: Any
 
 
 def evaluation_attacks(config: Config) -> list[Attack]:
@@ -59,7 +69,7 @@ def evaluation_attack(config: Config, name: str) -> Attack:
     return attack_from_config(config, name, settings.num_steps, **options)
 
 
-def threats(defense: Defense, variables: Variables, base: Variables | None) -> list[Threat]:
+def threats(defense: Defense, variables: Any, base: Any | None) -> list[Threat]:
     """Returns the threat models of a defence; `base`: the undefended network, if there is one.
 
     Without a purifier, oblivious and adaptive are one attack, which is called adaptive.

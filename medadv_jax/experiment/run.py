@@ -20,6 +20,7 @@ from medadv_jax.distributed import enable_compilation_cache, make_deterministic,
 from medadv_jax.evaluation import detection, example_images
 from medadv_jax.evaluation.checks import run_all
 from medadv_jax.evaluation.checks.result import headline
+from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.detection import Detection
 from medadv_jax.evaluation.model_under_test import (
     ModelUnderTest,
@@ -312,13 +313,5 @@ def _with_fewer_tests(splits: Splits, labels: np.ndarray, count: int, seed: int)
 def _doubts(splits: Splits, dataset: Dataset) -> list[str]:
     """Returns why the numbers of a run may mean little."""
     test = [dataset.examples[i] for i in splits.test]
-    groups = {label: len({e.group for e in test if e.label == label}) for label in (0, 1)}
-    doubts = []
-    if len(test) < 100:
-        doubts.append(f"{len(test)} test images are too few: these accuracies mean nothing")
-    if min(groups.values()) < 10:
-        doubts.append(
-            f"{groups[0]} negative and {groups[1]} positive patients in the test split: the"
-            " intervals above take images for independent, and are too narrow"
-        )
-    return doubts
+    warnings = sample_size_warnings([e.label for e in test], [e.group for e in test])
+    return [f"{warning}: these accuracies mean nothing" for warning in warnings]
