@@ -9,14 +9,9 @@ from medadv_jax.config import Config
 def attack_from_config(
     config: Config, name: str, num_steps: int, epsilon: float | None = None, **options: Any
 ) -> Attack:
-    """Returns the attack `name` as `config.attack` has it; a step's length follows from ε.
+    """Returns the attack `name` as `config.attack` has it, at another radius if one is given.
 
-    Args:
-      config: of a run.
-      name: a key of `ATTACKS`.
-      num_steps: gradient steps.
-      epsilon: the radius, in pixels of [0, 1]; None: that of the config.
-      **options: further fields of `Attack`.
+    The step size follows from radius and number of steps. `options`: further fields of `Attack`.
     """
     settings = config.attack
     epsilon = settings.epsilon if epsilon is None else epsilon

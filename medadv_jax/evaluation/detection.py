@@ -41,12 +41,19 @@ COLUMNS = (
     "true_positive_rate", "threshold", "false_positive_rate",
 )  # fmt: skip
 
-Key = tuple[str, str, str, str]  # detector, threat model, evaluation, split
+Batches = Sequence[tuple[Any, jax.Array]]  # a batch, and the pixels in place of its images
 
 
 class Scores(NamedTuple):
-    """Of n images: the scores of D detectors (D, n), and whether the network is wrong (n,)."""
+    """Of n images.
 
+    Attributes:
+      index: (n,) positions in the data set.
+      scores: (D, n) of each detector.
+      wrong: (n,) bool, is the network wrong?
+    """
+
+    index: np.ndarray
     scores: np.ndarray
     wrong: np.ndarray
 
@@ -88,38 +95,48 @@ class Detection:
           false_positive_rate: of clean validation images, at the threshold.
           penalty: see `adaptive`.
         """
-        rows = _Rows(examples)
-        batches = [(batch, to_pixels(batch["image"])) for batch in self._placed(validation)]
-        clean = rows.add_all("none", "clean", "validation", *self._judge(batches))
-        thresholds = [threshold_at(scores, false_positive_rate) for scores in clean.scores]
-
-        placed = list(self._placed(test))
-        batches = [(batch, to_pixels(batch["image"])) for batch in placed]
-        clean = rows.add_all("none", "clean", "test", *self._judge(batches))
+        chosen_on, placed = self._clean(self._placed(validation)), list(self._placed(test))
+        clean = self._clean(placed)
+        tables = _rows(("none", "clean", "validation"), examples, chosen_on)
+        tables += _rows(("none", "clean", "test"), examples, clean)
         attacked = [self._predictor.attack(attacks, self._source, b, self._key) for b in placed]
         for number, attack in enumerate(attacks):
-            batches = [(b, pixels[number]) for b, pixels in zip(placed, attacked, strict=True)]
-            rows.add_all("oblivious", attack.name, "test", *self._judge(batches), clean.wrong)
-        for number, (name, threshold) in enumerate(zip(DETECTORS, thresholds, strict=True)):
-            score = functools.partial(DETECTORS[name], self._predictor.attacked)
-            tried = []
-            for weight in (penalty, penalty / 10, 0.0):
-                evade = Penalty(score, weight / max(threshold, 1e-12))
-                index, found = self._judge([(b, self._evade(adaptive, b, evade)) for b in placed])
-                tried.append((found.wrong & ~clean.wrong, found.scores[number]))
-            fooled, scores = _best_for_attacker(*(np.stack(x) for x in zip(*tried, strict=True)))
-            rows.add((name, "adaptive", adaptive.name, "test"), index, scores, fooled)
-        return rows.table()
+            pairs = [(b, pixels[number]) for b, pixels in zip(placed, attacked, strict=True)]
+            found = self._judge(pairs)
+            fooled = found.wrong & ~clean.wrong
+            tables += _rows(("oblivious", attack.name, "test"), examples, found, fooled)
+        for number, name in enumerate(DETECTORS):
+            threshold = threshold_at(chosen_on.scores[number], false_positive_rate)
+            weights = [w / max(threshold, 1e-12) for w in (penalty, penalty / 10, 0.0)]
+            wrong, scores = self._evade(number, adaptive, placed, weights)
+            fooled, scores = _best_for_attacker(wrong & ~clean.wrong, scores)
+            key = (name, "adaptive", adaptive.name, "test")
+            tables.append(_table(key, examples, clean.index, scores, fooled))
+        return pa.concat_tables(tables)
 
-    def _evade(self, attack: Attack, batch: dict[str, Any], penalty: Penalty) -> jax.Array:
-        """Returns the adversarial pixels of an attacker that keeps a detector's score low."""
-        return self._predictor.attack([attack], self._source, batch, self._key, penalty)[0]
+    def _evade(
+        self, number: int, attack: Attack, placed: Sequence[Any], weights: Sequence[float]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Attacks network and one detector with W weights: wrong (W, n), and scores (W, n)."""
+        score = functools.partial([*DETECTORS.values()][number], self._predictor.attacked)
+        tried = []
+        for weight in weights:
+            evade = Penalty(score, weight)
+            pairs = [
+                (b, self._predictor.attack([attack], self._source, b, self._key, evade)[0])
+                for b in placed
+            ]
+            tried.append(self._judge(pairs))
+        return np.stack([t.wrong for t in tried]), np.stack([t.scores[number] for t in tried])
 
     def _placed(self, batches: Iterable[Batch]) -> Iterable[dict[str, Any]]:
         return (put_batch(self._mesh, batch) for batch in batches)
 
-    def _judge(self, batches: Sequence[tuple[Any, jax.Array]]) -> tuple[np.ndarray, Scores]:
-        """Returns positions in the data set, and the scores of the pixels given with each batch."""
+    def _clean(self, batches: Iterable[Any]) -> Scores:
+        return self._judge([(batch, to_pixels(batch["image"])) for batch in batches])
+
+    def _judge(self, batches: Batches) -> Scores:
+        """Returns the scores of the pixels given with each batch."""
         index, scores, wrong = [], [], []
         for batch, pixels in batches:
             real = np.asarray(batch["mask"]) > 0
@@ -127,8 +144,33 @@ class Detection:
             index.append(np.asarray(batch["index"])[real])
             scores.append(np.asarray(self._scores(self._variables, pixels))[:, real])
             wrong.append((np.asarray(logits).argmax(-1) != np.asarray(batch["label"]))[real])
-        found = Scores(np.concatenate(scores, axis=1), np.concatenate(wrong))
-        return np.concatenate(index), found
+        return Scores(np.concatenate(index), np.concatenate(scores, axis=1), np.concatenate(wrong))
+
+
+def _rows(
+    key: tuple[str, str, str],
+    examples: Sequence[Example],
+    found: Scores,
+    fooled: np.ndarray | None = None,
+) -> list[pa.Table]:
+    """Returns the records of every detector; key: threat model, evaluation, split."""
+    fooled = np.zeros_like(found.wrong) if fooled is None else fooled
+    return [
+        _table((name, *key), examples, found.index, scores, fooled)
+        for name, scores in zip(DETECTORS, found.scores, strict=True)
+    ]
+
+
+def _table(
+    key: tuple[str, str, str, str],
+    examples: Sequence[Example],
+    index: np.ndarray,
+    scores: np.ndarray,
+    fooled: np.ndarray,
+) -> pa.Table:
+    ids = [examples[i].id for i in index]
+    columns = [*([value] * len(index) for value in key), ids, fooled, scores.astype(np.float32)]
+    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
 
 
 def _all_scores(classifier: Classifier, variables: Variables, pixels: jax.Array) -> jax.Array:
@@ -140,42 +182,6 @@ def _best_for_attacker(fooled: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
     chosen = worst_attempt(fooled, -scores)
     images = np.arange(scores.shape[1])
     return fooled[chosen, images], scores[chosen, images]
-
-
-class _Rows:
-    """Collects records."""
-
-    def __init__(self, examples: Sequence[Example]):
-        self._examples = examples
-        self._tables: list[pa.Table] = []
-
-    def add(self, key: Key, index: np.ndarray, scores: np.ndarray, fooled: np.ndarray) -> None:
-        names = ("detector", "threat_model", "evaluation", "split")
-        columns: dict[str, Any] = {n: [v] * len(index) for n, v in zip(names, key, strict=True)}
-        columns |= {
-            "example": [self._examples[i].id for i in index],
-            "fooled": fooled,
-            "score": scores.astype(np.float32),
-        }
-        self._tables.append(pa.table(columns, schema=SCHEMA))
-
-    def add_all(
-        self,
-        threat_model: str,
-        evaluation: str,
-        split: str,
-        index: np.ndarray,
-        found: Scores,
-        wrong_before: np.ndarray | None = None,
-    ) -> Scores:
-        """Adds the rows of every detector; returns `found`."""
-        before = np.ones_like(found.wrong) if wrong_before is None else wrong_before
-        for name, scores in zip(DETECTORS, found.scores, strict=True):
-            self.add((name, threat_model, evaluation, split), index, scores, found.wrong & ~before)
-        return found
-
-    def table(self) -> pa.Table:
-        return pa.concat_tables(self._tables)
 
 
 def summarize(table: pa.Table, false_positive_rate: float) -> list[dict[str, Any]]:

@@ -126,16 +126,14 @@ def _rows(
 class Ensemble:
     """Models that vote; a `predictor.Model` whose variables are a sequence of theirs.
 
-    Attributes:
-      models: of each.
-      deployed: the output of each that is deployed; see `Target`.
+    `deployed`: the output of each model, as in `Target`.
     """
 
     models: tuple[Model, ...]
     deployed: tuple[str, ...]
 
     def folded(self) -> "Ensemble":
-        """As `Classifier.folded`."""
+        """As `Classifier.folded`, of each model."""
         return dataclasses.replace(self, models=tuple(model.folded() for model in self.models))
 
     def fold(self, variables: Sequence[Any], /) -> tuple[Any, ...]:

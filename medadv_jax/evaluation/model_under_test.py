@@ -76,10 +76,8 @@ class ModelUnderTest:
         return np.concatenate(logits)
 
     def batch(self, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the first batch (N, H, W, 3) and its labels (N,); images repeat if too few.
-
-        `images` (n, H, W, 3): in place of the model's own.
-        """
+        """Returns the first batch of `images` (or its own), (N, H, W, 3), and labels (N,); images
+        repeat if too few."""
         rows = np.arange(self.queue.slots) % len(self)
         return (self.images if images is None else images)[rows], self.labels[rows]
 

@@ -84,14 +84,10 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """Returns the rows of a parquet file, none if it is missing.
-
-    Args:
-      path: the file.
-      schema: what it must hold; None: the file decides, and a missing one has no columns.
+    """Returns the rows of a parquet file; none if it is missing, without a schema no columns.
 
     Raises:
-      UserError: the file is damaged, or holds something else.
+      UserError: the file is damaged, or holds something else than `schema`.
     """
     if not path.exists():
         return (schema or pa.schema([])).empty_table()

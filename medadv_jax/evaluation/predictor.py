@@ -3,7 +3,6 @@
 An evaluation leaves records, from which every number is derived; see `predictions.py`.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -26,33 +25,36 @@ class Model(Protocol):
     def logits(self, variables: Any, pixels: jax.Array, output: str, /) -> jax.Array:
         """Returns logits, (B, H, W, 3) in [0, 1] -> (B, K) float32.
 
-        `output` says which of the model's functions: one that is deployed, or a variant of it that
-        attackers differentiate. Those of a classifier are its `gradient`.
+        `output` names the function: one that is deployed, or a variant of it that attackers
+        differentiate; a classifier calls it `gradient`.
         """
         ...
 
     def folded(self) -> "Model":
-        """Returns the model that takes the variables of `fold`: for attacks."""
+        """Returns the model that takes the variables of `fold`, for many forward passes."""
         ...
 
     def fold(self, variables: Any, /) -> Any:
-        """Returns the variables prepared for many forward passes."""
+        """Returns the variables for `folded`."""
         ...
 
 
 M = TypeVar("M", bound=Model)
 
 
+# (folded variables, pixels (N, H, W, C)) -> (N,)
+PenaltyScore = Callable[[Any, jax.Array], jax.Array]
+
+
 class Penalty(NamedTuple):
     """What an attacker keeps low beside fooling the model; subtracted from the attack's loss.
 
     Attributes:
-      score: (folded variables, pixels (N, H, W, C)) -> (N,). Pass the same object for the same
-        function: another one is compiled again.
-      weight: of the score, a scalar; all weights share one compiled program.
+      score: compiled once for each object.
+      weight: of the score, a scalar; all weights share one program.
     """
 
-    score: Callable[[Any, jax.Array], jax.Array]
+    score: PenaltyScore
     weight: float | jax.Array
 
 
@@ -115,32 +117,27 @@ class Predictor(Generic[M]):
           key: of the random starts.
           penalty: what the attacker keeps low as well; None: nothing.
         """
-        score, weight = penalty or (None, 0.0)
+        score, weight = penalty or (None, None)
         program = (tuple(attacks), source.gradient, score)
         if program not in self._attacks:
-            self._attacks[program] = jax.jit(functools.partial(self._run, *program))
-        pixels = to_pixels(batch["image"])
-        weight = None if score is None else jnp.float32(weight)
-        return self._attacks[program](
-            self.fold(source.variables), weight, pixels, batch["label"], key
-        )
+            self._attacks[program] = self._compiled(*program)
+        weight = None if weight is None else jnp.float32(weight)
+        variables, pixels = self.fold(source.variables), to_pixels(batch["image"])
+        return self._attacks[program](variables, weight, pixels, batch["label"], key)
 
-    def _run(
-        self,
-        attacks: Sequence[Attack],
-        gradient: str,
-        score: Callable[[Any, jax.Array], jax.Array] | None,
-        variables: Any,
-        weight: jax.Array | None,
-        *arguments: Any,
-    ) -> jax.Array:
-        return run_attacks(
-            attacks,
-            lambda pixels: self.attacked.logits(variables, pixels, gradient),
-            *arguments,
-            loop=self._loop,
-            penalty_fn=None if score is None else lambda pixels: weight * score(variables, pixels),
-        )
+    def _compiled(
+        self, attacks: Sequence[Attack], gradient: str, score: PenaltyScore | None
+    ) -> Callable[..., jax.Array]:
+        def run(variables: Any, weight: jax.Array | None, *arguments: Any) -> jax.Array:
+            return run_attacks(
+                attacks,
+                lambda pixels: self.attacked.logits(variables, pixels, gradient),
+                *arguments,
+                loop=self._loop,
+                penalty_fn=score and (lambda pixels: weight * score(variables, pixels)),
+            )
+
+        return jax.jit(run)
 
     def logits(self, target: Target, pixels: jax.Array) -> jax.Array:
         """Returns the deployed model's logits, (B, H, W, 3) in [0, 1] -> (B, K) float32."""
@@ -166,10 +163,7 @@ class Predictor(Generic[M]):
     ) -> jax.Array:
         """Returns logits (A, B, K): for each image and attack those of the most harmful source.
 
-        Args:
-          target: the deployed model.
-          adversarial: of each of S sources the pixels (A, B, H, W, 3).
-          labels: (B,).
+        `adversarial`: of each of S sources the pixels (A, B, H, W, 3); labels (B,).
         """
         logits = [
             jnp.stack([self.logits(target, each) for each in pixels]) for pixels in adversarial

@@ -10,12 +10,7 @@ from medadv_jax.defenses import Defense
 
 
 class Source(NamedTuple):
-    """Whose gradients make adversarial examples.
-
-    Attributes:
-      gradient: the output that is differentiated; see `predictor.Model.logits`.
-      variables: of the model.
-    """
+    """Whose gradients make adversarial examples; `gradient`: the output, see `Model.logits`."""
 
     gradient: str
     variables: Any
@@ -34,13 +29,8 @@ class Threat(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A deployed model.
-
-    Attributes:
-      deployed: its output: of a classifier with a purifier "full", of one without "bare"; of an
-        ensemble the name of the vote. See `predictor.Model.logits`.
-      variables: of the model.
-    """
+    """A deployed model, with its output: a classifier's with its purifier ("full") or without one
+    ("bare"), or an ensemble's vote; see `Model.logits`."""
 
     deployed: str
     variables: Any

@@ -334,18 +334,15 @@ def _align(path: Path, columns: Columns) -> tuple[dict[str, np.ndarray], dict[Ke
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+    text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); let the run write it again") from error
 
 
 def _training(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
         return [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:
@@ -353,10 +350,8 @@ def _training(path: Path) -> list[dict[str, Any]]:
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return list(csv.DictReader(text.splitlines()))
 
 
 def _pictures(path: Path) -> dict[str, np.ndarray] | None:

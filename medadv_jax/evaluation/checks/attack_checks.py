@@ -59,19 +59,6 @@ class Correct:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Planted:
-    """Adversarial examples that were made by moving the boundary.
-
-    Attributes:
-      present: (n,) bool, does the image have one?
-      missed: (n,) bool, does PGD miss it?
-    """
-
-    present: np.ndarray
-    missed: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
     """Results of the extra attacks on the n images of a model under test.
 
@@ -80,14 +67,16 @@ class Findings:
       noise: (DRAWS, n, K) logits of uniform noise in the ball.
       temperature: the mean margin of clean images.
       correct: under each attack.
-      planted: what was planted, and what of it was found.
+      planted: (n,) bool, does the image have a planted adversarial example?
+      missed: (n,) bool, does PGD miss it?
     """
 
     clean: np.ndarray
     noise: np.ndarray
     temperature: float
     correct: Correct
-    planted: Planted
+    planted: np.ndarray
+    missed: np.ndarray
 
 
 def find(model: ModelUnderTest, config: Config, left: np.ndarray) -> Findings:
@@ -108,15 +97,13 @@ def find(model: ModelUnderTest, config: Config, left: np.ndarray) -> Findings:
     temperature = max(float(np.abs(own).mean()), 1e-3)
     found = model.attack(_jobs(config, left, temperature, planted, shift), salt=1).logits
     fgsm, bim, restarts, tempered, margin = (is_correct(each, labels) for each in found[:5])
+    correct = Correct(
+        pgd=left, fgsm=fgsm, bim=bim,
+        restarts=left & restarts, tempered=left & tempered, margin=left & margin,
+    )  # fmt: skip
     return Findings(
-        clean=clean,
-        noise=noise,
-        temperature=temperature,
-        correct=Correct(
-            pgd=left, fgsm=fgsm, bim=bim,
-            restarts=left & restarts, tempered=left & tempered, margin=left & margin,
-        ),
-        planted=Planted(present=planted, missed=planted & is_correct(found[5], labels, shift)),
+        clean=clean, noise=noise, temperature=temperature, correct=correct,
+        planted=planted, missed=planted & is_correct(found[5], labels, shift),
     )  # fmt: skip
 
 
@@ -358,7 +345,7 @@ def finds_planted(findings: Findings) -> tuple[str, str]:
     The boundary of each image is moved to half way between the image and the most harmful of
     `DRAWS` noisy copies, so that one of these is misclassified. Returns verdict and explanation.
     """
-    missed, n = int(findings.planted.missed.sum()), int(findings.planted.present.sum())
+    missed, n = int(findings.missed.sum()), int(findings.planted.sum())
     if not n:
         return "warn", "noise moves no logit, so that no adversarial example could be planted"
     text = f"PGD misses {missed} of {n} planted adversarial examples (limit {_MISSED:g})"

@@ -281,7 +281,7 @@ def test_attack_that_is_too_weak_for_what_is_planted():
     config = formula_config(attack__relative_step=0.001)
     model = make_model(Formula(linear), config)
     findings = found(model, config)
-    assert findings.planted.present.mean() > 0.8
+    assert findings.planted.mean() > 0.8
     verdict, text = attack_checks.finds_planted(findings)
     assert verdict == "fail", text
 
