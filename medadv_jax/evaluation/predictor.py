@@ -4,7 +4,7 @@ An evaluation leaves records, from which every number is derived; see `predictio
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Model(Protocol):
         """
         ...
 
-    def folded(self) -> "Model":
+    def folded(self) -> Self:
         """Returns the model that takes the variables of `fold`, for many forward passes."""
         ...
 
@@ -134,7 +134,9 @@ class Predictor(Generic[M]):
                 lambda pixels: self.attacked.logits(variables, pixels, gradient),
                 *arguments,
                 loop=self._loop,
-                penalty_fn=score and (lambda pixels: weight * score(variables, pixels)),
+                penalty_fn=None
+                if score is None or weight is None
+                else lambda x: weight * score(variables, x),
             )
 
         return jax.jit(run)
