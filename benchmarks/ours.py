@@ -132,7 +132,7 @@ class Ours:
         attacks = evaluation_attacks(config)
         known = threats(get_defense("base"), self.variables, None)
         target = Target("bare", self.variables)
-        return lambda: self._predictor.answers(attacks, known, target, self.batch, self.key)
+        return lambda: self._predictor.evaluate(attacks, known, target, self.batch, self.key)
 
 
 def _mesh(devices: int) -> Mesh:

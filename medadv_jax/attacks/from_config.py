@@ -6,11 +6,17 @@ from medadv_jax.attacks import Attack, make_attack
 from medadv_jax.config import Config
 
 
-def attack_from_config(config: Config, name: str, num_steps: int, **options: Any) -> Attack:
-    """Returns the attack `name` at the radius, norm and step size of `config.attack`."""
+def attack_from_config(
+    config: Config, name: str, num_steps: int, epsilon: float | None = None, **options: Any
+) -> Attack:
+    """Returns the attack `name` as `config.attack` has it, at another radius if one is given.
+
+    The step size follows from radius and number of steps. `options`: further fields of `Attack`.
+    """
     settings = config.attack
+    radius = settings.epsilon if epsilon is None else epsilon
     if name == "mifgsm":
         options["decay"] = settings.decay
     elif name != "fgsm":
-        options["step_size"] = settings.relative_step * settings.epsilon / num_steps
-    return make_attack(name, settings.epsilon, num_steps=num_steps, norm=settings.norm, **options)
+        options["step_size"] = settings.relative_step * radius / num_steps
+    return make_attack(name, radius, num_steps=num_steps, norm=settings.norm, **options)

@@ -1,11 +1,11 @@
-"""Is this image an attack? Scores, higher where it looks more like one, and what they are worth.
+"""Detectors of adversarial images: scores, higher for suspicious images, and their quality.
 
     scores = DETECTORS["squeezing"](classifier, variables, pixels)           # on the device
     threshold = threshold_at(scores_of_clean_validation_images, 0.05)        # numpy from here on
     detection_summary(scores_of_clean_test_images, scores_of_attacked, threshold)
 
-A score is differentiable, so that an attacker may count it in; rounding lets gradients through as
-if it were not there. To add one, write a function like those here and name it in `DETECTORS`.
+A score is differentiable, so that an adaptive attacker can lower it; rounding has the gradient of
+the identity. To add a detector, write a function like those here and name it in `DETECTORS`.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,6 @@ from medadv_jax.errors import UserError
 
 # (classifier, variables, pixels (B, H, W, 3) float32 in [0, 1]) -> scores (B,) float32
 Detector = Callable[[Classifier, Variables, jax.Array], jax.Array]
-
-
-def get_detector(name: str) -> Detector:
-    """Returns a detector by name; UserError names the known ones."""
-    if name not in DETECTORS:
-        raise UserError(f"detector {name!r} is unknown; choose one of {', '.join(DETECTORS)}")
-    return DETECTORS[name]
 
 
 def _reconstruction(classifier: Classifier, variables: Variables, pixels: jax.Array) -> jax.Array:
@@ -47,7 +40,7 @@ def _squeezing(classifier: Classifier, variables: Variables, pixels: jax.Array) 
     """Largest L1 distance of the probabilities before and after a squeezer (Xu et al. 2018).
 
     Feature Squeezing with the squeezers of their ImageNet detector but for non-local means. It
-    needs no purifier: the network alone is asked.
+    needs no purifier.
     """
     squeezed = [squeeze(pixels) for squeeze in SQUEEZERS.values()]
     distances = [_distance(classifier, variables, pixels, other) for other in squeezed]
@@ -65,7 +58,7 @@ def _purify(
 def _distance(
     classifier: Classifier, variables: Variables, pixels: jax.Array, others: jax.Array
 ) -> jax.Array:
-    """L1 distance of what the network without purifier says about two batches, (B,)."""
+    """L1 distance of the bare network's probabilities on two batches, (B,)."""
     first, second = (
         jax.nn.softmax(classifier.logits(variables, x, gradient="bare").astype(jnp.float32))
         for x in (pixels, others)
@@ -121,7 +114,7 @@ def threshold_at(scores: np.ndarray, false_positive_rate: float) -> float:
 def detection_summary(
     clean: np.ndarray, attacked: np.ndarray, threshold: float
 ) -> dict[str, float]:
-    """Returns what a detector is worth on images that did not choose its threshold.
+    """Returns the quality of a detector on images that did not choose its threshold.
 
     Args:
       clean: (n,) scores of clean images.
@@ -135,7 +128,7 @@ def detection_summary(
     Raises:
       ValueError: for no scores, or scores that are not finite.
     """
-    from sklearn.metrics import roc_auc_score  # here: a second, before no step of training
+    from sklearn.metrics import roc_auc_score  # lazily: it takes a second
 
     clean, attacked = _checked(clean), _checked(attacked)
     truth = np.repeat([0, 1], [len(clean), len(attacked)])

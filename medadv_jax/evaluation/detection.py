@@ -1,12 +1,10 @@
 """Detectors beside the undefended network: their scores on clean and attacked images, as records.
 
-The network is the base one; the purifier, where a detector asks it, that of the defence
-`autoencoder`. The threshold is chosen on clean validation images.
+The network is the base one; detectors that need a purifier use that of the defence `autoencoder`.
+The threshold is chosen on clean validation images.
 """
 
-import csv
 import functools
-import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,18 +20,19 @@ from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.data.splits import Example
 from medadv_jax.defenses.detectors import DETECTORS, detection_summary, threshold_at
 from medadv_jax.distributed import Batch, put_batch
-from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.metrics import worst_attempt
+from medadv_jax.evaluation.predictions import group_rows, to_columns, write_csv
+from medadv_jax.evaluation.predictor import Penalty, Predictor
 from medadv_jax.evaluation.threat_models import Source, Target
-from medadv_jax.files import write_text
 
 SCHEMA = pa.schema(
     [
         ("detector", pa.string()),
-        ("threat_model", pa.string()),  # none; oblivious; adaptive: the attack counts the score in
+        ("threat_model", pa.string()),  # none; oblivious; adaptive: the attack lowers the score too
         ("evaluation", pa.string()),  # clean, or the name of the attack
         ("split", pa.string()),  # validation or test
         ("example", pa.string()),
-        ("fooled", pa.bool_()),  # right when clean, and wrong now: what a detector is to find
+        ("fooled", pa.bool_()),  # correct when clean, and wrong now: what a detector should find
         ("score", pa.float32()),
     ]
 )
@@ -42,12 +41,19 @@ COLUMNS = (
     "true_positive_rate", "threshold", "false_positive_rate",
 )  # fmt: skip
 
-Key = tuple[str, str, str, str]  # detector, threat model, evaluation, split
+Batches = Iterable[tuple[Any, jax.Array]]  # a batch, and the pixels in place of its images
 
 
 class Scores(NamedTuple):
-    """What detectors and network say of n images: scores (D, n), and whether it is wrong (n,)."""
+    """Of n images.
 
+    Attributes:
+      index: (n,) positions in the data set.
+      scores: (D, n) of each detector.
+      wrong: (n,) bool, is the network wrong?
+    """
+
+    index: np.ndarray
     scores: np.ndarray
     wrong: np.ndarray
 
@@ -59,9 +65,11 @@ class Detection:
     the devices; the seed of random starts.
     """
 
-    def __init__(self, predictor: Predictor, variables: Variables, mesh: Mesh, seed: int):
+    def __init__(
+        self, predictor: Predictor[Classifier], variables: Variables, mesh: Mesh, seed: int
+    ):
         self._predictor, self._variables, self._mesh = predictor, variables, mesh
-        self._key = jax.random.key(seed)
+        self._source, self._key = Source("bare", variables), jax.random.key(seed)
         self._scores = jax.jit(functools.partial(_all_scores, predictor.classifier))
 
     def measure(
@@ -81,48 +89,58 @@ class Detection:
           validation: batches of clean images, for the thresholds.
           test: batches of the images that are attacked.
           examples: of the data set.
-          attacks: on the network alone, by an attacker who knows of no detector.
-          adaptive: the attack of one who does: it lowers `penalty` · score / threshold beside
-            raising the network's loss, for each detector by itself. Of this weight, a tenth of
-            it and none, each image gets the one that fools the network at the lowest score.
+          attacks: of the oblivious attacker, on the network alone.
+          adaptive: of the adaptive one: beside raising the network's loss it lowers `penalty` ·
+            score / threshold, for each detector separately. Of this weight, a tenth of it and
+            zero, each image gets the one that fools the network at the lowest score.
           false_positive_rate: of clean validation images, at the threshold.
           penalty: see `adaptive`.
           advance: told the number of images scored; see `count_scored`.
         """
         self._advance = advance
-        rows = _Rows(examples)
-        batches = [(batch, to_pixels(batch["image"])) for batch in self._placed(validation)]
-        clean = rows.add_all("none", "clean", "validation", *self._judge(batches))
-        thresholds = [threshold_at(scores, false_positive_rate) for scores in clean.scores]
-
-        placed = list(self._placed(test))
-        batches = [(batch, to_pixels(batch["image"])) for batch in placed]
-        clean = rows.add_all("none", "clean", "test", *self._judge(batches))
-        source = Source("bare", self._variables)
-        attacked = [self._predictor.attack(attacks, source, b, self._key) for b in placed]
+        chosen_on, placed = self._clean(self._placed(validation)), list(self._placed(test))
+        clean = self._clean(placed)
+        tables = _rows(("none", "clean", "validation"), examples, chosen_on)
+        tables += _rows(("none", "clean", "test"), examples, clean)
+        attacked = [self._predictor.attack(attacks, self._source, b, self._key) for b in placed]
         for number, attack in enumerate(attacks):
-            batches = [(b, pixels[number]) for b, pixels in zip(placed, attacked, strict=True)]
-            rows.add_all("oblivious", attack.name, "test", *self._judge(batches), clean.wrong)
-        for number, (name, threshold) in enumerate(zip(DETECTORS, thresholds, strict=True)):
-            evade = functools.partial(_penalty, self._predictor.attacked, name)
-            tried = []
-            for weight in (penalty, penalty / 10, 0.0):
-                scale = jnp.float32(weight / max(threshold, 1e-12))
-                source = Source("bare", {**self._variables, "penalty": scale})
-                index, found = self._judge(
-                    (b, self._predictor.attack([adaptive], source, b, self._key, evade)[0])
+            pairs = [(b, pixels[number]) for b, pixels in zip(placed, attacked, strict=True)]
+            found = self._judge(pairs)
+            fooled = found.wrong & ~clean.wrong
+            tables += _rows(("oblivious", attack.name, "test"), examples, found, fooled)
+        for number, name in enumerate(DETECTORS):
+            threshold = threshold_at(chosen_on.scores[number], false_positive_rate)
+            weights = [w / max(threshold, 1e-12) for w in (penalty, penalty / 10, 0.0)]
+            wrong, scores = self._evade(number, adaptive, placed, weights)
+            fooled, scores = _best_for_attacker(wrong & ~clean.wrong, scores)
+            key = (name, "adaptive", adaptive.name, "test")
+            tables.append(_table(key, examples, clean.index, scores, fooled))
+        return pa.concat_tables(tables)
+
+    def _evade(
+        self, number: int, attack: Attack, placed: Sequence[Any], weights: Sequence[float]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Attacks network and one detector with W weights: wrong (W, n), and scores (W, n)."""
+        score = functools.partial([*DETECTORS.values()][number], self._predictor.attacked)
+        tried = []
+        for weight in weights:
+            evade = Penalty(score, weight)
+            tried.append(
+                self._judge(
+                    (b, self._predictor.attack([attack], self._source, b, self._key, evade)[0])
                     for b in placed
                 )
-                tried.append((found.wrong & ~clean.wrong, found.scores[number]))
-            fooled, scores = _best_for_attacker(*(np.stack(x) for x in zip(*tried, strict=True)))
-            rows.add((name, "adaptive", adaptive.name, "test"), index, scores, fooled)
-        return rows.table()
+            )
+        return np.stack([t.wrong for t in tried]), np.stack([t.scores[number] for t in tried])
 
     def _placed(self, batches: Iterable[Batch]) -> Iterable[dict[str, Any]]:
         return (put_batch(self._mesh, batch) for batch in batches)
 
-    def _judge(self, batches: Iterable[tuple[Any, jax.Array]]) -> tuple[np.ndarray, Scores]:
-        """Returns positions in the data set, and what is said of the pixels beside each batch."""
+    def _clean(self, batches: Iterable[Any]) -> Scores:
+        return self._judge([(batch, to_pixels(batch["image"])) for batch in batches])
+
+    def _judge(self, batches: Batches) -> Scores:
+        """Returns the scores of the pixels given with each batch."""
         index, scores, wrong = [], [], []
         for batch, pixels in batches:
             real = np.asarray(batch["mask"]) > 0
@@ -131,61 +149,44 @@ class Detection:
             index.append(np.asarray(batch["index"])[real])
             scores.append(np.asarray(self._scores(self._variables, pixels))[:, real])
             wrong.append((np.asarray(logits).argmax(-1) != np.asarray(batch["label"]))[real])
-        found = Scores(np.concatenate(scores, axis=1), np.concatenate(wrong))
-        return np.concatenate(index), found
+        return Scores(np.concatenate(index), np.concatenate(scores, axis=1), np.concatenate(wrong))
+
+
+def _rows(
+    key: tuple[str, str, str],
+    examples: Sequence[Example],
+    found: Scores,
+    fooled: np.ndarray | None = None,
+) -> list[pa.Table]:
+    """Returns the records of every detector; key: threat model, evaluation, split."""
+    fooled = np.zeros_like(found.wrong) if fooled is None else fooled
+    return [
+        _table((name, *key), examples, found.index, scores, fooled)
+        for name, scores in zip(DETECTORS, found.scores, strict=True)
+    ]
+
+
+def _table(
+    key: tuple[str, str, str, str],
+    examples: Sequence[Example],
+    index: np.ndarray,
+    scores: np.ndarray,
+    fooled: np.ndarray,
+) -> pa.Table:
+    ids = [examples[i].id for i in index]
+    columns = [*([value] * len(index) for value in key), ids, fooled, scores.astype(np.float32)]
+    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
 
 
 def _all_scores(classifier: Classifier, variables: Variables, pixels: jax.Array) -> jax.Array:
     return jnp.stack([detector(classifier, variables, pixels) for detector in DETECTORS.values()])
 
 
-def _penalty(
-    classifier: Classifier, name: str, variables: Variables, pixels: jax.Array
-) -> jax.Array:
-    return variables["penalty"] * DETECTORS[name](classifier, variables, pixels)
-
-
 def _best_for_attacker(fooled: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(W, n) of W attempts -> (n,) each: the attempt that fools, and of those the lowest score."""
-    choice = np.lexsort((scores, ~fooled), axis=0)[0]
+    chosen = worst_attempt(fooled, -scores)
     images = np.arange(scores.shape[1])
-    return fooled[choice, images], scores[choice, images]
-
-
-class _Rows:
-    """Records, piece by piece."""
-
-    def __init__(self, examples: Sequence[Example]):
-        self._examples = examples
-        self._tables: list[pa.Table] = []
-
-    def add(self, key: Key, index: np.ndarray, scores: np.ndarray, fooled: np.ndarray) -> None:
-        names = ("detector", "threat_model", "evaluation", "split")
-        columns: dict[str, Any] = {n: [v] * len(index) for n, v in zip(names, key, strict=True)}
-        columns |= {
-            "example": [self._examples[i].id for i in index],
-            "fooled": fooled,
-            "score": scores.astype(np.float32),
-        }
-        self._tables.append(pa.table(columns, schema=SCHEMA))
-
-    def add_all(
-        self,
-        threat_model: str,
-        evaluation: str,
-        split: str,
-        index: np.ndarray,
-        found: Scores,
-        wrong_before: np.ndarray | None = None,
-    ) -> Scores:
-        """Adds every detector's; returns what it was given."""
-        before = np.ones_like(found.wrong) if wrong_before is None else wrong_before
-        for name, scores in zip(DETECTORS, found.scores, strict=True):
-            self.add((name, threat_model, evaluation, split), index, scores, found.wrong & ~before)
-        return found
-
-    def table(self) -> pa.Table:
-        return pa.concat_tables(self._tables)
+    return fooled[chosen, images], scores[chosen, images]
 
 
 def summarize(table: pa.Table, false_positive_rate: float) -> list[dict[str, Any]]:
@@ -193,14 +194,13 @@ def summarize(table: pa.Table, false_positive_rate: float) -> list[dict[str, Any
 
     Attacked are the examples that were fooled. Where there are none, what depends on them is None.
     """
-    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    columns = to_columns(table)
 
     def where(**key: str) -> np.ndarray:
         return np.logical_and.reduce([columns[name] == value for name, value in key.items()])
 
     rows = []
-    keys = zip(columns["detector"], columns["threat_model"], columns["evaluation"], strict=True)
-    for detector, threat_model, evaluation in dict.fromkeys(keys):
+    for detector, threat_model, evaluation in group_rows(columns, COLUMNS[:3]):
         if threat_model == "none":
             continue
         scores = columns["score"]
@@ -220,11 +220,7 @@ def summarize(table: pa.Table, false_positive_rate: float) -> list[dict[str, Any
 
 def write_summary(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes `detection.csv`; a number that has no meaning is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([["" if row[c] is None else row[c] for c in COLUMNS] for row in rows])
-    write_text(path, text.getvalue())
+    write_csv(path, [COLUMNS, *([row[c] for c in COLUMNS] for row in rows)])
 
 
 def count_scored(validation: int, test: int, attacks: int) -> int:

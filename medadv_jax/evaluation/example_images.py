@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from medadv_jax.attacks import Attack
-from medadv_jax.classifier import to_pixels
+from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.splits import Example
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source, Target
@@ -18,7 +18,7 @@ PER_CLASS = 3
 
 
 def choose(examples: Sequence[Example], test: Sequence[int]) -> list[int]:
-    """Returns the first `PER_CLASS` test images of each class: chosen before any result."""
+    """Returns the first `PER_CLASS` test images of each class, whatever the results."""
     chosen = []
     for label in (0, 1):
         chosen += [i for i in test if examples[i].label == label][:PER_CLASS]
@@ -26,7 +26,7 @@ def choose(examples: Sequence[Example], test: Sequence[int]) -> list[int]:
 
 
 def take(
-    predictor: Predictor,
+    predictor: Predictor[Classifier],
     attacks: Sequence[Attack],
     shown: str,
     targets: Mapping[str, Target],
@@ -34,12 +34,12 @@ def take(
     key: jax.Array,
     advance: Callable[[int], None] = lambda classifiers: None,
 ) -> dict[str, np.ndarray]:
-    """Attacks each classifier through all that is deployed, and keeps what everybody sees.
+    """Attacks each deployed classifier, and keeps images and scores.
 
     Args:
-      predictor: the programs.
-      attacks: those of the evaluation, whose program is compiled already.
-      shown: the name of the attack that is kept.
+      predictor: of the classifiers.
+      attacks: those of the evaluation: their program is compiled already.
+      shown: the name of the attack whose images are kept.
       targets: name of a defence -> its classifier.
       batch: image (B, H, W, 3) uint8, label and mask (B,), on the devices.
       key: of the random starts.
@@ -49,7 +49,7 @@ def take(
       `images` (N, H, W, 3) float32 in [0, 1], `label` (N,), `attack` (), `epsilon` (); for each
       defence `<defense>/adversarial` (N, H, W, 3) float32, `<defense>/score_clean` and
       `<defense>/score_adversarial` (N,), the probability of class 1, and with a purifier
-      `<defense>/purified`, what it makes of the adversarial image.
+      `<defense>/purified`, the purified adversarial image.
     """
     number = [attack.name for attack in attacks].index(shown)
     real = np.asarray(batch["mask"]) > 0
@@ -71,6 +71,6 @@ def take(
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes beside and renames."""
+    """Writes `pictures.npz`, whole or not at all."""
     with atomic_write(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

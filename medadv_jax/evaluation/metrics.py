@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Hashable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,13 +27,13 @@ class Metrics:
 
     Attributes:
       n: examples.
-      accuracy: share right, and Wilson's 95 % interval accuracy_low … accuracy_high.
+      accuracy: share correct, and Wilson's 95 % interval accuracy_low … accuracy_high.
       precision: tp / (tp + fp).
       recall: tp / (tp + fn), the sensitivity.
       specificity: tn / (tn + fp).
       f1: harmonic mean of precision and recall.
       auc: area under the ROC curve of the score of class 1.
-      attack_success_rate: share of the examples right when clean that the attack made wrong.
+      attack_success_rate: share of the examples correct when clean that the attack made wrong.
       tn, fp, fn, tp: the confusion matrix; class 1 is positive.
       reasons: column -> why it is None.
     """
@@ -73,7 +73,7 @@ def summarize(
     reasons: dict[str, str] = {}
     tn, fp, fn, tp = (0, 0, 0, 0)
     if n:
-        from sklearn.metrics import confusion_matrix  # here: a second, before no step of training
+        from sklearn.metrics import confusion_matrix  # lazily: it takes a second
 
         tn, fp, fn, tp = (int(x) for x in confusion_matrix(label, predicted, labels=[0, 1]).ravel())
 
@@ -92,10 +92,10 @@ def summarize(
     auc = _auc(label, score, reasons)
     success = None
     if clean_predicted is not None:
-        right = clean_predicted == label
-        broken = int((right & (predicted != label)).sum())
-        why = "no example is right when clean"
-        success = ratio("attack_success_rate", broken, int(right.sum()), why)
+        correct = clean_predicted == label
+        broken = int((correct & (predicted != label)).sum())
+        why = "no example is correct when clean"
+        success = ratio("attack_success_rate", broken, int(correct.sum()), why)
     return Metrics(
         n, accuracy, low, high, precision, recall, specificity, f1, auc, success,
         tn, fp, fn, tp, reasons,
@@ -114,7 +114,48 @@ def _auc(label: np.ndarray, score: np.ndarray, reasons: dict[str, str]) -> float
     return float(roc_auc_score(label, score))
 
 
-# The worst case: whoever attacks has as many tries as he likes.
+# The worst case over attempts of an attacker.
+
+
+def worst_attempt(wrong: Any, loss: Any) -> Any:
+    """Returns the attempt that harms most: (S, ...) bool, (S, ...) float -> (...) integer.
+
+    A wrong prediction comes before a correct one; among equals the larger loss, then the first.
+    Takes arrays of numpy or of JAX.
+    """
+    xp = loss.__array_namespace__()
+    loss = xp.where(wrong == wrong.any(axis=0, keepdims=True), loss, -xp.inf)
+    return xp.argmax(loss, axis=0)
+
+
+def worst_prediction(
+    label: np.ndarray, score: np.ndarray, predicted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the worst of S predictions for each example: score (n,) and class (n,).
+
+    Args:
+      label: (n,) integer, 0 or 1.
+      score: (S, n) float, probability of class 1; the lower that of the label, the worse.
+      predicted: (S, n) integer.
+    """
+    own = np.where(label == 1, score, 1 - score)
+    chosen = worst_attempt(predicted != label, -own)[None]
+    lowest = np.take_along_axis(own, chosen, axis=0)[0]
+    worst = np.take_along_axis(predicted, chosen, axis=0)[0]
+    return np.where(label == 1, lowest, 1 - lowest), worst
+
+
+def correct_in_all(keys: Iterable[K], correct: Iterable[bool]) -> dict[K, bool]:
+    """Returns key -> is every record of this key correct? In the order of their first records.
+
+    Args:
+      keys: of each record, for example the example's id.
+      correct: of each record.
+    """
+    found: dict[K, bool] = {}
+    for key, good in zip(keys, correct, strict=True):
+        found[key] = bool(good) and found.get(key, True)
+    return found
 
 
 def larger_class(label: np.ndarray) -> int:
@@ -123,40 +164,11 @@ def larger_class(label: np.ndarray) -> int:
 
 
 def is_trivial(label: np.ndarray, predicted: np.ndarray) -> bool:
-    """Are these answers (n,) no better than to name the larger class always?
+    """Returns whether predictions (n,) are no better than always naming the larger class.
 
-    A classifier of which that is true on clean images withstands every attack: there is nothing
-    to attack.
+    If that is so on clean images, robustness is meaningless: no attack changes a constant.
     """
     return int((predicted == label).sum()) <= larger_class(label)
-
-
-def right_throughout(keys: Iterable[K], right: Iterable[bool]) -> dict[K, bool]:
-    """Returns key -> is it right in every row? Keys stand in the order of their first rows.
-
-    Args:
-      keys: of each row, for example the example's name.
-      right: of each row.
-    """
-    found: dict[K, bool] = {}
-    for key, good in zip(keys, right, strict=True):
-        found[key] = bool(good) and found.get(key, True)
-    return found
-
-
-def worst_answers(
-    label: np.ndarray, scores: np.ndarray, predicted: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the worst of S answers to each example: score (n,) and class (n,).
-
-    Args:
-      label: (n,) integer, 0 or 1.
-      scores: (S, n) float, probability of class 1; of these the lowest of the own class.
-      predicted: (S, n) integer; wrong as soon as one is.
-    """
-    lowest = np.where(label == 1, scores, 1 - scores).min(axis=0)
-    right = (predicted == label).all(axis=0)
-    return np.where(label == 1, lowest, 1 - lowest), np.where(right, label, 1 - label)
 
 
 def metric_intervals(
@@ -180,21 +192,21 @@ def metric_intervals(
       name of the metric -> (low, high), None where there is none. That of the accuracy is Wilson's
       where no group has two examples.
     """
-    right = predicted == label
+    correct = predicted == label
     intervals: dict[str, Interval | None] = {
-        "accuracy": proportion_interval(right, groups, weights, seed)
+        "accuracy": proportion_interval(correct, groups, weights, seed)
     }
     if weights is None and len(label):
         weights = cluster_weights(groups, seed=seed)
     ratios = {  # part and whole, as examples that count
-        "precision": (right & (predicted == 1), predicted == 1),
-        "recall": (right & (label == 1), label == 1),
-        "specificity": (right & (label == 0), label == 0),
-        "f1": (2.0 * (right & (label == 1)), (label == 1) * 1.0 + (predicted == 1)),
+        "precision": (correct & (predicted == 1), predicted == 1),
+        "recall": (correct & (label == 1), label == 1),
+        "specificity": (correct & (label == 0), label == 0),
+        "f1": (2.0 * (correct & (label == 1)), (label == 1) * 1.0 + (predicted == 1)),
     }
     if clean_predicted is not None:
         before = clean_predicted == label
-        ratios["attack_success_rate"] = (before & ~right, before)
+        ratios["attack_success_rate"] = (before & ~correct, before)
     for name, (part, whole) in ratios.items():
         intervals[name] = _ratio_interval(part, whole, groups, weights)
     intervals["auc"] = None
@@ -241,15 +253,15 @@ def _auc_statistic(label: np.ndarray, score: np.ndarray, groups: np.ndarray) -> 
 
 
 def patient_accuracy(
-    right: np.ndarray,
+    correct: np.ndarray,
     groups: np.ndarray,
     weights: np.ndarray | None = None,
     seed: int = 0,
 ) -> tuple[float, Interval | None]:
-    """Returns the mean over patients of the share right (Spanhol et al. 2016), and its interval.
+    """Returns the mean over patients of the share correct (Spanhol et al. 2016), and its interval.
 
     Args:
-      right: (n,) bool, n > 0.
+      correct: (n,) bool, n > 0.
       groups: (n,) the patient of each image.
       weights: see `cluster_bootstrap`.
       seed: of the resampling.
@@ -257,10 +269,10 @@ def patient_accuracy(
     _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     share = 1 / sizes[member]  # of an image in its patient
     patients = len(sizes)
-    value = float((right * share).sum() / patients)
-    if right.all() or not right.any():
-        return value, wilson_interval(patients if right.all() else 0, patients)
-    statistic = ratio_statistic(right * share, share, groups)
+    value = float((correct * share).sum() / patients)
+    if correct.all() or not correct.any():
+        return value, wilson_interval(patients if correct.all() else 0, patients)
+    statistic = ratio_statistic(correct * share, share, groups)
     interval = cluster_bootstrap(statistic, groups, seed=seed, weights=weights)
     return value, interval
 
@@ -271,7 +283,7 @@ class Reliability:
 
     Attributes:
       confidence: (k,) mean probability of the predicted class.
-      accuracy: (k,) share right.
+      accuracy: (k,) share correct.
       count: (k,) examples.
       error: expected calibration error: mean |confidence − accuracy|, weighted by count
         (Guo et al. 2017); None without examples or where a score is not a probability.
@@ -286,7 +298,7 @@ class Reliability:
 def reliability(
     label: np.ndarray, score: np.ndarray, predicted: np.ndarray, bins: int = BINS
 ) -> Reliability:
-    """Returns how far a classifier of two classes is right as often as it says.
+    """Compares the confidence of a classifier of two classes with its accuracy.
 
     Args:
       label: (n,) integer, 0 or 1.
@@ -302,6 +314,6 @@ def reliability(
     used = count > 0
     count = count[used]
     mean = np.bincount(place, confidence, minlength=bins)[used] / count
-    right = np.bincount(place, predicted == label, minlength=bins)[used] / count
-    error = float((count * np.abs(mean - right)).sum() / len(label))
-    return Reliability(mean, right, count, error)
+    correct = np.bincount(place, predicted == label, minlength=bins)[used] / count
+    error = float((count * np.abs(mean - correct)).sum() / len(label))
+    return Reliability(mean, correct, count, error)

@@ -1,6 +1,6 @@
-"""A defended classifier with some test images: what curves and self-checks attack.
+"""A defended classifier and a fixed test subset, attacked by curves and self-checks.
 
-A subject is small (64 images by default) and attacked in many ways, through the compiled programs
+The subset is small (64 images by default) and attacked in many ways, through the compiled programs
 of one `Predictor` and one `AttackQueue`, which all defences of a run share.
 """
 
@@ -22,7 +22,7 @@ from medadv_jax.evaluation.threat_models import Source, Target
 
 
 class Attacked(NamedTuple):
-    """What J jobs found; images that a job left out are as they were.
+    """What J jobs found; images that a job left out are unchanged.
 
     Attributes:
       pixels: (J, n, H, W, 3) float32 in [0, 1].
@@ -35,14 +35,14 @@ class Attacked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelUnderTest:
-    """One deployed classifier under one attacker who knows all of it.
+    """One deployed classifier under an adaptive (white-box) attacker.
 
     Attributes:
       defense: its name.
       predictor: runs it as in the evaluation.
-      sweep: attacks it; of the same classifier.
-      target: what answers.
-      sources: whose gradients the adaptive attacker has; the worst for the defender counts.
+      queue: attacks it; of the same classifier.
+      target: the deployed classifier.
+      sources: whose gradients the attacker has; the worst for the defender counts.
       images: (n, H, W, 3) float32 in [0, 1].
       labels: (n,) int32.
       examples: n of them.
@@ -65,24 +65,24 @@ class ModelUnderTest:
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Returns the deployed classifier's logits, any (m, H, W, 3) -> (m, K).
 
-        In batches of one shape, the last one filled up: one program, that of the evaluation.
+        In batches of one shape, the last one filled up, through the program of the evaluation.
         """
-        answers, size = [], self.queue.slots
+        logits, size = [], self.queue.slots
         for first in range(0, len(pixels), size):
             part = pixels[first : first + size]
             whole = part[np.arange(size) % len(part)]
             found = self.predictor.logits(self.target, self.queue.put(whole))
-            answers.append(np.asarray(found)[: len(part)])
-        return np.concatenate(answers)
+            logits.append(np.asarray(found)[: len(part)])
+        return np.concatenate(logits)
 
     def batch(self, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the first batch (N, H, W, 3) and its labels (N,); of `images` (n, H, W, 3), if
-        others than the subject's are given. Images repeat where there are too few."""
+        """Returns the first batch of `images` (or its own), (N, H, W, 3), and labels (N,); images
+        repeat if too few."""
         rows = np.arange(self.queue.slots) % len(self)
         return (self.images if images is None else images)[rows], self.labels[rows]
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields images (N, H, W, 3) and labels (N,), the last ones repeating the first."""
+        """Yields images (N, H, W, 3) and labels (N,), the last batch filled up with the first."""
         for first in range(0, len(self), self.queue.slots):
             rows = np.arange(first, first + self.queue.slots) % len(self)
             yield self.images[rows], self.labels[rows]
@@ -102,19 +102,19 @@ class ModelUnderTest:
         salt: int = 0,
         advance: Callable[[int], None] = lambda runs: None,
     ) -> Attacked:
-        """Runs jobs with the gradients of every source; of its answers the worst one counts.
+        """Runs jobs with the gradients of every source; for each image the lowest margin counts.
 
-        A source attacks only what those before it could not break. `salt` gives other random
-        starts than those of the evaluation; `advance` is told the number of runs done or left out,
-        as in `AttackQueue.run`.
+        A source attacks only the images that those before it could not break. `salt` gives other
+        random starts than those of the evaluation; `advance` is told the number of runs done or
+        left out, as in `AttackQueue.run`.
         """
         key = jax.random.key(self.seed)
         key = jax.random.fold_in(key, salt) if salt else key
         clean = self.logits(self.images)
         pixels = np.repeat(self.images[None], len(jobs), axis=0)
         logits = np.repeat(clean[None], len(jobs), axis=0)
-        everyone = np.ones(len(self), bool)
-        tried = [everyone if job.active is None else job.active for job in jobs]
+        every = np.ones(len(self), bool)
+        tried = [every if job.active is None else job.active for job in jobs]
         for number, source in enumerate(self.sources):
             for job, active in zip(jobs, tried, strict=True):
                 advance(job.attack.num_restarts * int((~active).sum()))
@@ -123,23 +123,25 @@ class ModelUnderTest:
                 source.variables, self.images, self.labels, now, key, source.gradient, advance
             )
             for j, job in enumerate(jobs):
-                answers = self.logits(found[j])
-                lead = margins(answers, self.labels) < margins(logits[j], self.labels)
-                take = tried[j] & (lead | (number == 0))
-                pixels[j][take], logits[j][take] = found[j][take], answers[take]
-                tried[j] = tried[j] & is_right(logits[j], self.labels, job.shift)
+                new = self.logits(found[j])
+                lower = margins(new, self.labels) < margins(logits[j], self.labels)
+                take = tried[j] & (lower | (number == 0))
+                pixels[j][take], logits[j][take] = found[j][take], new[take]
+                tried[j] = tried[j] & is_correct(logits[j], self.labels, job.shift)
         return Attacked(pixels, logits)
 
 
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the own logit minus the best other: (n, K), (n,) -> (n,); positive where right."""
+    """Returns the label's logit minus the largest other, (n, K), (n,) -> (n,): < 0 if wrong."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits)
     return own - others.max(axis=1)
 
 
-def is_right(logits: np.ndarray, labels: np.ndarray, shift: np.ndarray | None = None) -> np.ndarray:
-    """Returns (n,) bool: is the own class the first of the largest, `shift` taken from it?"""
+def is_correct(
+    logits: np.ndarray, labels: np.ndarray, shift: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns (n,) bool: is the label's logit the first of the largest, `shift` subtracted?"""
     if shift is not None:
         own = np.arange(logits.shape[1]) == labels[:, None]
         logits = np.where(own, logits - shift[:, None], logits)

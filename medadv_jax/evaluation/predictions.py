@@ -1,8 +1,11 @@
-"""Records of a run: `predictions.parquet`, and `results.csv` derived from it. Runs no model."""
+"""Records of a run: `predictions.parquet`, and `results.csv` derived from it. Runs no model.
+
+Also reads and writes the other tables of a run directory.
+"""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,19 @@ from rich.table import Table
 
 from medadv_jax.data.splits import Example
 from medadv_jax.errors import UserError
-from medadv_jax.evaluation.metrics import Metrics, right_throughout, summarize
+from medadv_jax.evaluation.metrics import Metrics, correct_in_all, summarize
 from medadv_jax.evaluation.statistics import wilson_interval
 from medadv_jax.files import atomic_write, write_text
 
-KEYS = ("defense", "threat_model", "evaluation", "epsilon")  # what a row of results.csv is about
+KEYS = ("defense", "threat_model", "evaluation", "epsilon")  # of a row of results.csv
 METRICS = (
     "n", "accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "specificity", "f1",
     "auc", "attack_success_rate", "tn", "fp", "fn", "tp",
 )  # fmt: skip
 COLUMNS = ("dataset", "model", *KEYS, *METRICS)
+
+Key = tuple[str, str, str, float]  # values of KEYS
+Columns = Mapping[str, np.ndarray]  # name -> values (rows,)
 
 SCHEMA = pa.schema(
     [
@@ -44,7 +50,7 @@ SCHEMA = pa.schema(
 
 
 def prediction_rows(
-    key: tuple[str, str, str, float],
+    key: Key,
     examples: Sequence[Example],
     score: np.ndarray,
     predicted: np.ndarray,
@@ -72,19 +78,19 @@ def prediction_rows(
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes records beside and renames."""
+    """Writes a parquet file, whole or not at all."""
     with atomic_write(path) as beside:
         pq.write_table(table, beside)
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Returns the records of a file, none if it is missing.
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Returns the rows of a parquet file; none if it is missing, without a schema no columns.
 
     Raises:
-      UserError: the file is damaged, or holds something else.
+      UserError: the file is damaged, or holds something else than `schema`.
     """
     if not path.exists():
-        return schema.empty_table()
+        return (schema or pa.schema([])).empty_table()
     try:
         return pq.read_table(path, schema=schema)
     except (pa.ArrowException, ValueError, OSError) as error:
@@ -94,18 +100,36 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         ) from error
 
 
+def to_columns(table: pa.Table) -> Columns:
+    """Returns name -> values (rows,) of every column."""
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def group_rows(columns: Columns, names: Sequence[str]) -> dict[tuple, np.ndarray]:
+    """Returns (values of `names`) -> positions of the rows that have them, first come first."""
+    rows: dict[tuple, list[int]] = {}
+    for i, key in enumerate(zip(*(columns[name].tolist() for name in names), strict=True)):
+        rows.setdefault(key, []).append(i)
+    return {key: np.array(indices) for key, indices in rows.items()}
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes lines of cells; None, a number that has no meaning, is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    write_text(path, text.getvalue())
+
+
 def read_predictions(path: Path) -> pa.Table:
     """Returns the predictions of a run so far; see `read_table`."""
     return read_table(path, SCHEMA)
 
 
-def derive_results(table: pa.Table) -> list[tuple[tuple[str, str, str, float], Metrics]]:
+def derive_results(table: pa.Table) -> list[tuple[Key, Metrics]]:
     """Returns (key, metrics) of every classifier and evaluation, in the order of the records."""
-    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
-    keys = list(zip(*(columns[name].tolist() for name in KEYS), strict=True))
-    rows: dict[tuple[str, str, str, float], list[int]] = {}
-    for i, key in enumerate(keys):
-        rows.setdefault(key, []).append(i)
+    columns = to_columns(table)
+    rows = group_rows(columns, KEYS)
     clean = {
         (key[0], columns["example"][i]): columns["predicted"][i]
         for key, indices in rows.items()
@@ -123,42 +147,38 @@ def derive_results(table: pa.Table) -> list[tuple[tuple[str, str, str, float], M
 
 
 def write_results(
-    path: Path, dataset: str, model: str, results: Sequence[tuple[tuple, Metrics]]
+    path: Path, dataset: str, model: str, results: Sequence[tuple[Key, Metrics]]
 ) -> None:
-    """Writes `results.csv`; a number that has no meaning is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for key, metrics in results:
-        values = (getattr(metrics, name) for name in METRICS)
-        writer.writerow([dataset, model, *key, *("" if v is None else v for v in values)])
-    write_text(path, text.getvalue())
+    """Writes `results.csv`."""
+    rows = ((dataset, model, *key, *(getattr(m, name) for name in METRICS)) for key, m in results)
+    write_csv(path, [COLUMNS, *rows])
 
 
 def worst_case(table: pa.Table) -> dict[tuple[str, str], tuple[int, int]]:
-    """Returns (defense, threat model) -> (examples right when clean and under every attack,
-    examples): an attacker may leave an image alone."""
-    keys = (table[name].to_pylist() for name in ("defense", "threat_model", "example"))
-    right = right_throughout(zip(*keys, strict=True), rights(table))
+    """Returns (defense, threat model) -> (examples correct when clean and under every attack, all).
+
+    The clean image counts, as an attacker may leave an image unchanged.
+    """
+    correct = correct_by(to_columns(table), ("defense", "threat_model", "example"))
     counts: dict[tuple[str, str], tuple[int, int]] = {}
-    for (defense, threat, example), good in right.items():
+    for (defense, threat, example), good in correct.items():
         if threat != "none":
             so_far, n = counts.get((defense, threat), (0, 0))
-            good = good and right[defense, "none", example]
+            good = good and correct[defense, "none", example]
             counts[defense, threat] = so_far + good, n + 1
     return counts
 
 
-def rights(table: pa.Table) -> np.ndarray:
-    """Returns which rows are right, (rows,) bool."""
-    return table["predicted"].to_numpy() == table["label"].to_numpy()
+def correct_by(columns: Columns, names: Sequence[str]) -> dict[tuple, bool]:
+    """Returns (values of `names`) -> are all records that have them correct?"""
+    keys = zip(*(columns[name].tolist() for name in names), strict=True)
+    return correct_in_all(keys, columns["predicted"] == columns["label"])
 
 
 def print_results(
-    console: Console, table: pa.Table, results: Sequence[tuple[tuple, Metrics]]
+    console: Console, table: pa.Table, results: Sequence[tuple[Key, Metrics]]
 ) -> None:
-    """Prints accuracies, a line for each classifier and threat model: whatever was attacked
-    stands beside what an attacker who knows all of it achieves."""
+    """Prints accuracies, a line for each classifier and threat model."""
     metrics = {(key[0], key[1], key[2]): m for key, m in results}
     attacks = list(dict.fromkeys(key[2] for key, _ in results if key[2] != "clean"))
     title = "Accuracy (Wilson's 95 % interval); worst: right clean and under every attack"
@@ -166,16 +186,16 @@ def print_results(
     for header in ("defense", "threat", "clean", *attacks, "worst"):
         left = header in ("defense", "threat")
         shown.add_column(header, justify="left" if left else "right", no_wrap=True)
-    # A narrow terminal gets the numbers, the intervals stand in results.csv.
+    # A narrow terminal shows no intervals; they are in results.csv.
     interval = _interval if console.width >= 75 + 8 * len(attacks) else _number
     notes = []
-    for (defense, threat), (right, n) in worst_case(table).items():
+    for (defense, threat), (correct, n) in worst_case(table).items():
         clean = metrics[defense, "none", "clean"]
         cells = [metrics[defense, threat, attack] for attack in attacks]
         shown.add_row(
             defense, threat, interval(clean.accuracy, clean.accuracy_low, clean.accuracy_high),
             *(f"{cell.accuracy:.3f}" for cell in cells),
-            interval(right / n, *wilson_interval(right, n)),
+            interval(correct / n, *wilson_interval(correct, n)),
         )  # fmt: skip
     for (defense, _, evaluation, _), m in results:
         notes += [f"{defense} {evaluation}: no {c}: {why}" for c, why in m.reasons.items()]

@@ -5,7 +5,7 @@ An evaluation leaves records, from which every number is derived; see `predictio
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,53 @@ from jax.sharding import Mesh
 
 from medadv_jax.attacks import Attack, run_attacks
 from medadv_jax.attacks.losses import cross_entropy
-from medadv_jax.classifier import Classifier, Variables, to_pixels
+from medadv_jax.classifier import to_pixels
 from medadv_jax.distributed import Batch, put_batch
+from medadv_jax.evaluation.metrics import worst_attempt
 from medadv_jax.evaluation.threat_models import Source, Target, Threat
 
-# (folded variables, pixels (N, H, W, C)) -> (N,), subtracted from an attack's loss
-PenaltyFn = Callable[[Variables, jax.Array], jax.Array]
+
+class Model(Protocol):
+    """What a `Predictor` compiles: a `Classifier`, or an `Ensemble` of several."""
+
+    def logits(self, variables: Any, pixels: jax.Array, output: str, /) -> jax.Array:
+        """Returns logits, (B, H, W, 3) in [0, 1] -> (B, K) float32.
+
+        `output` names the function: one that is deployed, or a variant of it that attackers
+        differentiate; a classifier calls it `gradient`.
+        """
+        ...
+
+    def folded(self) -> Self:
+        """Returns the model that takes the variables of `fold`, for many forward passes."""
+        ...
+
+    def fold(self, variables: Any, /) -> Any:
+        """Returns the variables for `folded`."""
+        ...
+
+
+M = TypeVar("M", bound=Model)
+
+
+# (folded variables, pixels (N, H, W, C)) -> (N,)
+PenaltyScore = Callable[[Any, jax.Array], jax.Array]
+
+
+class Penalty(NamedTuple):
+    """What an attacker keeps low beside fooling the model; subtracted from the attack's loss.
+
+    Attributes:
+      score: compiled once for each object.
+      weight: of the score, a scalar; all weights share one program.
+    """
+
+    score: PenaltyScore
+    weight: float | jax.Array
 
 
 class Predictions(NamedTuple):
-    """Answers of one classifier; V = 1 + threats × attacks, column 0 clean, attacks innermost.
+    """Logits of one model; V = 1 + threats × attacks, column 0 clean, attacks innermost.
 
     Attributes:
       index: (n,) int32, positions in the data set.
@@ -46,14 +83,14 @@ class Predictions(NamedTuple):
         return np.asarray(jax.nn.softmax(self.logits, axis=-1)[..., 1])
 
 
-class Predictor:
-    """Compiled programs that attack classifiers and run them; all variables share them.
+class Predictor(Generic[M]):
+    """Compiled programs that attack and run a model; all its variables share them.
 
-    Args of the constructor: the classifier, with its purifier if any defence has one; the form of
-    the attack loop.
+    Args of the constructor: the model, with its purifier if any defence has one; the form of the
+    attack loop.
     """
 
-    def __init__(self, classifier: Classifier, loop: str = "fori_loop"):
+    def __init__(self, classifier: M, loop: str = "fori_loop"):
         self.classifier, self._loop = classifier, loop
         # What attacks differentiate: the same function, with BatchNorm folded into the kernels.
         self.attacked, self.fold = classifier.folded(), classifier.fold
@@ -61,7 +98,7 @@ class Predictor:
         # Programs of their own, the same for every column: whatever is fused into a forward pass
         # changes its rounding, and an image that no attack has changed must get its clean logits
         # bit for bit.
-        self._deployed = jax.jit(classifier.logits, static_argnames="gradient")
+        self._deployed = jax.jit(classifier.logits, static_argnums=2)
         self._worst = jax.jit(worst_logits)
 
     def attack(
@@ -70,7 +107,7 @@ class Predictor:
         source: Source,
         batch: Any,
         key: jax.Array,
-        penalty: PenaltyFn | None = None,
+        penalty: Penalty | None = None,
     ) -> jax.Array:
         """Returns adversarial pixels (A, B, H, W, 3).
 
@@ -79,37 +116,39 @@ class Predictor:
           source: whose gradients.
           batch: image (B, H, W, 3) uint8 and label (B,), on the devices.
           key: of the random starts.
-          penalty: the same object for the same function, or it is compiled again; None: none.
+          penalty: what the attacker keeps low as well; None: nothing.
         """
-        program = (tuple(attacks), source.gradient, penalty)
+        score, weight = penalty or (None, None)
+        program = (tuple(attacks), source.gradient, score)
         if program not in self._attacks:
-            self._attacks[program] = jax.jit(
-                functools.partial(self._run, attacks, source.gradient, penalty)
-            )
-        pixels = to_pixels(batch["image"])
-        return self._attacks[program](self.fold(source.variables), pixels, batch["label"], key)
+            self._attacks[program] = self._compiled(*program)
+        weight = None if weight is None else jnp.float32(weight)
+        variables, pixels = self.fold(source.variables), to_pixels(batch["image"])
+        return self._attacks[program](variables, weight, pixels, batch["label"], key)
 
-    def _run(
-        self,
-        attacks: Sequence[Attack],
-        gradient: str,
-        penalty: PenaltyFn | None,
-        variables: Variables,
-        *arguments: Any,
-    ) -> jax.Array:
-        return run_attacks(
-            attacks,
-            functools.partial(self.attacked.logits, variables, gradient=gradient),
-            *arguments,
-            loop=self._loop,
-            penalty_fn=None if penalty is None else functools.partial(penalty, variables),
-        )
+    def _compiled(
+        self, attacks: Sequence[Attack], gradient: str, score: PenaltyScore | None
+    ) -> Callable[..., jax.Array]:
+        def run(variables: Any, weight: Any, *arguments: Any) -> jax.Array:
+            penalty_fn = None
+            if score is not None:
+                scored = functools.partial(score, variables)
+                penalty_fn = lambda pixels: weight * scored(pixels)  # noqa: E731
+            return run_attacks(
+                attacks,
+                lambda pixels: self.attacked.logits(variables, pixels, gradient),
+                *arguments,
+                loop=self._loop,
+                penalty_fn=penalty_fn,
+            )
+
+        return jax.jit(run)
 
     def logits(self, target: Target, pixels: jax.Array) -> jax.Array:
-        """Returns the deployed classifier's logits, (B, H, W, 3) in [0, 1] -> (B, K) float32."""
-        return self._deployed(target.variables, pixels, gradient=target.deployed)
+        """Returns the deployed model's logits, (B, H, W, 3) in [0, 1] -> (B, K) float32."""
+        return self._deployed(target.variables, pixels, target.deployed)
 
-    def answers(
+    def evaluate(
         self,
         attacks: Sequence[Attack],
         threats: Sequence[Threat],
@@ -121,30 +160,28 @@ class Predictor:
         columns = [self.logits(target, to_pixels(batch["image"]))]
         for threat in threats if attacks else ():
             found = [self.attack(attacks, source, batch, key) for source in threat.sources]
-            columns += [*self.worst_answers(target, found, batch["label"])]
+            columns += [*self.worst_logits(target, found, batch["label"])]
         return jnp.stack(columns, axis=1)
 
-    def worst_answers(
-        self, target: Target, found: Sequence[jax.Array], labels: jax.Array
+    def worst_logits(
+        self, target: Target, adversarial: Sequence[jax.Array], labels: jax.Array
     ) -> jax.Array:
-        """Returns logits (A, B, K), the worst of S answers for each image and attack.
+        """Returns logits (A, B, K): for each image and attack those of the most harmful source.
 
-        Args:
-          target: what answers.
-          found: of each of S sources the adversarial pixels (A, B, H, W, 3).
-          labels: (B,).
+        `adversarial`: of each of S sources the pixels (A, B, H, W, 3); labels (B,).
         """
-        answers = [jnp.stack([self.logits(target, each) for each in pixels]) for pixels in found]
-        return self._worst(jnp.stack(answers), labels)
+        logits = [
+            jnp.stack([self.logits(target, each) for each in pixels]) for pixels in adversarial
+        ]
+        return self._worst(jnp.stack(logits), labels)
 
 
 def worst_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """(S, A, B, K), (B,) -> (A, B, K): of S answers the worst for the defender: a wrong one
-    before a right one, among equals the one with the larger loss."""
+    """Returns the logits of the worst of S attempts, (S, A, B, K), (B,) -> (A, B, K)."""
     every = jnp.broadcast_to(labels, logits.shape[:-1])
     wrong, loss = jnp.argmax(logits, axis=-1) != every, cross_entropy(logits, every)
-    loss = jnp.where(wrong == wrong.any(axis=0, keepdims=True), loss, -jnp.inf)
-    return jnp.take_along_axis(logits, jnp.argmax(loss, axis=0)[None, ..., None], axis=0)[0]
+    chosen = worst_attempt(wrong, loss)[None, ..., None]
+    return jnp.take_along_axis(logits, chosen, axis=0)[0]
 
 
 def predict_all(
@@ -160,33 +197,33 @@ def predict_all(
     """Returns the predictions on all examples of `batches` that are not padding, in their order.
 
     Args:
-      predictor: of the classifiers.
+      predictor: of the model.
       attacks: A attacks.
       threats: T threat models.
-      target: what answers.
+      target: the deployed model.
       batches: on the host, of one shape.
       mesh: the devices.
       seed: of the random starts.
-      advance: told the number of images done.
+      advance: called with the number of images done.
     """
     key = jax.random.key(seed)
     indices, labels, logits = [], [], []
     for batch in batches:
         real = np.asarray(batch["mask"]) > 0
-        answers = predictor.answers(attacks, threats, target, put_batch(mesh, batch), key)
+        found = predictor.evaluate(attacks, threats, target, put_batch(mesh, batch), key)
         indices.append(np.asarray(batch["index"])[real])
         labels.append(np.asarray(batch["label"])[real])
-        logits.append(jax.device_get(answers)[real])
+        logits.append(jax.device_get(found)[real])
         advance(int(real.sum()))
     return Predictions(np.concatenate(indices), np.concatenate(labels), np.concatenate(logits))
 
 
 def accuracy_and_loss(predictions: Predictions) -> dict[str, float]:
-    """Returns accuracy and mean cross-entropy in the worst column, for each example."""
-    labels = predictions.label[:, None]
-    right = (predictions.predicted == labels).all(axis=1)
-    columns = predictions.logits.shape[1]
+    """Returns accuracy and mean cross-entropy, for each example the worst of its columns."""
+    labels, columns = predictions.label[:, None], predictions.logits.shape[1]
     flat = predictions.logits.reshape(-1, predictions.logits.shape[-1])
     losses = np.asarray(cross_entropy(jnp.asarray(flat), jnp.repeat(labels.ravel(), columns)))
-    worst = losses.reshape(-1, columns).max(axis=1)
-    return {"accuracy": float(right.mean()), "loss": float(worst.mean())}
+    wrong, losses = predictions.predicted != labels, losses.reshape(-1, columns)
+    worst = worst_attempt(wrong.T, losses.T)[:, None]
+    wrong, losses = (np.take_along_axis(each, worst, axis=1) for each in (wrong, losses))
+    return {"accuracy": float((~wrong).mean()), "loss": float(losses.mean())}

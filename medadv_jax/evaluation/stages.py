@@ -22,6 +22,7 @@ from medadv_jax.distributed import put_batch
 from medadv_jax.evaluation import detection, example_images
 from medadv_jax.evaluation.checks import run_all
 from medadv_jax.evaluation.checks.result import headline
+from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.model_under_test import (
     ModelUnderTest,
     choose_examples,
@@ -219,8 +220,9 @@ class Evaluation:
             rate = self.config.detector.false_positive_rate
             found = detection.summarize(read_table(scores, detection.SCHEMA), rate)
             detection.write_summary(self.workdir / "detection.csv", found)
-        for warning in _doubts(self.splits, self.dataset):
-            self._say(f"warning: {warning}")
+        test = [self.dataset.examples[i] for i in self.splits.test]
+        for warning in sample_size_warnings([e.label for e in test], [e.group for e in test]):
+            self._say(f"warning: {warning}: these accuracies mean nothing")
         for line in _verdict(self.workdir / "self_checks.json"):
             self._say(line)
 
@@ -264,18 +266,3 @@ def _verdict(path: Path) -> list[str]:
         for c in checks
         if c.verdict != "pass"
     ]
-
-
-def _doubts(splits: Splits, dataset: Dataset) -> list[str]:
-    """Returns why the numbers of a run may mean little."""
-    test = [dataset.examples[i] for i in splits.test]
-    groups = {label: len({e.group for e in test if e.label == label}) for label in (0, 1)}
-    doubts = []
-    if len(test) < 100:
-        doubts.append(f"{len(test)} test images are too few: these accuracies mean nothing")
-    if min(groups.values()) < 10:
-        doubts.append(
-            f"{groups[0]} negative and {groups[1]} positive patients in the test split: the"
-            " intervals above take images for independent, and are too narrow"
-        )
-    return doubts

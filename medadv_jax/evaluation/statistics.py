@@ -1,9 +1,9 @@
-"""How sure a number is. Pure functions over numpy arrays; nothing here knows an image."""
+"""Intervals and tests: how certain a number is. Pure functions over numpy arrays."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy  # whose `stats` is loaded when it is first asked: half a second
+import scipy  # `stats` is loaded at its first use: half a second
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights (draws, n) -> values (draws,)
 Interval = tuple[float, float]
@@ -108,16 +108,16 @@ def ratio_statistic(part: np.ndarray, whole: np.ndarray, groups: np.ndarray) -> 
 
 
 def proportion_interval(
-    right: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None, seed: int = 0
+    correct: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None, seed: int = 0
 ) -> Interval | None:
-    """Returns the 95 % interval of the share of `right`, honest about examples of one group.
+    """Returns the 95 % interval of the share of `correct`, honest about examples of one group.
 
     Every group of one example: Wilson's. Else the clustered bootstrap; where all examples agree
     it would have no width, so Wilson's is taken with groups for examples: all images of a patient
     then count as one.
 
     Args:
-      right: (n,) bool.
+      correct: (n,) bool.
       groups: (n,).
       weights: see `cluster_bootstrap`.
       seed: of the resampling.
@@ -125,29 +125,29 @@ def proportion_interval(
     Returns:
       (low, high), or None for no example or for one group of several.
     """
-    n, count = len(right), len(np.unique(groups))
+    n, count = len(correct), len(np.unique(groups))
     if n == 0:
         return None
     if count == n:
-        return wilson_interval(int(right.sum()), n)
-    if count > 1 and (right.all() or not right.any()):
-        return wilson_interval(count if right.all() else 0, count)
-    share = ratio_statistic(right, np.ones(n), groups)
+        return wilson_interval(int(correct.sum()), n)
+    if count > 1 and (correct.all() or not correct.any()):
+        return wilson_interval(count if correct.all() else 0, count)
+    share = ratio_statistic(correct, np.ones(n), groups)
     return cluster_bootstrap(share, groups, weights=weights, seed=seed)
 
 
-def mcnemar_exact(right_a: np.ndarray, right_b: np.ndarray) -> tuple[int, int, float]:
+def mcnemar_exact(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, float]:
     """Compares two classifiers on the same examples (McNemar 1947; the exact, two-sided test).
 
     Args:
-      right_a, right_b: (n,) bool, in the same order of examples.
+      correct_a, correct_b: (n,) bool, in the same order of examples.
 
     Returns:
-      (examples that only a has right, only b, p); p = 1 where they never differ. Images count as
+      (examples that only a gets right, only b, p); p = 1 where they never differ. Images count as
       independent: with several of a patient, p is too small.
     """
-    right_a, right_b = np.asarray(right_a, bool), np.asarray(right_b, bool)
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    correct_a, correct_b = np.asarray(correct_a, bool), np.asarray(correct_b, bool)
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
     if only_a + only_b == 0:
         return 0, 0, 1.0
     return only_a, only_b, float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)

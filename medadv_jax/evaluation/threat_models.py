@@ -1,20 +1,19 @@
-"""What an attacker knows, whose gradients he has, and which attacks an evaluation runs."""
+"""What an attacker knows, whose gradients it has, and which attacks an evaluation runs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from medadv_jax.attacks import Attack
 from medadv_jax.attacks.from_config import attack_from_config
-from medadv_jax.classifier import Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
 
 
 class Source(NamedTuple):
-    """Whose gradients make adversarial examples: `gradient` as in `Classifier.logits`."""
+    """Whose gradients make adversarial examples; `gradient`: the output, see `Model.logits`."""
 
     gradient: str
-    variables: Variables
+    variables: Any
 
 
 class Threat(NamedTuple):
@@ -30,10 +29,11 @@ class Threat(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A deployed classifier: with its purifier ("full") or a network that has none ("bare")."""
+    """A deployed model, with its output: a classifier's with its purifier ("full") or without one
+    ("bare"), or an ensemble's vote; see `Model.logits`."""
 
     deployed: str
-    variables: Variables
+    variables: Any
 
 
 def evaluation_attacks(config: Config) -> list[Attack]:
@@ -59,7 +59,7 @@ def evaluation_attack(config: Config, name: str) -> Attack:
     return attack_from_config(config, name, settings.num_steps, **options)
 
 
-def threats(defense: Defense, variables: Variables, base: Variables | None) -> list[Threat]:
+def threats(defense: Defense, variables: Any, base: Any | None) -> list[Threat]:
     """Returns the threat models of a defence; `base`: the undefended network, if there is one.
 
     Without a purifier, oblivious and adaptive are one attack, which is called adaptive.

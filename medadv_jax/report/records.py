@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from medadv_jax.config import read_saved_config
 from medadv_jax.errors import UserError
-from medadv_jax.evaluation.metrics import Metrics, metric_intervals, summarize, worst_answers
+from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
+from medadv_jax.evaluation.metrics import Metrics, metric_intervals, summarize, worst_prediction
+from medadv_jax.evaluation.predictions import (
+    KEYS,
+    Columns,
+    Key,
+    group_rows,
+    read_table,
+    to_columns,
+)
 from medadv_jax.evaluation.statistics import Interval, cluster_weights, proportion_interval
-
-Key = tuple[str, str, str, float]  # defence, threat model, evaluation, epsilon
 
 DEFENSES = ("base", "adversarial", "autoencoder", "hybrid")  # the order of every table
 PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not know the purifier
 THREATS = ("transfer", "oblivious", "adaptive")
-FEW_IMAGES, FEW_PATIENTS = 100, 10  # fewer test images, or patients of a class, prove nothing
 PHANTOMS = "phantoms"
 _NEEDED = (
     "defense", "threat_model", "evaluation", "epsilon", "example", "group", "magnification",
@@ -38,7 +42,7 @@ CLASS_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Answers of one classifier to one evaluation, in the order of the run's examples.
+    """Predictions of one classifier in one evaluation, in the order of the run's examples.
 
     Attributes:
       score: (n,) float, probability of class 1.
@@ -56,7 +60,7 @@ class Curve:
     Attributes:
       defense: whose.
       x: (k,) ascending.
-      accuracy, low, high: (k,) share right, and its interval; NaN where there is none.
+      accuracy, low, high: (k,) share correct, and its interval; NaN where there is none.
       n: examples at each point.
       fixed: the value of the other axis.
     """
@@ -79,10 +83,10 @@ class RunRecords:
       config: the config, nested.
       about: device, versions, git_commit.
       label, group, magnification, subtype, example: (n,) of the test examples.
-      outcomes: (defence, threat model, evaluation, epsilon) -> answers.
+      outcomes: (defence, threat model, evaluation, epsilon) -> predictions.
       training: lines of metrics.jsonl.
       curves: columns of curves.parquet.
-      pictures: arrays of pictures.npz.
+      pictures: arrays of pictures.npz, the example images.
       detection: rows of detection.csv.
       checks: the content of self_checks.json.
       splits: the content of splits.json.
@@ -98,7 +102,7 @@ class RunRecords:
     subtype: np.ndarray
     outcomes: dict[Key, Outcome]
     training: list[dict[str, Any]]
-    curves: dict[str, np.ndarray] | None
+    curves: Columns | None
     pictures: dict[str, np.ndarray] | None
     detection: list[dict[str, str]]
     checks: dict[str, Any] | None
@@ -118,7 +122,7 @@ class RunRecords:
 
     @property
     def generated(self) -> bool:
-        """True if the images are drawn, not taken."""
+        """Returns whether the images are generated."""
         return self.config["data"]["name"] == PHANTOMS
 
     @property
@@ -159,11 +163,11 @@ class RunRecords:
         return len(np.unique(self.group)) < len(self.group)
 
     def clean(self, defense: str) -> Outcome:
-        """Returns the answers to the clean images."""
+        """Returns the predictions on the clean images."""
         return self.outcomes[defense, "none", "clean", 0.0]
 
     def get(self, defense: str, threat: str, evaluation: str) -> Outcome | None:
-        """Returns the answers at the headline's epsilon, None where there are none.
+        """Returns the predictions at the headline's epsilon, None where there are none.
 
         Without a purifier an oblivious attack is the adaptive one. With one, transfer and
         oblivious are withheld where the adaptive partner is missing: they would flatter.
@@ -180,9 +184,9 @@ class RunRecords:
         return [f"{d} {e}" for d, e in sorted(found) if self.get(d, "adaptive", e) is None]
 
     def worst(self, defense: str, threats: tuple[str, ...] = ("adaptive",)) -> Outcome | None:
-        """Returns, for each example, the answer to the attack that harms most.
+        """Returns, for each example, the prediction under the attack that harms most.
 
-        The attacker may also leave an image as it is. None if there is no attack.
+        The attacker may also leave an image unchanged. None if there is no attack.
         """
         found = [self.get(defense, t, e) for t in threats for e in self.attacks]
         attacked = [outcome for outcome in found if outcome is not None]
@@ -192,7 +196,7 @@ class RunRecords:
         scores, predicted = (
             np.stack([getattr(o, x) for o in every]) for x in ("score", "predicted")
         )
-        return Outcome(*worst_answers(self.label, scores, predicted))
+        return Outcome(*worst_prediction(self.label, scores, predicted))
 
     def metrics(self, defense: str, outcome: Outcome, attacked: bool) -> Metrics:
         """Returns what results.csv would say of an outcome."""
@@ -227,26 +231,9 @@ class RunRecords:
             self.label, outcome.score, outcome.predicted, self.group, before, self.weights
         )
 
-    def patients(self) -> tuple[int, int]:
-        """Returns the number of groups with test images of class 0, and of class 1."""
-        of = [len(np.unique(self.group[self.label == c])) for c in (0, 1)]
-        return of[0], of[1]
-
     def doubts(self) -> list[str]:
         """Returns why the numbers may mean little, whatever the self-checks say."""
-        doubts, n = [], len(self.label)
-        if n < FEW_IMAGES:
-            doubts.append(f"{n} test images are too few (fewer than {FEW_IMAGES})")
-        if min(self.patients()) < FEW_PATIENTS:
-            both = " and ".join(
-                f"{count} {name}"
-                for count, name in zip(self.patients(), self.class_names, strict=True)
-            )
-            doubts.append(
-                f"{both} patients (groups) in the test split are too few (fewer than"
-                f" {FEW_PATIENTS} of a class)"
-            )
-        return doubts
+        return sample_size_warnings(self.label, self.group, self.class_names)
 
     def curves_along(self, axis: str) -> list[Curve]:
         """Returns a curve for each defence along "epsilon" or "num_steps".
@@ -266,10 +253,10 @@ class RunRecords:
         assert columns is not None
         rows = (columns["defense"] == defense) & np.isclose(columns[other], fixed)
         rows &= np.isin(columns["threat_model"], ("none", "adaptive"))
-        right = (columns["predicted"] == columns["label"])[rows]
+        correct = (columns["predicted"] == columns["label"])[rows]
         group, at = columns["group"][rows], columns[axis][rows]
         x = np.unique(at)
-        points = [(right[at == v], group[at == v]) for v in x]
+        points = [(correct[at == v], group[at == v]) for v in x]
         bounds = [proportion_interval(*point) or (np.nan, np.nan) for point in points]
         low, high = np.array(bounds).reshape(-1, 2).T
         accuracy = np.array([point[0].mean() for point in points])
@@ -297,7 +284,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
       path: the folder.
       about: the content of config.json.
     """
-    columns = _columns(path / "predictions.parquet")
+    columns = to_columns(read_table(path / "predictions.parquet"))
     lost = [name for name in _NEEDED if name not in columns]
     if lost:
         raise UserError(f"{path / 'predictions.parquet'}: has no column {', '.join(lost)}")
@@ -309,7 +296,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
         **examples,
         outcomes=outcomes,
         training=_training(path / "metrics.jsonl"),
-        curves=_columns(path / "curves.parquet") or None,
+        curves=to_columns(read_table(path / "curves.parquet")) or None,
         pictures=_pictures(path / "pictures.npz"),
         detection=_csv(path / "detection.csv"),
         checks=_json(path / "self_checks.json") or None,
@@ -317,9 +304,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
     )
 
 
-def _align(
-    path: Path, columns: dict[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[Key, Outcome]]:
+def _align(path: Path, columns: Columns) -> tuple[dict[str, np.ndarray], dict[Key, Outcome]]:
     """Returns what is known of the examples, and the outcomes in their order."""
     n_rows = len(columns["example"])
     if not n_rows:
@@ -329,19 +314,15 @@ def _align(
     for name in ("label", "group", "magnification", "subtype"):
         values = columns.get(name)  # runs made before subtypes were recorded have none
         examples[name] = np.full(len(ids), "") if values is None else values[first]
-    rows: dict[Key, list[int]] = {}
-    names = (columns[c].tolist() for c in ("defense", "threat_model", "evaluation", "epsilon"))
-    for i, key in enumerate(zip(*names, strict=True)):
-        rows.setdefault(key, []).append(i)
     outcomes = {}
-    for key, indices in rows.items():
+    for key, indices in group_rows(columns, KEYS).items():
         order = np.argsort(place[indices], kind="stable")
         if not np.array_equal(place[indices][order], np.arange(len(ids))):
             raise UserError(
                 f"{path / 'predictions.parquet'}: {' '.join(map(str, key))} has {len(indices)} rows"
                 f" for {len(ids)} test examples; remove the file and evaluate again"
             )
-        at = np.array(indices)[order]
+        at = indices[order]
         outcomes[key] = Outcome(columns["score"][at].astype(float), columns["predicted"][at])
     for defense in {key[0] for key in outcomes}:
         if (defense, "none", "clean", 0.0) not in outcomes:
@@ -352,30 +333,16 @@ def _align(
     return examples, outcomes
 
 
-def _columns(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        return {}
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: damaged ({reason}); let the run write it again") from error
-    return {c: table[c].to_numpy(zero_copy_only=False) for c in table.column_names}
-
-
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+    text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); let the run write it again") from error
 
 
 def _training(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
         return [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:
@@ -383,10 +350,8 @@ def _training(path: Path) -> list[dict[str, Any]]:
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return list(csv.DictReader(text.splitlines()))
 
 
 def _pictures(path: Path) -> dict[str, np.ndarray] | None:

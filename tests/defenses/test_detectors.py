@@ -14,7 +14,6 @@ from medadv_jax.classifier import Classifier
 from medadv_jax.defenses.detectors import (
     DETECTORS,
     detection_summary,
-    get_detector,
     reduce_depth,
     smooth_median,
     threshold_at,
@@ -204,8 +203,3 @@ def test_scores_that_are_no_numbers_are_told(broken):
     ):
         with pytest.raises(ValueError, match=f"{len(broken)} scores"):
             call()
-
-
-def test_unknown_detectors_are_told():
-    with pytest.raises(UserError, match=r"'oracle'.*reconstruction, disagreement, squeezing"):
-        get_detector("oracle")

@@ -1,4 +1,4 @@
-"""Detectors and pictures as records of a run."""
+"""Detectors and example images as records of a run."""
 
 import functools
 from typing import Any, NamedTuple
@@ -103,7 +103,7 @@ def test_there_is_a_score_for_each_detector_attack_and_image(records):
             assert [row["example"] for row in of] == [f"e{i}" for i in range(COUNT)]
 
 
-def test_fooled_are_those_right_before_and_wrong_now(
+def test_fooled_are_those_correct_before_and_wrong_now(
     records, asked, predictor, variables, scores_of
 ):
     dataset = tiny_dataset(COUNT)
@@ -124,19 +124,19 @@ def test_fooled_are_those_right_before_and_wrong_now(
         np.testing.assert_array_equal([r["fooled"] for r in of], right[0] & ~right[1])
         assert any(r["fooled"] for r in of)
         np.testing.assert_allclose([r["score"] for r in of], scores_of(batches)[number], rtol=1e-4)
-        # Who was wrong before cannot be fooled by anybody.
+        # What was wrong before cannot be fooled.
         of = rows(records, detector=name, threat_model="adaptive")
         assert not any(r["fooled"] for r, before in zip(of, right[0], strict=True) if not before)
 
 
-def test_who_knows_the_detector_tries_three_weights_of_its_score(records, asked, scores_of):
+def test_adaptive_attacker_tries_three_weights_of_the_score(records, asked, scores_of):
     attempts = [each for each in asked if each.penalty is not None]
     assert {each.source.gradient for each in attempts} == {"bare"}
     assert len(attempts) == len(DETECTORS) * 3 * 2  # weights × batches
     for number, name in enumerate(DETECTORS):
         mine = attempts[6 * number : 6 * number + 6]
         validation = [row["score"] for row in rows(records, detector=name, split="validation")]
-        weights = [each.source.variables["penalty"] for each in mine]
+        weights = [each.penalty.weight for each in mine]
         expected = np.repeat([10.0, 1.0, 0.0], 2) / threshold_at(np.array(validation), 0.25)
         np.testing.assert_allclose(weights, expected, rtol=1e-5)
         pixels = [each.found[0] for each in mine]
@@ -146,8 +146,8 @@ def test_who_knows_the_detector_tries_three_weights_of_its_score(records, asked,
         assert (apart.min(axis=0) < 1e-4).all()  # each image's is of one of its attempts
 
 
-def test_an_attacker_who_knows_the_detector_lowers_its_score(records):
-    """With so large a weight his examples score lower than those of one who does not know it."""
+def test_adaptive_attacker_lowers_the_score(records):
+    """With so large a weight its examples score lower than those of the oblivious attacker."""
     for name in DETECTORS:
         means = {
             threat: np.mean([
@@ -200,7 +200,7 @@ def test_summary_by_hand(tmp_path):
     assert [row["auc"] for row in written] == ["0.5", ""]
 
 
-def test_pictures_are_what_the_attack_made_and_the_classifier_said(predictor, variables, attacks):
+def test_example_images_are_attacked_and_scored_as_deployed(predictor, variables, attacks):
     dataset = tiny_dataset(COUNT)
     chosen = example_images.choose(dataset.examples, [11, 3, 1, 0, 5, 7, 2])
     assert chosen == [0, 2, 11, 3, 1]  # of each class at most three, as they come
@@ -214,7 +214,7 @@ def test_pictures_are_what_the_attack_made_and_the_classifier_said(predictor, va
     )
     for name, target in targets.items():
         adversarial = arrays[f"{name}/adversarial"]
-        source = Source(target.deployed, variables)  # who knows all that is deployed
+        source = Source(target.deployed, variables)  # adaptive
         expected = predictor.attack(attacks, source, batch, key)[1][: len(chosen)]
         np.testing.assert_array_equal(adversarial, expected)
         for kind, pixels in (("clean", arrays["images"]), ("adversarial", adversarial)):

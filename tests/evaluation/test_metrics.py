@@ -135,16 +135,16 @@ def test_reliability_is_that_of_scikit_learn_and_its_error_by_hand():
     assert metrics.reliability(np.array([1]), np.array([np.nan]), np.array([1])).error is None
 
 
-def test_worst_answers_by_hand():
+def test_worst_prediction_by_hand():
     label = np.array([0, 1, 1])
     scores = np.array([[0.1, 0.9, 0.6], [0.4, 0.8, 0.7]])
     predicted = np.array([[0, 1, 1], [0, 0, 1]])
-    score, worst = metrics.worst_answers(label, scores, predicted)
+    score, worst = metrics.worst_prediction(label, scores, predicted)
     np.testing.assert_allclose(score, [0.4, 0.8, 0.6])
     np.testing.assert_array_equal(worst, [0, 0, 1])
 
 
-def test_right_throughout_is_right_in_every_row():
+def test_correct_in_all_is_correct_in_every_row():
     keys, right = ["b", "a", "b", "a", "c"], np.array([True, False, True, True, False])
-    found = metrics.right_throughout(keys, right)
+    found = metrics.correct_in_all(keys, right)
     assert [*found.items()] == [("b", True), ("a", False), ("c", False)]

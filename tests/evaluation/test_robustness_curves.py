@@ -11,8 +11,9 @@ from medadv_jax.attacks import make_attack, run_attacks
 from medadv_jax.attacks.continuous_batching import AttackJob, AttackQueue
 from medadv_jax.attacks.square import square_attack
 from medadv_jax.evaluation import robustness_curves
-from medadv_jax.evaluation.model_under_test import choose_examples, is_right, margins
-from medadv_jax.evaluation.predictions import write_table  # fmt: skip
+from medadv_jax.evaluation.checks.prediction_checks import columns_of, curve_correct
+from medadv_jax.evaluation.model_under_test import choose_examples, is_correct, margins
+from medadv_jax.evaluation.predictions import write_table
 from tests.helpers.formula_case import (
     COUNT,
     DISTANCES,
@@ -23,7 +24,7 @@ from tests.helpers.formula_case import (
     formula_config,
     formula_images,
     linear,
-    make_subject,
+    make_model,
 )
 
 
@@ -37,8 +38,14 @@ def table(healthy):
     return healthy.rows
 
 
+def accuracies(table, defense):
+    """Returns the accuracy at each (epsilon, number of steps)."""
+    points = curve_correct(columns_of(table, defense))
+    return {point: float(correct.mean()) for point, correct in points.items()}
+
+
 def test_accuracy_is_the_closed_form_at_every_radius_and_number_of_steps(table):
-    found = robustness_curves.accuracies(table, "base")
+    found = accuracies(table, "base")
     # 4 steps of the evaluation and twice that, beside those of every curve.
     expected = {(e, 4) for e in robustness_curves.EPSILONS} | {
         (EPSILON, s) for s in (1, 2, 4, 5, 8, 20)
@@ -68,8 +75,8 @@ def test_accuracies_are_of_one_defence(table):
         | {"defense": ["hybrid"] * len(wrong), "predicted": wrong}, schema=robustness_curves.SCHEMA
     )  # fmt: skip
     both = pa.concat_tables([table, other])
-    assert robustness_curves.accuracies(both, "base") == robustness_curves.accuracies(table, "base")
-    assert {*robustness_curves.accuracies(both, "hybrid").values()} == {0.0}
+    assert accuracies(both, "base") == accuracies(table, "base")
+    assert {*accuracies(both, "hybrid").values()} == {0.0}
 
 
 def test_own_radius_and_steps_are_on_both_axes():
@@ -125,7 +132,7 @@ def test_sweep_finds_what_the_loop_finds(norm):
     for attack, one, other in zip(attacks, found, expected, strict=True):
         other = np.asarray(other)
         fallen = [
-            ~is_right(np.asarray(curved(variables, jnp.asarray(p), "plain")), labels)
+            ~is_correct(np.asarray(curved(variables, jnp.asarray(p), "plain")), labels)
             for p in (one, other)
         ]
         np.testing.assert_array_equal(fallen[0], fallen[1])
@@ -136,25 +143,25 @@ def test_sweep_finds_what_the_loop_finds(norm):
 
 
 def test_sweep_leaves_out_whom_a_job_leaves_out(config):
-    subject = make_subject(Formula(linear), config)
+    model = make_model(Formula(linear), config)
     active = LABELS == 1
     attack = make_attack("bim", EPSILON, num_steps=2, keep_best=True)
-    variables = subject.target.variables
+    variables = model.target.variables
     jobs = [AttackJob(attack, active=active), AttackJob(attack)]
-    found = subject.queue.run(variables, subject.images, LABELS, jobs, jax.random.key(0))
-    moved = (found != subject.images[None]).any(axis=(2, 3, 4))
+    found = model.queue.run(variables, model.images, LABELS, jobs, jax.random.key(0))
+    moved = (found != model.images[None]).any(axis=(2, 3, 4))
     np.testing.assert_array_equal(moved[0], active)
     assert moved[1].all()
     np.testing.assert_array_equal(found[0][active], found[1][active])
 
 
 def test_shift_moves_the_boundary_that_an_attack_stops_at(config):
-    subject = make_subject(Formula(linear), config)
+    model = make_model(Formula(linear), config)
     attack = make_attack("bim", EPSILON, num_steps=4, keep_best=True)
-    own = margins(subject.logits(subject.images), LABELS)
+    own = margins(model.logits(model.images), LABELS)
     nearer = np.where(LABELS == 1, own + 1, 0.0).astype(np.float32)  # class 1 is wrong already
-    found = subject.attack([AttackJob(attack, shift=nearer), AttackJob(attack, shift=0 * nearer)])
-    moved = (found.pixels != subject.images[None]).any(axis=(2, 3, 4))
+    found = model.attack([AttackJob(attack, shift=nearer), AttackJob(attack, shift=0 * nearer)])
+    moved = (found.pixels != model.images[None]).any(axis=(2, 3, 4))
     np.testing.assert_array_equal(moved[0], LABELS == 0)
     assert moved[1].all()
 
@@ -163,34 +170,34 @@ def test_worst_of_two_gradients_counts(config):
     """The one gradient is blind, the other is not; and which comes first does not matter."""
     blind = Formula(linear, purify=lambda pixels: jnp.floor(pixels * 512) / 512)
     optimum = formula_images(DISTANCES - EPSILON)
-    expected = is_right(make_subject(blind, config).logits(optimum), LABELS)
+    expected = is_correct(make_model(blind, config).logits(optimum), LABELS)
     lowest = []
     for sources in (("bpda",), ("full", "bpda"), ("bpda", "full")):
-        subject = make_subject(blind, config, sources=sources)
+        model = make_model(blind, config, sources=sources)
         attack = make_attack("bim", EPSILON, num_steps=4, keep_best=True)
-        found = subject.attack([AttackJob(attack)]).logits[0]
-        np.testing.assert_array_equal(is_right(found, LABELS), expected)
+        found = model.attack([AttackJob(attack)]).logits[0]
+        np.testing.assert_array_equal(is_correct(found, LABELS), expected)
         lowest.append(margins(found, LABELS)[expected])
     np.testing.assert_allclose(lowest[1], lowest[0], atol=1e-4)
     np.testing.assert_allclose(lowest[2], lowest[0], atol=1e-4)
 
 
 def test_square_attack_keeps_its_bounds_and_never_gets_worse(config):
-    subject = make_subject(Formula(linear), config)
+    model = make_model(Formula(linear), config)
 
     def margins_fn(pixels, rows):
         assert pixels.shape[0] == len(rows)
         asked.append(rows)
-        return margins(subject.logits(pixels), LABELS[rows])
+        return margins(model.logits(pixels), LABELS[rows])
 
     results_ = []
     for queries in (1, 40):
         asked = []
-        found, margin = square_attack(margins_fn, subject.images, EPSILON, queries, seed=0)
-        assert np.abs(found - subject.images).max() <= EPSILON + 1e-6
+        found, margin = square_attack(margins_fn, model.images, EPSILON, queries, seed=0)
+        assert np.abs(found - model.images).max() <= EPSILON + 1e-6
         assert found.min() >= 0
         assert found.max() <= 1
-        np.testing.assert_allclose(margin, margins(subject.logits(found), LABELS), atol=1e-4)
+        np.testing.assert_allclose(margin, margins(model.logits(found), LABELS), atol=1e-4)
         assert max(np.bincount(np.concatenate(asked))) <= queries
         results_.append(margin)
     assert (results_[1] <= results_[0]).all()

@@ -12,7 +12,7 @@ from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.attacks.run import run_attacks
 from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.defenses import get_defense
-from medadv_jax.evaluation.predictor import Predictor, worst_logits
+from medadv_jax.evaluation.predictor import Penalty, Predictor, worst_logits
 from medadv_jax.evaluation.threat_models import Source, Target, Threat, threats
 from tests.helpers.tiny import SIZE, TinyNet, tiny_dataset
 
@@ -128,7 +128,7 @@ def test_masked_gradients_look_strong_and_fall_to_bpda(batch):
     assert right == {"full": 1.0, "bpda": 0.0}
 
 
-def test_predictor_answers_as_deployed(batch):
+def test_predictor_gives_the_logits_of_what_is_deployed(batch):
     classifier, variables = made(Halve())
     predictor, pixels = Predictor(classifier), to_pixels(batch["image"])
     full, bare = (predictor.logits(Target(d, variables), pixels) for d in ("full", "bare"))
@@ -142,7 +142,7 @@ def test_the_worse_of_two_sources_counts_for_each_example():
     first = [[[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]
     second = [[[0.0, 1.0], [0.0, 5.0], [3.0, 0.0]]]
     worst = worst_logits(jnp.array([first, second]), jnp.zeros(3, jnp.int32))
-    # Wrong beats right; of two wrong ones the larger loss; a right one never hides a wrong one.
+    # Wrong beats correct; of two wrong ones the larger loss.
     np.testing.assert_array_equal(worst[0], [[0.0, 1.0], [0.0, 5.0], [0.0, 1.0]])
 
 
@@ -154,7 +154,7 @@ def test_adaptive_accuracy_is_at_most_that_of_either_source(batch):
     sources = {kind: Source(kind, variables) for kind in ("full", "bpda")}
     for name, used in (*((k, (s,)) for k, s in sources.items()), ("both", (*sources.values(),))):
         threat = Threat((name,), used)
-        columns[name] = predictor.answers(attacks, [threat], target, batch, key)[:, 1]
+        columns[name] = predictor.evaluate(attacks, [threat], target, batch, key)[:, 1]
     wrong = {n: np.asarray(x).argmax(-1) != np.asarray(batch["label"]) for n, x in columns.items()}
     np.testing.assert_array_equal(wrong["both"], wrong["full"] | wrong["bpda"])
     losses = {n: np.asarray(cross_entropy(x, batch["label"])) for n, x in columns.items()}
@@ -207,7 +207,7 @@ def test_a_penalty_turns_the_step_where_it_outweighs_the_loss(loop):
         np.testing.assert_allclose(adversarial[0], expected, atol=1e-6)
 
 
-def test_a_penalty_has_programs_of_its_own(batch):
+def test_a_penalty_has_a_program_of_its_own_for_all_weights(batch):
     classifier, variables = made(Halve())
     predictor, attacks = Predictor(classifier), [make_attack("fgsm", 0.1)]
 
@@ -216,6 +216,17 @@ def test_a_penalty_has_programs_of_its_own(batch):
         return predictor.attack(attacks, source, batch, jax.random.key(0), penalty)[0]
 
     before = to_pixels(batch["image"])
-    darker, plain = attacked(lambda variables, x: 1e6 * x.sum((1, 2, 3))), attacked(None)
-    assert (darker < before).all()
+    plain = attacked(None)
     assert (plain > before).any()
+    traced = []
+
+    def brightness(variables, x):
+        traced.append(x.shape)
+        return x.sum((1, 2, 3))
+
+    darker = attacked(Penalty(brightness, 1e6))
+    assert (darker < before).all()
+    compiled = len(traced)
+    np.testing.assert_array_equal(attacked(Penalty(brightness, 0.0)), plain)
+    assert (attacked(Penalty(brightness, -1e6)) > before).all()
+    assert len(traced) == compiled  # all weights share one program

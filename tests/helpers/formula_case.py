@@ -1,4 +1,4 @@
-"""Classifiers that are formulas, and subjects of them: what an attack can do is known exactly."""
+"""Classifiers that are formulas: what an attack on them can do is known exactly."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import pyarrow as pa
 from medadv_jax.data.splits import Example
 from medadv_jax.distributed import make_mesh
 from medadv_jax.evaluation.model_under_test import ModelUnderTest, make_attack_queue
-from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows
+from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows, to_columns
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.robustness_curves import curve_rows
 from medadv_jax.evaluation.threat_models import Source, Target
@@ -81,7 +81,7 @@ def formula_images(distances: np.ndarray = DISTANCES) -> np.ndarray:
     return images.astype(np.float32)
 
 
-def make_subject(
+def make_model(
     classifier, config, images=None, sources=("full",), deployed="full", predictor=Predictor
 ):
     variables = {"scale": np.full((), 100.0, np.float32)}
@@ -102,27 +102,27 @@ def make_subject(
     )
 
 
-def predictions_of(subject, config):
-    """Returns records of an evaluation by the subject's own curves: clean, and PGD."""
-    rows = curve_rows(subject, config)
+def predictions_of(model, config):
+    """Returns records of an evaluation by the model's own curves: clean, and PGD."""
+    rows = curve_rows(model, config)
     names = [*SCHEMA.names]
-    columns = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.column_names}
+    columns = to_columns(rows)
     here = (columns["epsilon"] == config.attack.epsilon) & (
         columns["num_steps"] == config.eval.num_steps
     )
     attacked = rows.select(names).filter(pa.array(here))
-    logits = subject.logits(subject.images)
+    logits = model.logits(model.images)
     clean = prediction_rows(
-        (subject.defense, "none", "clean", 0.0), subject.examples,
+        (model.defense, "none", "clean", 0.0), model.examples,
         np.asarray(jax.nn.softmax(logits)[:, 1]), logits.argmax(axis=1),
     )  # fmt: skip
     return rows, pa.concat_tables([clean, attacked])
 
 
 class Case(NamedTuple):
-    """A subject, and the records of its curves and its evaluation."""
+    """A model under test, and the records of its curves and its evaluation."""
 
-    subject: ModelUnderTest
+    model: ModelUnderTest
     rows: pa.Table
     predictions: pa.Table
 
@@ -130,5 +130,5 @@ class Case(NamedTuple):
 def healthy_case() -> Case:
     """Returns a linear classifier, under attacks that reach its optimum."""
     config = formula_config()
-    subject = make_subject(Formula(linear), config)
-    return Case(subject, *predictions_of(subject, config))
+    model = make_model(Formula(linear), config)
+    return Case(model, *predictions_of(model, config))

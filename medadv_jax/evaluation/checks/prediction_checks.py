@@ -2,13 +2,14 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from medadv_jax.evaluation.checks.result import Check, check, judge, worst
-from medadv_jax.evaluation.metrics import is_trivial, larger_class, right_throughout
+from medadv_jax.evaluation.metrics import is_trivial, larger_class
+from medadv_jax.evaluation.predictions import Columns, correct_by, group_rows, to_columns
 from medadv_jax.evaluation.statistics import holm, mcnemar_exact, proportion_interval
 
 THREATS = ("none", "transfer", "oblivious", "adaptive")
@@ -17,43 +18,41 @@ _RISE = 0.005  # share of images by which accuracy may rise with the radius
 _MORE_STEPS = 0.005  # share of images by which twice the steps may change accuracy
 _UNSEEN = 0.002  # share of images that an attack without their gradients may break
 
-Columns = Mapping[str, np.ndarray]  # of the records of one defence
-Rights = dict[tuple[float, int], np.ndarray]  # (epsilon, number of steps) -> (n,) bool
+CurveCorrect = dict[tuple[float, int], np.ndarray]  # (epsilon, number of steps) -> (n,) bool
 
 
-def columns_of(table: pa.Table, defense: str) -> dict[str, np.ndarray]:
+def columns_of(table: pa.Table, defense: str) -> Columns:
     """Returns the columns of the rows of one defence."""
-    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    columns = to_columns(table)
     mine = columns["defense"] == defense
     return {name: column[mine] for name, column in columns.items()}
 
 
-def curve_rights(columns: Columns) -> Rights:
-    """Returns which images are right at each point of a defence's curves, by ε, then steps."""
-    right = columns["predicted"] == columns["label"]
-    epsilons, steps = columns["epsilon"], columns["num_steps"]
-    points = sorted(set(zip(epsilons.tolist(), steps.tolist(), strict=True)))
-    return {(e, s): right[(epsilons == e) & (steps == s)] for e, s in points}
+def curve_correct(columns: Columns) -> CurveCorrect:
+    """Returns which images are correct at each point of a defence's curves, by ε, then steps."""
+    correct = columns["predicted"] == columns["label"]
+    points = group_rows(columns, ("epsilon", "num_steps"))
+    return {point: correct[points[point]] for point in sorted(points)}
 
 
-def worst_rights(columns: Columns, threats: Sequence[str], epsilon: float) -> dict[str, bool]:
-    """Returns example -> is it right in every record of these threat models at this ε?"""
+def correct_under(columns: Columns, threats: Sequence[str], epsilon: float) -> dict[str, bool]:
+    """Returns example -> is every record of these threat models at this ε correct?"""
     rows = np.isin(columns["threat_model"], threats) & (columns["epsilon"] == epsilon)
-    good = columns["predicted"] == columns["label"]
-    return right_throughout(columns["example"][rows], good[rows])
+    chosen = {name: columns[name][rows] for name in ("example", "predicted", "label")}
+    return {example: good for (example,), good in correct_by(chosen, ("example",)).items()}
 
 
 def larger_radius_breaks_more(
-    defense: str, rights: Rights, labels: np.ndarray, steps: int
+    defense: str, correct: CurveCorrect, labels: np.ndarray, steps: int
 ) -> Check:
     """4. Accuracy does not rise with ε, and where every image can be reached it is chance."""
-    along = [(epsilon, rights[epsilon, n]) for epsilon, n in sorted(rights) if n == steps]
-    counts = [int(right.sum()) for _, right in along]
+    along = [(epsilon, correct[epsilon, n]) for epsilon, n in sorted(correct) if n == steps]
+    counts = [int(each.sum()) for _, each in along]
     n, last = len(labels), counts[-1]
     rise = max(0, *(b - a for a, b in itertools.pairwise(counts)))
     chance = larger_class(labels) / n
     verdict = worst((judge(rise, n, _RISE), judge(last, n, chance)))
-    text = ", ".join(f"{epsilon:.3g}: {right.mean():.3f}" for epsilon, right in along)
+    text = ", ".join(f"{epsilon:.3g}: {each.mean():.3f}" for epsilon, each in along)
     return check(
         4, defense, verdict, rise / n,
         f"accuracy by ε {text}; it may rise by {_RISE:g} and end at {chance:.3f}; {n} images",
@@ -61,20 +60,20 @@ def larger_radius_breaks_more(
 
 
 def enough_steps(
-    defense: str, rights: Rights, epsilon: float, steps: int, restarted: np.ndarray
+    defense: str, correct: CurveCorrect, epsilon: float, steps: int, restarted: np.ndarray
 ) -> Check:
     """5. Neither twice the steps nor more random starts move the robust accuracy.
 
     Args:
       defense: whose.
-      rights: from its curves.
+      correct: from its curves.
       epsilon: of the headline.
       steps: of the evaluation.
-      restarted: (n,) bool, right at these, and from more random starts too.
+      restarted: (n,) bool, correct at these, and from more random starts too.
     """
-    once, twice = rights[epsilon, steps], rights[epsilon, 2 * steps]
-    n, right = len(once), int(once.sum())
-    changes = [int(twice.sum()) - right, int(restarted.sum()) - right]
+    once, twice = correct[epsilon, steps], correct[epsilon, 2 * steps]
+    n, before = len(once), int(once.sum())
+    changes = [int(twice.sum()) - before, int(restarted.sum()) - before]
     change = max(changes, key=abs)
     return check(
         5, defense, judge(abs(change), n, _MORE_STEPS), change / n,
@@ -87,7 +86,7 @@ def enough_steps(
 def no_other_breaks_more(
     defense: str, columns: Columns, epsilon: float, fallen: tuple[int, int, str] | None, n: int
 ) -> Check:
-    """7. Neither transfer nor an attack without gradients breaks what white boxes leave.
+    """7. Neither transfer nor an attack without gradients breaks what adaptive attacks leave.
 
     Args:
       defense: whose.
@@ -95,11 +94,11 @@ def no_other_breaks_more(
       epsilon: of the headline.
       fallen: images that an attack without gradients broke, of how many, and how it was run;
         None: it was not run.
-      n: images of the subject, of which those are a part.
+      n: images of the model under test, of which those are a part.
     """
-    white = worst_rights(columns, ("adaptive",), epsilon)
-    others = worst_rights(columns, ("transfer", "oblivious"), epsilon)
-    unseen = sum(right and not others.get(example, True) for example, right in white.items())
+    white = correct_under(columns, ("adaptive",), epsilon)
+    others = correct_under(columns, ("transfer", "oblivious"), epsilon)
+    unseen = sum(good and not others.get(example, True) for example, good in white.items())
     verdicts = [judge(unseen, max(len(white), 1), _UNSEEN)]
     text = "no attack without gradients for this norm"
     if fallen is not None:
@@ -115,13 +114,13 @@ def no_other_breaks_more(
 def is_complete(
     defense: str, predictions: pa.Table, epsilon: float, planted: tuple[str, str]
 ) -> Check:
-    """12. The robust accuracy has all that belongs to it; and its attack finds what is planted.
+    """12. The records of the robust accuracy are complete; its attack finds what is planted.
 
     Args:
       defense: whose.
       predictions: of this defence and others, which it is compared with.
       epsilon: of the headline.
-      planted: verdict and explanation of `model_checks.finds_planted`.
+      planted: verdict and explanation of `attack_checks.finds_planted`.
     """
     columns = columns_of(predictions, defense)
     faults = _missing(columns, epsilon)
@@ -130,7 +129,7 @@ def is_complete(
         text = _summary(columns, epsilon) + _paired(defense, predictions, epsilon)
         own = "pass"
         clean = columns["threat_model"] == "none"
-        # The most robust classifier of all is one that never looks.
+        # No attack changes a classifier that always predicts one class.
         if is_trivial(columns["label"][clean], columns["predicted"][clean]):
             text, own = f"{text}; clean no better than to say one class always", "warn"
     verdict = worst((own, planted[0]))
@@ -143,10 +142,10 @@ def _missing(columns: Columns, epsilon: float) -> list[str]:
     unknown = {*columns["threat_model"].tolist()} - {*THREATS}
     if unknown:
         faults.append(f"unknown threat model {', '.join(sorted(unknown))}")
-    clean = worst_rights(columns, ("none",), 0.0)
+    clean = correct_under(columns, ("none",), 0.0)
     if not clean:
         faults.append("no clean accuracy")
-    robust = worst_rights(columns, ("adaptive",), epsilon)
+    robust = correct_under(columns, ("adaptive",), epsilon)
     if not robust:
         faults.append(f"no adaptive attack at ε = {epsilon:g}")
     keys = ("threat_model", "evaluation", "epsilon")
@@ -159,22 +158,24 @@ def _missing(columns: Columns, epsilon: float) -> list[str]:
 
 def _summary(columns: Columns, epsilon: float) -> str:
     clean, robust = (
-        worst_rights(columns, (threat,), radius)
+        correct_under(columns, (threat,), radius)
         for threat, radius in (("none", 0.0), ("adaptive", epsilon))
     )
-    # An attacker may leave an image alone.
+    # An attacker may leave an image unchanged.
     robust = {example: good and clean[example] for example, good in robust.items()}
-    n, right = len(clean), sum(clean.values())
+    n, correct = len(clean), sum(clean.values())
     left = sum(robust.values())
-    broken = right - left
+    broken = correct - left
     group_of = dict(zip(columns["example"].tolist(), columns["group"].tolist(), strict=True))
     groups = np.array([group_of[example] for example in robust])
     interval = proportion_interval(np.array([*robust.values()]), groups)
-    low, high = interval or (0.0, 1.0)  # of one patient nothing follows
+    low, high = interval or (0.0, 1.0)  # one patient gives no interval
     attacks = {*columns["evaluation"][columns["threat_model"] == "adaptive"].tolist()}
-    rate = f"{broken / right:.3f} of those right when clean" if right else "none right when clean"
+    rate = (
+        f"{broken / correct:.3f} of those right when clean" if correct else "none right when clean"
+    )
     return (
-        f"clean {right / n:.3f}, adaptive {left / n:.3f} ({low:.3f}–{high:.3f}) under"
+        f"clean {correct / n:.3f}, adaptive {left / n:.3f} ({low:.3f}–{high:.3f}) under"
         f" {', '.join(sorted(attacks))} at ε = {epsilon:g}, n = {n}; success on {rate},"
         f" {broken / n:.3f} of all"
     )
@@ -182,12 +183,12 @@ def _summary(columns: Columns, epsilon: float) -> str:
 
 def _paired(defense: str, predictions: pa.Table, epsilon: float) -> str:
     """McNemar's test against each other defence on the same images, corrected for their number."""
-    mine = worst_rights(columns_of(predictions, defense), ("adaptive",), epsilon)
+    mine = correct_under(columns_of(predictions, defense), ("adaptive",), epsilon)
     p_values: dict[str, float] = {}
     for other in predictions["defense"].unique().to_pylist():
-        theirs = worst_rights(columns_of(predictions, other), ("adaptive",), epsilon)
+        theirs = correct_under(columns_of(predictions, other), ("adaptive",), epsilon)
         if other != defense and theirs.keys() == mine.keys():
-            pairs = np.array([(right, theirs[example]) for example, right in mine.items()])
+            pairs = np.array([(good, theirs[example]) for example, good in mine.items()])
             p_values[other] = mcnemar_exact(pairs[:, 0], pairs[:, 1])[2]
     corrected = zip(p_values, holm([*p_values.values()]), strict=True)
     return "".join(f"; McNemar against {other} p = {p:.2g}" for other, p in corrected)

@@ -1,11 +1,11 @@
-"""What a self-check says: pass, warn or fail, its number, and why in one line."""
+"""The result of a self-check: its number, pass, warn or fail, and why in one line."""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import scipy  # whose `stats` is loaded when it is first asked: half a second
+import scipy  # `stats` is loaded at its first use: half a second
 
 from medadv_jax.errors import UserError
 from medadv_jax.files import write_json
@@ -53,7 +53,7 @@ def check(number: int, defense: str, verdict: str, value: float | None, why: str
 
 
 def judge(count: int, n: int, limit: float) -> str:
-    """Says whether `count` of `n` is too much.
+    """Returns the verdict on `count` of `n`.
 
     Returns:
       "pass": at most the share `limit`; "fail": surely more, as the exact 95 % interval lies

@@ -1,12 +1,12 @@
 """Can these numbers be trusted? Twelve checks, each with its number and a line of explanation.
 
-    checks = run_self_checks(subject, config, curves, predictions)       # of each defence
+    checks = run_self_checks(model, config, curves, predictions)       # of each defence
     checks.append(check_splits(splits, examples, predictions, training, hashes))     # of the run
     write_self_checks(path, checks)
 
-Checks 4, 5, 12 and half of 7 read records (`record_checks.py`); 11 reads the splits
-(`split_checks.py`); the others ask the classifier (`model_checks.py`). They are what robustness
-claims that fell later had missed (Athalye et al. 2018; Carlini et al. 2019, "On evaluating
+Checks 4, 5, 12 and half of 7 read records (`prediction_checks.py`); 11 reads the splits
+(`split_checks.py`); the others run the classifier (`attack_checks.py`). They cover the faults of
+robustness claims that were refuted later (Athalye et al. 2018; Carlini et al. 2019, "On evaluating
 adversarial robustness"; Zimmermann et al. 2022, "Increasing confidence in adversarial robustness
 evaluations").
 """
@@ -37,7 +37,7 @@ PARTS = 4  # of `run_self_checks`: three kinds of extra attacks, and the checks 
 
 
 def run_self_checks(
-    subject: ModelUnderTest,
+    model: ModelUnderTest,
     config: Config,
     curves: pa.Table,
     predictions: pa.Table,
@@ -46,38 +46,38 @@ def run_self_checks(
     """Returns the checks 1 to 10 and 12 of one defence.
 
     Args:
-      subject: the defended classifier, and the images to check it on.
+      model: the defended classifier, and the images to check it on.
       config: of the run.
-      curves: rows of `curves.parquet`; those of this defence are on the subject's images.
+      curves: rows of `curves.parquet`; those of this defence are on the model's images.
       predictions: rows of `predictions.parquet`, of this defence and those evaluated before.
       advance: called after each of `PARTS` parts.
     """
-    defense, pgd = subject.defense, curve_attack(config)
+    defense, pgd = model.defense, curve_attack(config)
     epsilon, steps = float(pgd.epsilon), pgd.num_steps
     mine = prediction_checks.columns_of(curves, defense)
-    rights = prediction_checks.curve_rights(mine)
+    correct = prediction_checks.curve_correct(mine)
     still = mine["score"][(mine["epsilon"] == 0) & (mine["num_steps"] == steps)]
     records = prediction_checks.columns_of(predictions, defense)
-    white = prediction_checks.worst_rights(records, ("adaptive",), epsilon)
-    left = np.array([white.get(example.id, False) for example in subject.examples], bool)
-    findings = attack_checks.find(subject, pgd, rights[epsilon, steps])
+    white = prediction_checks.correct_under(records, ("adaptive",), epsilon)
+    left = np.array([white.get(example.id, False) for example in model.examples], bool)
+    findings = attack_checks.find(model, config, correct[epsilon, steps])
     advance()
-    evaluated = attack_checks.evaluate_again(subject, evaluation_attacks(config))
+    evaluated = attack_checks.evaluate_again(model, evaluation_attacks(config))
     advance()
-    fallen = attack_checks.without_gradients(subject, pgd, left)
+    fallen = attack_checks.without_gradients(model, pgd, left)
     advance()
-    planted = attack_checks.finds_planted(findings)
+    planted, restarted = attack_checks.finds_planted(findings), findings.correct.restarts
     checks = [
-        attack_checks.attacks_deployed(subject, epsilon),
-        attack_checks.stays_within(subject, evaluated, still),
-        attack_checks.stronger_breaks_more(subject, findings),
-        prediction_checks.larger_radius_breaks_more(defense, rights, subject.labels, steps),
-        prediction_checks.enough_steps(defense, rights, epsilon, steps, findings.restarts),
-        attack_checks.has_gradients(subject),
-        prediction_checks.no_other_breaks_more(defense, records, epsilon, fallen, len(subject)),
-        attack_checks.is_the_same_again(subject, pgd),
-        attack_checks.are_logits(subject, findings),
-        attack_checks.changes_nothing_else(subject, evaluated),
+        attack_checks.attacks_deployed(model, epsilon),
+        attack_checks.stays_within(model, evaluated, still),
+        attack_checks.stronger_breaks_more(model, findings),
+        prediction_checks.larger_radius_breaks_more(defense, correct, model.labels, steps),
+        prediction_checks.enough_steps(defense, correct, epsilon, steps, restarted),
+        attack_checks.has_gradients(model),
+        prediction_checks.no_other_breaks_more(defense, records, epsilon, fallen, len(model)),
+        attack_checks.is_the_same_again(model, config),
+        attack_checks.are_logits(model, pgd, findings),
+        attack_checks.changes_nothing_else(model, evaluated),
         prediction_checks.is_complete(defense, predictions, epsilon, planted),
     ]
     advance()

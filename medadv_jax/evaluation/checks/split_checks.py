@@ -1,7 +1,7 @@
-"""Self-check 11: nothing leaks between the splits, and all classifiers answer the same examples.
+"""Self-check 11: nothing leaks between the splits, and all classifiers have the same test examples.
 
-It does not trust the cut: groups, copies and look-alikes are looked for again, from the examples,
-the images and what was written down.
+It is independent of the code that makes the splits: groups, copies and look-alikes are searched
+again, in the examples, the images and the records.
 """
 
 import itertools
@@ -16,14 +16,15 @@ from medadv_jax.data.splits import SPLITS, Example
 from medadv_jax.evaluation.checks.result import Check, check
 
 _SIDE = 16  # of a difference hash, in bits
-# Bits of 256 in which two files of one picture may differ. Of different pictures of one kind
+# Bits of 256 in which two files of one image may differ. Between different images of one kind
 # about half of the bits of fine structure differ.
 _ALIKE = 8
 
 
 def difference_hashes(images: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns whether each grey patch is brighter than its left neighbour: what a picture looks
-    like, whatever its file, size or brightness.
+    """Returns whether each grey patch is brighter than its left neighbour.
+
+    That describes the content of an image, whatever its file, size or brightness.
 
     Args:
       images: n images (H, W, 3) uint8.
@@ -47,14 +48,15 @@ def check_splits(
     hashes: Mapping[str, np.ndarray] | None = None,
 ) -> Check:
     """11. Splits share no group and no copy, checkpoints are chosen on validation, and all
-    classifiers answer the same test examples.
+    classifiers have the same test examples.
 
     Args:
       splits: the content of `splits.json`.
       examples: all of the data set.
       predictions: rows of `predictions.parquet`.
       training: lines of `metrics.jsonl`.
-      hashes: example id -> a row of `difference_hashes`, of those in any split; None: not looked.
+      hashes: example id -> a row of `difference_hashes`, of those in any split; None: look-alikes
+        are not searched.
     """
     by_id = {example.id: example for example in examples}
     members = {name: [by_id[id_] for id_ in splits[name]] for name in SPLITS}
@@ -93,7 +95,7 @@ def _alike(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _selection(training: Sequence[Mapping[str, Any]], validation: int) -> list[str]:
-    """Are there accuracies that are shares of as many images as the validation split has?"""
+    """Returns faults: validation accuracies that are no shares of `validation` images."""
     if not validation:
         return ["no validation images"]
     epochs = [line for line in training if "images/s" in line or "validation_accuracy" in line]
@@ -101,8 +103,8 @@ def _selection(training: Sequence[Mapping[str, Any]], validation: int) -> list[s
     faults = [f"{defense} has epochs without validation" for defense in sorted(without)]
     others = set()
     for line in epochs:
-        right = line.get("validation_accuracy", 0.0) * validation
-        if abs(right - round(right)) > 1e-3:
+        correct = line.get("validation_accuracy", 0.0) * validation
+        if abs(correct - round(correct)) > 1e-3:
             others.add(line["defense"])
     return faults + [
         f"{defense} was chosen on others than the {validation} validation images"

@@ -1,4 +1,4 @@
-"""Self-checks that ask the classifier: each fails on a fault that was planted."""
+"""Self-checks that run the classifier: each fails on a fault that was planted."""
 
 import json
 
@@ -23,7 +23,7 @@ from tests.helpers.formula_case import (
     formula_images,
     height,
     linear,
-    make_subject,
+    make_model,
     rounded,
     two_logits,
 )
@@ -39,10 +39,11 @@ def pgd(config):
     return robustness_curves.curve_attack(config)
 
 
-def found(subject, pgd):
-    """Returns what the extra attacks find, and the curve's verdict on the evaluation's PGD."""
-    left = subject.attack([AttackJob(pgd)]).logits[0].argmax(axis=1) == subject.labels
-    return attack_checks.find(subject, pgd, left)
+def found(model, config):
+    """Returns what the extra attacks find, beside PGD as in the evaluation."""
+    pgd = robustness_curves.curve_attack(config)
+    left = model.attack([AttackJob(pgd)]).logits[0].argmax(axis=1) == model.labels
+    return attack_checks.find(model, config, left)
 
 
 # 1
@@ -56,22 +57,22 @@ def darken(pixels):
     ("source", "verdict"), [("full", "pass"), ("bpda", "pass"), ("bare", "fail")]
 )
 def test_attack_that_leaves_out_the_purifier(config, source, verdict):
-    subject = make_subject(Formula(linear, darken), config, sources=(source,))
-    assert attack_checks.attacks_deployed(subject, EPSILON).verdict == verdict
+    model = make_model(Formula(linear, darken), config, sources=(source,))
+    assert attack_checks.attacks_deployed(model, EPSILON).verdict == verdict
 
 
 def test_attack_on_other_weights(config):
-    subject = make_subject(Formula(linear), config)
+    model = make_model(Formula(linear), config)
     others = Source("full", {"scale": np.full((), 90.0, np.float32)})
-    object.__setattr__(subject, "sources", (others,))
-    assert attack_checks.attacks_deployed(subject, EPSILON).verdict == "fail"
+    object.__setattr__(model, "sources", (others,))
+    assert attack_checks.attacks_deployed(model, EPSILON).verdict == "fail"
 
 
 def test_attack_that_sees_no_number(config):
-    subject = make_subject(
+    model = make_model(
         Formula(lambda variables, pixels: linear(variables, pixels) * jnp.nan), config
     )
-    assert attack_checks.attacks_deployed(subject, EPSILON).verdict == "fail"
+    assert attack_checks.attacks_deployed(model, EPSILON).verdict == "fail"
 
 
 # 2
@@ -100,7 +101,7 @@ class Faulty(Predictor):
 def faulty(config):
     images = formula_images()
     images[0, 0, 0] = 0.0  # at the edge of the pixel range
-    return make_subject(Formula(linear), config, images, predictor=Faulty)
+    return make_model(Formula(linear), config, images, predictor=Faulty)
 
 
 @pytest.mark.parametrize("fault", ["", "too far", "out of range", "no number"])
@@ -133,10 +134,10 @@ def trapped(variables, pixels):
     return two_logits(jnp.sign(high) * jnp.where(way > -0.02, near, way - 1))
 
 
-def test_weak_attack_that_is_stronger_than_strong_ones(config, pgd):
+def test_weak_attack_that_is_stronger_than_strong_ones(config):
     images = formula_images(np.full(COUNT, 0.05))
-    subject = make_subject(Formula(trapped), config, images)
-    result = attack_checks.stronger_breaks_more(subject, found(subject, pgd))
+    model = make_model(Formula(trapped), config, images)
+    result = attack_checks.stronger_breaks_more(model, found(model, config))
     assert result.verdict == "fail", result.explanation
     assert result.value == 1  # FGSM breaks all, BIM none
 
@@ -153,15 +154,15 @@ def gradient_of_nan(variables, pixels):
 def test_gradient_that_is_no_number(config, function):
     images = formula_images()
     images[3, 0, 0, 0] = 0.0
-    subject = make_subject(Formula(function), config, images)
-    result = attack_checks.has_gradients(subject)
+    model = make_model(Formula(function), config, images)
+    result = attack_checks.has_gradients(model)
     assert result.verdict == ("pass" if function is linear else "fail")
 
 
 def test_gradient_that_is_zero(config):
     verdicts = {
         sources: attack_checks.has_gradients(
-            make_subject(Formula(linear, rounded), config, sources=sources)
+            make_model(Formula(linear, rounded), config, sources=sources)
         ).verdict
         for sources in (("full",), ("full", "bpda"), ("bpda",))
     }
@@ -176,13 +177,13 @@ def stepped(variables, pixels):
     return two_logits(variables["scale"] * (rounded(pixels).mean(axis=(1, 2, 3)) - 0.5))
 
 
-def test_search_without_gradients_that_breaks_what_white_boxes_leave(config, pgd):
+def test_search_without_gradients_that_breaks_what_adaptive_attacks_leave(config, pgd):
     signs = np.where(LABELS == 1, 1, -1)[:, None, None, None]
     images = (0.5 + 0.01 * signs * np.ones_like(formula_images())).astype(np.float32)
     everyone = np.ones(COUNT, bool)
-    subject = make_subject(Formula(stepped), config, images)
-    assert found(subject, pgd).left.sum() > 0.9 * COUNT  # the gradient shows nothing
-    result = attack_checks.without_gradients(subject, pgd, everyone)
+    model = make_model(Formula(stepped), config, images)
+    assert found(model, config).correct.pgd.sum() > 0.9 * COUNT  # the gradient shows nothing
+    result = attack_checks.without_gradients(model, pgd, everyone)
     assert result is not None
     fallen, attacked, _ = result
     assert attacked == COUNT
@@ -197,55 +198,56 @@ def test_search_without_gradients_that_breaks_what_white_boxes_leave(config, pgd
 
 
 class Guessing(Predictor):
-    """Answers with another noise each time."""
+    """Adds another noise to the logits each time."""
 
     def logits(self, target, pixels):
         noise = np.random.default_rng().normal(size=(pixels.shape[0], 1)).astype(np.float32)
         return super().logits(target, pixels) + noise
 
 
-def test_random_answers(config, pgd):
-    subject = make_subject(Formula(linear), config, predictor=Guessing)
-    assert attack_checks.is_the_same_again(subject, pgd).verdict == "fail"
+def test_random_logits(config):
+    model = make_model(Formula(linear), config, predictor=Guessing)
+    assert attack_checks.is_the_same_again(model, config).verdict == "fail"
 
 
-def test_random_start_that_is_always_the_same(healthy, pgd, monkeypatch):
-    sweep = healthy.subject.queue
+def test_random_start_that_is_always_the_same(healthy, config, monkeypatch):
+    sweep = healthy.model.queue
     starts = sweep.starts
     monkeypatch.setattr(sweep, "starts", lambda *given: starts(*given[:3], 0, given[4]))
-    assert attack_checks.is_the_same_again(healthy.subject, pgd).verdict == "fail"
+    assert attack_checks.is_the_same_again(healthy.model, config).verdict == "fail"
 
 
 # 9
 
 
 def test_probabilities_in_place_of_logits(config, pgd):
-    subject = make_subject(
+    model = make_model(
         Formula(lambda variables, pixels: jax.nn.softmax(linear(variables, pixels))), config
     )
-    result = attack_checks.are_logits(subject, found(subject, pgd))
+    result = attack_checks.are_logits(model, pgd, found(model, config))
     assert result.verdict == "fail"
     assert "probabilities" in result.explanation
 
 
 def test_logits_of_half_precision(config, pgd):
-    subject = make_subject(
+    model = make_model(
         Formula(lambda variables, pixels: linear(variables, pixels).astype(jnp.bfloat16)), config
     )
-    result = attack_checks.are_logits(subject, found(subject, pgd))
+    result = attack_checks.are_logits(model, pgd, found(model, config))
     assert result.verdict == "fail"
     assert "bfloat16" in result.explanation
 
 
 def test_logits_so_steep_that_the_loss_is_flat(config, pgd):
-    subject = make_subject(
-        Formula(lambda variables, pixels: 1e4 * linear(variables, pixels)), config
-    )
-    findings = found(subject, pgd)
-    assert findings.left.mean() > 0.8  # float32 rounds the gradient of cross-entropy to 0
-    for other in (findings.tempered, findings.margin):  # either of which sees over it
+    model = make_model(Formula(lambda variables, pixels: 1e4 * linear(variables, pixels)), config)
+    findings = found(model, config)
+    assert findings.correct.pgd.mean() > 0.8  # float32 rounds the gradient of cross-entropy to 0
+    for other in (
+        findings.correct.tempered,
+        findings.correct.margin,
+    ):  # either sees it
         np.testing.assert_array_equal(other, DISTANCES > EPSILON)
-    assert attack_checks.are_logits(subject, findings).verdict == "fail"
+    assert attack_checks.are_logits(model, pgd, findings).verdict == "fail"
 
 
 # 10
@@ -256,10 +258,10 @@ def beside_others(variables, pixels):
     return linear(variables, pixels) - 0.1 * linear(variables, pixels).mean(axis=0, keepdims=True)
 
 
-def test_answers_that_depend_on_the_batch(config):
-    subject = make_subject(Formula(beside_others), config)
-    again = attack_checks.Evaluated([], [], [])
-    assert attack_checks.changes_nothing_else(subject, again).verdict == "fail"
+def test_logits_that_depend_on_the_batch(config):
+    model = make_model(Formula(beside_others), config)
+    again = attack_checks.Evaluated(pixels=[], attacks=[], changed=[])
+    assert attack_checks.changes_nothing_else(model, again).verdict == "fail"
 
 
 def test_attack_that_moves_the_variables(faulty, config, monkeypatch):
@@ -277,16 +279,16 @@ def test_attack_that_moves_the_variables(faulty, config, monkeypatch):
 
 def test_attack_that_is_too_weak_for_what_is_planted():
     config = formula_config(attack__relative_step=0.001)
-    subject = make_subject(Formula(linear), config)
-    findings = found(subject, robustness_curves.curve_attack(config))
+    model = make_model(Formula(linear), config)
+    findings = found(model, config)
     assert findings.planted.mean() > 0.8
     verdict, text = attack_checks.finds_planted(findings)
     assert verdict == "fail", text
 
 
-def test_constant_classifier_has_nothing_planted(config, pgd):
-    subject = make_subject(
+def test_constant_classifier_has_nothing_planted(config):
+    model = make_model(
         Formula(lambda variables, pixels: 0 * linear(variables, pixels) + jnp.array([[0.0, 1.0]])),
         config,
     )
-    assert attack_checks.finds_planted(found(subject, pgd))[0] == "warn"
+    assert attack_checks.finds_planted(found(model, config))[0] == "warn"

@@ -16,7 +16,7 @@ from tests.helpers.formula_case import (
     Formula,
     formula_config,
     formula_images,
-    make_subject,
+    make_model,
     two_logits,
 )
 
@@ -54,22 +54,22 @@ def test_too_few_steps():
     images = formula_images(np.full(COUNT, 0.05))
     for steps, verdict in ((1, "fail"), (4, "pass")):
         config = formula_config(eval__num_steps=steps)
-        subject = make_subject(Formula(two_walls), config, images)
-        rights = prediction_checks.curve_rights(
-            prediction_checks.columns_of(robustness_curves.curve_rows(subject, config), "base")
+        model = make_model(Formula(two_walls), config, images)
+        correct = prediction_checks.curve_correct(
+            prediction_checks.columns_of(robustness_curves.curve_rows(model, config), "base")
         )
         result = prediction_checks.enough_steps(
-            "base", rights, EPSILON, steps, rights[EPSILON, steps]
+            "base", correct, EPSILON, steps, correct[EPSILON, steps]
         )
         assert result.verdict == verdict, result.explanation
 
 
 def test_restarts_that_break_more():
-    right = np.ones(64, bool)
-    rights = {(EPSILON, 4): right, (EPSILON, 8): right}
+    correct = np.ones(64, bool)
+    points = {(EPSILON, 4): correct, (EPSILON, 8): correct}
     broken = [np.arange(64) >= count for count in (0, 1, 8)]
     verdicts = [
-        prediction_checks.enough_steps("base", rights, EPSILON, 4, r).verdict for r in broken
+        prediction_checks.enough_steps("base", points, EPSILON, 4, r).verdict for r in broken
     ]
     assert verdicts == ["pass", "warn", "fail"]
 
@@ -86,7 +86,7 @@ def with_transfer(predictions, fallen):
     return pa.concat_tables([predictions, pa.table(columns, schema=SCHEMA)])
 
 
-def test_transfer_that_breaks_what_white_boxes_leave(healthy):
+def test_transfer_that_breaks_what_adaptive_attacks_leave(healthy):
     order = np.arange(COUNT)
     left = DISTANCES > EPSILON
     for fallen, verdict in (

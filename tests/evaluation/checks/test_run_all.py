@@ -14,7 +14,7 @@ from tests.helpers.formula_case import (
     Formula,
     formula_config,
     linear,
-    make_subject,
+    make_model,
     predictions_of,
     rounded,
 )
@@ -22,7 +22,7 @@ from tests.helpers.formula_case import (
 
 @pytest.fixture(scope="module")
 def checks(healthy):
-    found = run_self_checks(healthy.subject, formula_config(), healthy.rows, healthy.predictions)
+    found = run_self_checks(healthy.model, formula_config(), healthy.rows, healthy.predictions)
     return {each.number: each for each in found}
 
 
@@ -39,9 +39,9 @@ def test_healthy_classifier_passes(checks, number):
 def test_accuracy_that_no_radius_brings_down():
     """A purifier that rounds hides the gradient: even ε = 1 breaks nothing."""
     config = formula_config()
-    subject = make_subject(Formula(linear, rounded), config)
-    rows, predictions = predictions_of(subject, config)
-    checks = {c.number: c for c in run_self_checks(subject, config, rows, predictions)}
+    model = make_model(Formula(linear, rounded), config)
+    rows, predictions = predictions_of(model, config)
+    checks = {c.number: c for c in run_self_checks(model, config, rows, predictions)}
     assert checks[4].verdict == "fail"
     # Nor do the others let it pass.
     assert checks[6].verdict == "fail"
