@@ -128,15 +128,13 @@ class Predictor(Generic[M]):
     def _compiled(
         self, attacks: Sequence[Attack], gradient: str, score: PenaltyScore | None
     ) -> Callable[..., jax.Array]:
-        def run(variables: Any, weight: jax.Array | None, *arguments: Any) -> jax.Array:
+        def run(variables: Any, weight: Any, *arguments: Any) -> jax.Array:
             return run_attacks(
                 attacks,
                 lambda pixels: self.attacked.logits(variables, pixels, gradient),
                 *arguments,
                 loop=self._loop,
-                penalty_fn=None
-                if score is None or weight is None
-                else lambda x: weight * score(variables, x),
+                penalty_fn=score and (lambda pixels: weight * score(variables, pixels)),
             )
 
         return jax.jit(run)
