@@ -3,6 +3,7 @@
 An evaluation leaves records, from which every number is derived; see `predictions.py`.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
@@ -134,7 +135,7 @@ class Predictor(Generic[M]):
                 lambda pixels: self.attacked.logits(variables, pixels, gradient),
                 *arguments,
                 loop=self._loop,
-                penalty_fn=score and (lambda pixels: weight * score(variables, pixels)),
+                penalty_fn=score and functools.partial(_weighted, score, weight, variables),
             )
 
         return jax.jit(run)
@@ -169,6 +170,10 @@ class Predictor(Generic[M]):
             jnp.stack([self.logits(target, each) for each in pixels]) for pixels in adversarial
         ]
         return self._worst(jnp.stack(logits), labels)
+
+
+def _weighted(score: PenaltyScore, weight: Any, variables: Any, pixels: jax.Array) -> jax.Array:
+    return weight * score(variables, pixels)
 
 
 def worst_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
