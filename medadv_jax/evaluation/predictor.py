@@ -130,16 +130,12 @@ class Predictor(Generic[M]):
         self, attacks: Sequence[Attack], gradient: str, score: PenaltyScore | None
     ) -> Callable[..., jax.Array]:
         def run(variables: Any, weight: Any, *arguments: Any) -> jax.Array:
-            penalty_fn = None
-            if score is not None:
-                scored = functools.partial(score, variables)
-                penalty_fn = lambda pixels: weight * scored(pixels)  # noqa: E731
             return run_attacks(
                 attacks,
                 lambda pixels: self.attacked.logits(variables, pixels, gradient),
                 *arguments,
                 loop=self._loop,
-                penalty_fn=penalty_fn,
+                penalty_fn=score and functools.partial(_weighted, score, weight, variables),
             )
 
         return jax.jit(run)
@@ -174,6 +170,10 @@ class Predictor(Generic[M]):
             jnp.stack([self.logits(target, each) for each in pixels]) for pixels in adversarial
         ]
         return self._worst(jnp.stack(logits), labels)
+
+
+def _weighted(score: PenaltyScore, weight: Any, variables: Any, pixels: jax.Array) -> jax.Array:
+    return weight * score(variables, pixels)
 
 
 def worst_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
