@@ -17,9 +17,8 @@ def is_finished(cell: Cell) -> bool:
     if not all((cell.folder / name).is_file() for name in ("results.csv", "report/index.html")):
         return False
     saved = saved_config(cell.folder)
-    return saved is not None and not (
-        _differing(saved, flatten(cell.config)) - {*FIELDS_WITHOUT_RESULT, "reuse"}
-    )
+    allowed = {*FIELDS_WITHOUT_RESULT, "reuse"}
+    return saved is not None and _differing(saved, flatten(cell.config)) <= allowed
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:

@@ -43,14 +43,10 @@ class Grid:
     given: Fields = dataclasses.field(default_factory=dict)
 
     def override(
-        self,
-        configs: Sequence[str] = (),
-        fields: Fields | None = None,
-        axes: Mapping[str, Sequence[Any]] | None = None,
+        self, configs: Sequence[str], fields: Fields, axes: Mapping[str, Sequence[Any]]
     ) -> "Grid":
         """Returns the grid with other config files, and fields and axes of the command line, which
         come before its own."""
-        fields, axes = fields or {}, axes or {}
         both = sorted(set(fields) & set(axes))
         if both:
             raise UserError(f"--config.{both[0]} and --sweep.{both[0]}: give one of them")

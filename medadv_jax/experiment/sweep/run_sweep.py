@@ -113,15 +113,14 @@ def wait_for_cells(console: Console, cells: Sequence[Cell]) -> None:
 
 def _conclude(console: Console, statuses: Sequence[Status], folder: Path) -> bool:
     """Prints how it went and draws the report of what there is; returns whether all are done."""
-    failed = [status for status in statuses if status.state == FAILED]
+    failed, total = [s for s in statuses if s.state == FAILED], len(statuses)
     before = sum(status.state == BEFORE for status in statuses)
-    seconds = duration(sum(status.seconds for status in statuses))
-    done = f"{len(statuses) - len(failed)} of {len(statuses)} cells are done"
-    say(console, f"{done} ({before} were before); this start: {seconds} over all cells")
+    done = f"{total - len(failed)} of {total} cells are done ({before} were before)"
+    say(console, f"{done}; this start: {duration(sum(s.seconds for s in statuses))} over all cells")
     for status in failed:
         name = status.cell.name
         say(console, f"failed: {name}: {status.reason} (log: logs/{name}.log)")
-    if len(failed) < len(statuses):
+    if len(failed) < total:
         say(console, f"{write_report([folder], folder / 'report')}: the report")
     if failed:
         say(console, "the same command tries them again")

@@ -28,6 +28,8 @@ class Status:
       seconds: it has run in this start.
       progress: the last line of its log that names a stage.
       reason: of a failure, one line.
+      since: its start on the monotonic clock.
+      offset: where its log of this start begins, in bytes.
     """
 
     cell: Cell
@@ -35,20 +37,13 @@ class Status:
     seconds: float = 0.0
     progress: str = ""
     reason: str = ""
+    since: float = 0.0
+    offset: int = 0
 
 
 def initial_statuses(cells: Sequence[Cell]) -> list[Status]:
     """Returns which cells are done before a start, and which are waiting."""
     return [Status(cell, BEFORE if is_finished(cell) else WAITING) for cell in cells]
-
-
-@dataclasses.dataclass
-class _Running:
-    status: Status
-    job: submitit.Job[int]
-    log: Path
-    offset: int  # where the log of this start begins, in bytes
-    since: float
 
 
 class Scheduler:
@@ -65,7 +60,7 @@ class Scheduler:
         self._launcher, self._journal = launcher, Journal(folder, cells)
         self._logs, self._main = folder / "logs", main
         self._changed, self._tick = changed, tick
-        self._running: dict[int, _Running] = {}  # by slot
+        self._running: dict[int, tuple[Status, submitit.Job[int]]] = {}  # by slot
 
     def run(self) -> None:
         """Runs the cells that wait. When it is interrupted, it lets those that run save first."""
@@ -80,14 +75,14 @@ class Scheduler:
                     self._look(slot)
                 self._tick()
         finally:
-            self._launcher.stop([running.job for running in self._running.values()])
+            self._launcher.stop([job for _, job in self._running.values()])
 
     def _fill(self) -> bool:
         """Starts cells in the free slots; returns whether any is waiting."""
-        for slot in range(self._launcher.slots):
-            ready = [i for i in range(len(self.statuses)) if self._is_ready(i)]
-            if slot not in self._running and ready:
-                self._start(ready[0], slot)
+        for slot in sorted(set(range(self._launcher.slots)) - self._running.keys()):
+            ready = next(filter(self._is_ready, range(len(self.statuses))), None)
+            if ready is not None:
+                self._start(ready, slot)
         return any(status.state == WAITING for status in self.statuses)
 
     def _is_ready(self, place: int) -> bool:
@@ -99,25 +94,23 @@ class Scheduler:
         )
 
     def _start(self, place: int, slot: int) -> None:
-        status = self.statuses[place]
-        cell = status.cell
-        earlier = [status.cell for status in self.statuses[:place]]
-        arguments = command(cell, self._main, earlier)
-        log = self._logs / f"{cell.name}.log"
+        status, earlier = self.statuses[place], [s.cell for s in self.statuses[:place]]
+        arguments, log = command(status.cell, self._main, earlier), self._log(status)
         with log.open("a", encoding="utf-8") as file:
             file.write(f"$ {' '.join(arguments)}\n")
-        offset = log.stat().st_size
-        self._journal.started(cell)
-        job = self._launcher.start(arguments, log, slot)
-        self._running[slot] = _Running(status, job, log, offset, time.monotonic())
+        status.offset, status.since = log.stat().st_size, time.monotonic()
+        self._journal.started(status.cell)
+        self._running[slot] = status, self._launcher.start(arguments, log, slot)
         self._enter(status, RUNNING)
+
+    def _log(self, status: Status) -> Path:
+        return self._logs / f"{status.cell.name}.log"
 
     def _look(self, slot: int) -> None:
         """Updates a running cell, and records the end of its job."""
-        running = self._running[slot]
-        status, ended = running.status, outcome(running.job)
-        lines = last_lines(running.log, running.offset)
-        status.seconds = time.monotonic() - running.since
+        status, job = self._running[slot]
+        ended, lines = outcome(job), last_lines(self._log(status), status.offset)
+        status.seconds = time.monotonic() - status.since
         status.progress = progress(lines) if ended is None else ""
         if ended is None:
             return
