@@ -8,6 +8,7 @@ flatten(config)["train.epochs"]  # 5
 import difflib
 import json
 import runpy
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,27 @@ def load_config(path: Path | str) -> Config:
       UserError: no such file, or whatever its program raises.
     """
     try:
-        return runpy.run_path(str(path))["get_config"]()
+        return call_config_file(path, "get_config")
     except Exception as error:  # a config file is a program, and may fail in any way
         raise UserError(
             f"--config={path}: cannot be read; it must be the path of a file like configs/demo.py"
         ) from error
+
+
+def call_config_file(path: Path | str, function: str) -> Any:
+    """Runs a Python file and returns what its function without arguments returns.
+
+    The file can import from `configs`: the folder that holds this package is an ancestor of the
+    file, else the repository, and is on `sys.path` meanwhile.
+    """
+    folders = [*Path(path).absolute().parents, Path(__file__).parents[1]]
+    found = [str(f) for f in folders if (f / "configs" / "__init__.py").is_file()][:1]
+    sys.path[:0] = found
+    try:
+        return runpy.run_path(str(path))[function]()
+    finally:
+        for folder in found:
+            sys.path.remove(folder)
 
 
 def explain_field(field: str, value: str | None, fields: dict[str, Any]) -> str:

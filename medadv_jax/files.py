@@ -1,12 +1,17 @@
 """Atomic writing: a file under its own name is complete, and is on disk."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from medadv_jax.errors import UserError
 
 
 @contextlib.contextmanager
@@ -55,3 +60,47 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes indented JSON atomically."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def file_lock(
+    path: Path, owner: str, *, shared: bool = False, remedy: str = "wait for it"
+) -> Iterator[None]:
+    """Holds an advisory lock on a file; the file names the process that holds it exclusively.
+
+    The lock ends with its process, so a killed one leaves no obstacle. A file system without locks
+    locks nothing.
+
+    Args:
+      path: of the file, which need not exist for an exclusive lock.
+      owner: what the lock protects, for the error.
+      shared: other shared holders are welcome; the file is not written.
+      remedy: what to do when it is held, for the error.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    with path.open("r" if shared else "a+", encoding="utf-8") as file:
+        if not _lock(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{owner}: {holder} is at work in it; {remedy}")
+        if not shared:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield
+        if not shared:
+            file.truncate(0)
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Returns whether the lock could be had; on a file system without locks it is."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            raise
+    return True

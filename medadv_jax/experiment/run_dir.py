@@ -1,12 +1,8 @@
 """The run directory: of one config, which `config.json` holds, and of one process at a time."""
 
 import contextlib
-import errno
-import fcntl
 import json
-import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
@@ -18,7 +14,7 @@ import jax
 from medadv_jax.config import FIELDS_WITHOUT_RESULT, Config, flatten, read_saved_config
 from medadv_jax.data.splits import SPLITS
 from medadv_jax.errors import UserError
-from medadv_jax.files import remove_leftovers, sync, write_json
+from medadv_jax.files import file_lock, remove_leftovers, sync, write_json
 
 _PACKAGES = ("medadv_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -65,7 +61,7 @@ def relevant_differences(stage: str, there: dict[str, Any], here: dict[str, Any]
     ]
 
 
-_LOCK = ".lock"  # empty, or who is at work; the lock itself goes with its process
+LOCK = ".lock"  # in a run directory; held by the process that is at work in it
 
 
 @contextlib.contextmanager
@@ -76,32 +72,11 @@ def locked(workdir: Path) -> Iterator[None]:
       UserError: another process is at work in it, which the message names.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / _LOCK).open("a+", encoding="utf-8") as file:
-        if not _lock(file.fileno(), fcntl.LOCK_EX):
-            file.seek(0)
-            raise UserError(
-                f"{workdir}: {file.read().strip() or 'another process'} is at work in it; wait for"
-                " it, or give another --workdir"
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    remedy = "wait for it, or give another --workdir"
+    with file_lock(workdir / LOCK, str(workdir), remedy=remedy):
         for folder in (workdir, workdir / "report"):
             remove_leftovers(folder)
         yield
-        file.truncate(0)
-
-
-def _lock(descriptor: int, kind: int) -> bool:
-    """Returns whether the lock could be had; on a file system without locks it is."""
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-            raise
-    return True
 
 
 def claim(workdir: Path, config: Config) -> list[str]:
@@ -190,10 +165,8 @@ def _copy(other: Path, done: Path, target: Path) -> None:
     beside = target.with_name(f".{target.name}")
     shutil.rmtree(beside, ignore_errors=True)  # left by a killed process
     with contextlib.ExitStack() as stack:
-        if (other / _LOCK).exists():
-            lock = stack.enter_context((other / _LOCK).open())
-            if not _lock(lock.fileno(), fcntl.LOCK_SH):
-                raise UserError(f"config.reuse={other}: a process is at work in it; wait for it")
+        if (other / LOCK).exists():
+            stack.enter_context(file_lock(other / LOCK, f"config.reuse={other}", shared=True))
         shutil.copytree(done, beside, copy_function=_copy_to_disk)
     beside.replace(target)
 

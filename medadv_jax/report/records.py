@@ -364,7 +364,7 @@ def _pictures(path: Path) -> dict[str, np.ndarray] | None:
         raise UserError(f"{path}: damaged; delete it, and let the run write it again") from error
 
 
-_FILE = "sweep.json"
+JOURNAL = "sweep.json"
 
 
 def expand(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -376,27 +376,37 @@ def expand(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     expanded: list[Path] = []
     missing: list[str] = []
     for path in paths:
-        if not (path / _FILE).is_file():
+        if not (path / JOURNAL).is_file():
             expanded.append(path)
             continue
-        cells = _cells(path)
+        cells = read_sweep(path)
         # results.csv is written after every stage but the report.
         finished = [name for name in cells if (path / name / "results.csv").is_file()]
         if not finished:
             raise UserError(f"{path}: no cell of this sweep is finished; run scripts/sweep.py on")
         expanded += [path / name for name in finished]
         missing += [
-            f"Cell {name} is missing from these tables: {failure or 'it has not been finished'}."
-            for name, failure in cells.items()
+            f"Cell {name} is missing from these tables:"
+            f" {row['failure'] or 'it has not been finished'}."
+            for name, row in cells.items()
             if name not in finished
         ]
     return expanded, missing
 
 
-def _cells(path: Path) -> dict[str, str]:
-    """Returns the cells of a sweep, and the last failure of each."""
+def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns what the journal of a sweep holds of each cell, by name; {}: there is no journal.
+
+    Of every cell at least "failure": why it failed last, one line, "" if it did not.
+
+    Raises:
+      UserError: the journal is damaged.
+    """
+    path = folder / JOURNAL
+    if not path.is_file():
+        return {}
     try:
-        rows = json.loads((path / _FILE).read_text(encoding="utf-8"))["cells"]
-        return {name: str(row["failure"]) for name, row in rows.items()}
+        rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return {name: {**row, "failure": str(row["failure"])} for name, row in rows.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / _FILE}: not a journal ({error!r}); remove it") from error
+        raise UserError(f"{path}: not a journal ({error!r}); remove it") from error

@@ -1,26 +1,24 @@
-"""What stands of a cell in its run directory, and what it can take from another cell."""
+"""What the run directory of a cell holds, and the stages it can reuse from another cell."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medadv_jax.config import FIELDS_WITHOUT_RESULT, Config, flatten, read_saved_config
+from medadv_jax.config import FIELDS_WITHOUT_RESULT, flatten, read_saved_config
 from medadv_jax.defenses import get_defense
 from medadv_jax.errors import UserError
-from medadv_jax.experiment.run_dir import IRRELEVANT_FIELDS, relevant_differences
+from medadv_jax.experiment.run_dir import IRRELEVANT_FIELDS, LOCK, relevant_differences
 from medadv_jax.experiment.sweep.grids import Cell
+from medadv_jax.files import file_lock
 
 
 def is_finished(cell: Cell) -> bool:
-    """Returns whether the run of just this config has come to its end: its report is written last.
-
-    A folder that holds a run of another config is not finished: main.py refuses it, and says why.
-    """
+    """Returns whether the folder holds a whole run of this config; its report is written last."""
     if not all((cell.folder / name).is_file() for name in ("results.csv", "report/index.html")):
         return False
     saved = saved_config(cell.folder)
-    return saved is not None and not _differences(saved, flatten(cell.config))
+    allowed = {*FIELDS_WITHOUT_RESULT, "reuse"}
+    return saved is not None and _differing(saved, flatten(cell.config)) <= allowed
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
@@ -31,25 +29,29 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> set[str]:
-    names = {**there, **here}.keys() - {*FIELDS_WITHOUT_RESULT, "reuse"}
-    return {name for name in names if there.get(name) != here.get(name)}
+def _differing(there: dict[str, Any], here: dict[str, Any]) -> set[str]:
+    return {name for name in {**there, **here} if there.get(name) != here.get(name)}
+
+
+def is_at_work(cell: Cell) -> bool:
+    """Returns whether a process holds the lock of the run directory."""
+    if not (cell.folder / LOCK).exists():
+        return False
+    try:
+        with file_lock(cell.folder / LOCK, cell.name, shared=True):
+            return False
+    except UserError:
+        return True
 
 
 def donors(cell: Cell, earlier: Sequence[Cell]) -> list[Cell]:
-    """Returns the cells that train stages just as this cell would, those with most stages first.
-
-    Args:
-      cell: of a sweep.
-      earlier: the cells before it.
-    """
+    """Returns which of the earlier cells share stages with this one, those with most first."""
     counted = [(len(shared_stages(cell, other)), other) for other in earlier]
-    ranked = sorted(counted, key=lambda pair: -pair[0])
-    return [other for count, other in ranked if count]
+    return [other for count, other in sorted(counted, key=lambda pair: -pair[0]) if count]
 
 
 def shared_stages(cell: Cell, other: Cell) -> list[str]:
-    """Returns the stages that come out the same in both, as `workdir.reuse_stages` sees it."""
+    """Returns the stages that `run_dir.reuse_stages` would copy from one cell to the other."""
     here, there = flatten(cell.config), flatten(other.config)
     wanted = [set(config["defenses"].split(",")) for config in (here, there)]
     return [
@@ -59,16 +61,16 @@ def shared_stages(cell: Cell, other: Cell) -> list[str]:
     ]
 
 
-def reuse_of(cell: Cell, candidates: Sequence[Cell]) -> str:
+def reuse_of(cell: Cell, earlier: Sequence[Cell]) -> str:
     """Returns the value of `config.reuse` to start a cell with.
 
-    A run that has begun keeps what its config says. Else the first of the candidates that has
-    trained a shared stage to its end; "": none has.
+    A run that has begun keeps what its config says. Else the earlier cell that shares most stages,
+    of those that have trained one of them to its end; "": none has.
     """
     saved = saved_config(cell.folder)
     if saved is not None:
         return str(saved.get("reuse", ""))
-    for other in candidates:
+    for other in donors(cell, earlier):
         if any(_is_trained(other, stage) for stage in shared_stages(cell, other)):
             return str(other.folder.absolute())
     return ""
@@ -79,53 +81,19 @@ def _is_trained(cell: Cell, stage: str) -> bool:
     return (cell.folder / "checkpoints" / stage / str(epochs)).is_dir()
 
 
-def command(cell: Cell, main: Path, reuse: str) -> list[str]:
+def command(cell: Cell, main: Path, earlier: Sequence[Cell]) -> list[str]:
     """Returns the arguments of the run, without the interpreter."""
     fields = [f"--config.{field}={text}" for field, text in cell.overrides.items()]
+    reuse = reuse_of(cell, earlier)
     if reuse:
         fields.append(f"--config.reuse={reuse}")
     return [str(main), f"--config={cell.config_file}", f"--workdir={cell.folder}", *fields]
 
 
-def progress(cell: Cell, log: Path, offset: int) -> str:
-    """Returns how far a run is, in words: epochs trained and the last stage it spoke of.
-
-    Args:
-      cell: the cell.
-      log: of its run.
-      offset: where the log of this start begins.
-    """
-    parts = []
-    total = epochs_of(cell.config)
-    if total:
-        parts.append(f"{min(_epochs_done(cell.folder), total)}/{total} epochs")
-    last = last_lines(log, offset)
-    stages = [line for line in last if line.startswith(("train ", "evaluate ", "check "))]
-    if stages:
-        parts.append(stages[-1].partition(":")[0])
-    return ", ".join(parts)
-
-
-def epochs_of(config: Config) -> int:
-    """Returns the epochs of all stages."""
-    return sum(get_defense(n).training(config).epochs for n in config.defenses.split(","))
-
-
-def _epochs_done(folder: Path) -> int:
-    """Returns the epochs that `metrics.jsonl` tells of."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    ends = set()
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:  # the line that is being written
-            continue
-        if "validation_loss" in row:
-            ends.add((row["defense"], row["epoch"]))
-    return len(ends)
+def progress(lines: Sequence[str]) -> str:
+    """Returns the last line of a log that tells of a stage, such as "train base: epoch 2/6 …"."""
+    stages = [line for line in lines if line.startswith(("train ", "evaluate ", "check "))]
+    return stages[-1] if stages else ""
 
 
 def last_lines(log: Path, offset: int, most: int = 16384) -> list[str]:

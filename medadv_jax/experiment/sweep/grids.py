@@ -4,12 +4,11 @@ import dataclasses
 import fnmatch
 import itertools
 import re
-import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medadv_jax.config import Config, load_config, set_field
+from medadv_jax.config import Config, call_config_file, load_config, set_field
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.validate import validate
 
@@ -44,14 +43,10 @@ class Grid:
     given: Fields = dataclasses.field(default_factory=dict)
 
     def override(
-        self,
-        configs: Sequence[str] = (),
-        fields: Fields | None = None,
-        axes: Mapping[str, Sequence[Any]] | None = None,
+        self, configs: Sequence[str], fields: Fields, axes: Mapping[str, Sequence[Any]]
     ) -> "Grid":
         """Returns the grid with other config files, and fields and axes of the command line, which
         come before its own."""
-        fields, axes = fields or {}, axes or {}
         both = sorted(set(fields) & set(axes))
         if both:
             raise UserError(f"--config.{both[0]} and --sweep.{both[0]}: give one of them")
@@ -79,11 +74,6 @@ class Cell:
     config: Config
     folder: Path
 
-    @property
-    def family(self) -> str:
-        """The name of the config file: its cells take about the same time."""
-        return self.config_file.stem
-
 
 def load_grid(name: str) -> Grid:
     """Returns a grid by its name in configs/grids/, or by the path of a file like those.
@@ -94,9 +84,10 @@ def load_grid(name: str) -> Grid:
     known = sorted(path.stem for path in NAMED.glob("*.py") if path.stem != "__init__")
     path = NAMED / f"{name}.py" if name in known else Path(name)
     if not path.is_file():
-        raise UserError(f"--grid={name}: unknown; give a file, or one of {', '.join(known)}")
+        named = f"or one of {', '.join(known)}" if known else f"as there are none in {NAMED}"
+        raise UserError(f"--grid={name}: unknown; give a file, {named}")
     try:
-        return runpy.run_path(str(path))["get_grid"]()
+        return call_config_file(path, "get_grid")
     except UserError:
         raise
     except Exception as error:  # a grid is a program, and may fail in any way

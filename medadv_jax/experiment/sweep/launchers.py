@@ -1,53 +1,29 @@
-"""Where cells run: on this machine, one after another or one per device; on a cluster of Slurm."""
+"""Starts cells through submitit: on this machine, or as jobs of Slurm."""
 
+import contextlib
 import glob
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
+
+import submitit
 
 from medadv_jax.errors import UserError
 
-_TIED = Path(__file__).with_name("tied.py")
 _MEMORY_SHARE = 0.9  # of a device, for all the cells on it together
 _STOP_SECONDS = 30.0  # for a run to save its state; then it is killed
-_JOB_MINUTES = 24 * 60  # that a job of a cluster may take, unless it is told otherwise
+_MINUTES = {"local": 366 * 24 * 60, "slurm": 24 * 60}  # that a cell may take, unless told otherwise
 # What hides the other devices from a process, by vendor.
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_PERMIT = "running"  # in the folder of one start of a sweep: its cells may run
 
-
-class CellJob(Protocol):
-    """A cell that runs."""
-
-    def poll(self) -> int | str | None:
-        """Returns None while it runs; then its exit code, negative for a signal, or a reason."""
-        ...
-
-    def stop(self) -> None:
-        """Asks it to save its state and leave."""
-        ...
-
-    def wait(self) -> None:
-        """Waits for it to leave, after `stop`."""
-        ...
-
-
-class Launcher(Protocol):
-    """Starts cells; `slots` at a time."""
-
-    slots: int
-
-    def start(self, arguments: Sequence[str], log: Path, slot: int) -> CellJob:
-        """Starts `python arguments…`, both outputs appended to `log`.
-
-        Args:
-          arguments: of the interpreter.
-          log: a file whose folder exists.
-          slot: a number below `slots` that no other running cell has.
-        """
-        ...
+Variables = Mapping[str, str | None]  # environment variables; None: unset
 
 
 def visible_devices(environment: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -62,136 +38,129 @@ def visible_devices(environment: Mapping[str, str]) -> tuple[str, list[str]]:
     return (_VISIBLE[0], [str(i) for i in range(found)]) if found else ("", [])
 
 
-class _Process:
-    def __init__(self, process: subprocess.Popen):
-        self._process = process
+class Launcher:
+    """Starts cells; they may run until `stop`, or until the next start of the sweep.
 
-    def poll(self) -> int | None:
-        return self._process.poll()
-
-    def stop(self) -> None:
-        self._process.terminate()
-
-    def wait(self) -> None:
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-class LocalLauncher:
-    """Processes of this machine.
-
-    With one slot a cell has all devices. With several each has one device, in turn; where cells
-    outnumber devices they share its memory. Without devices they share the processor.
+    With one slot on this machine a cell has all devices. With several each has one device, in turn;
+    where cells outnumber devices they share its memory. A job of Slurm has what Slurm gives it.
 
     Attributes:
       slots: cells at a time.
     """
 
     def __init__(
-        self, slots: int, extra: Mapping[str, str], environment: Mapping[str, str], lock: int
-    ):
-        """Args: slots, 0: one for each device; variables for the cells; those of this process; a
-        file descriptor that they inherit, so that a lock on it lasts as long as they do."""
-        variable, devices = visible_devices(environment)
-        self.slots = slots or max(1, len(devices))
-        self._environment = {**environment, **extra}
-        self._variable, self._devices, self._lock = variable, devices, lock
+        self, cluster: str, slots: int, folder: Path, options: Mapping[str, Any],
+        environment: Mapping[str, str],
+    ):  # fmt: skip
+        """Args: "local" or "slurm"; slots, 0: one for each device; a folder for submitit's files,
+        which all nodes see; parameters of submitit, such as slurm_partition; the variables of this
+        process. UserError: submitit does not know a parameter, or there is no Slurm."""
+        self._variable, self._devices = visible_devices(environment)
+        self._is_local, self._environment = cluster == "local", environment
+        self.slots = slots or (max(1, len(self._devices)) if self._is_local else 1)
+        for earlier in folder.glob(f"*/{_PERMIT}"):  # of a start that was killed
+            earlier.unlink(missing_ok=True)
+        folder = folder.absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        try:
+            self._executor = submitit.AutoExecutor(folder, cluster)
+            self._executor.update_parameters(**{"timeout_min": _MINUTES[cluster], **options})
+        except (RuntimeError, NameError, TypeError, ValueError, AssertionError) as error:
+            said = str(error).splitlines()[0]
+            raise UserError(f"--launcher={cluster}, --slurm={dict(options)}: {said}") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        self._permit = folder / _PERMIT
+        self._permit.touch()
 
-    def environment(self, slot: int) -> dict[str, str]:
-        """Returns the variables of a cell."""
-        own = dict(self._environment)
-        if self.slots > 1 and self._devices:
+    def variables(self, slot: int) -> dict[str, str | None]:
+        """Returns the environment variables that a cell does not take from its job."""
+        own: dict[str, str | None] = {"PYTHONUNBUFFERED": "1"}  # the display reads the logs
+        if self._is_local:  # submitit would hide the devices
+            own |= {name: self._environment.get(name) for name in _VISIBLE}
+        if self._is_local and self.slots > 1 and self._devices:
             own[self._variable] = self._devices[slot % len(self._devices)]
             neighbours = -(-self.slots // len(self._devices))
-            if neighbours > 1:
-                share = f"{_MEMORY_SHARE / neighbours:.2f}"
-                own.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
+            fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+            if neighbours > 1 and fraction not in self._environment:
+                own[fraction] = f"{_MEMORY_SHARE / neighbours:.2f}"
         return own
 
-    def start(self, arguments: Sequence[str], log: Path, slot: int) -> CellJob:
-        """See `Launcher`."""
-        python = sys.executable
-        with log.open("ab") as file:
-            return _Process(
-                subprocess.Popen(
-                    [python, str(_TIED), str(os.getpid()), python, *arguments],
-                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                    env=self.environment(slot), pass_fds=(self._lock,),
-                    start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on
-                )
-            )  # fmt: skip
+    def start(self, arguments: Sequence[str], log: Path, slot: int) -> submitit.Job[int]:
+        """Starts `python arguments…`, both outputs appended to `log`.
 
-
-class _ClusterJob:
-    def __init__(self, job: Any):
-        self._job = job
-
-    def poll(self) -> int | str | None:
-        if not self._job.done():
-            return None
-        # An exception is kept by submitit: a job that was lost, cancelled, or over its time.
-        error = self._job.exception()
-        if error is None:
-            return self._job.result()
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = lines[-1] if lines else type(error).__name__
-        return f"job {self._job.job_id} ({self._job.state}): {said}"
-
-    def stop(self) -> None:
-        self._job.cancel()
-
-    def wait(self) -> None:
-        """A cancelled job ends by itself."""
-
-
-class ClusterLauncher:
-    """Jobs of Slurm, through submitit; each asks for its own devices.
-
-    Attributes:
-      slots: jobs in the queue at a time.
-    """
-
-    def __init__(
-        self, slots: int, extra: Mapping[str, str], folder: Path, options: Mapping[str, Any],
-        cluster: str = "slurm",
-    ):  # fmt: skip
-        """Args: slots; variables for the cells; a folder that all nodes see; parameters of
-        submitit, such as slurm_partition; "local" runs the jobs on this machine."""
+        `slot` is a number below `slots` that no other running cell has.
+        """
+        command = [sys.executable, *arguments]
+        sweep = os.getpid() if self._is_local else 0
+        # Ctrl-C reaches all processes of a terminal, and would end submitit's before the cell has
+        # saved its state. Blocked signals are inherited.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            import submitit
-        except ImportError as error:
-            raise UserError(
-                "--launcher=slurm: submitit is missing; pip install -e '.[slurm]'"
-            ) from error
-        self.slots, self._extra = slots, dict(extra)
-        try:
-            self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-            self._executor.update_parameters(**{"timeout_min": _JOB_MINUTES, **options})
-        except (RuntimeError, NameError, TypeError, ValueError) as error:
-            said = str(error).splitlines()[0]
-            raise UserError(f"--launcher=slurm, --slurm={dict(options)}: {said}") from error
+            return self._executor.submit(
+                run_permitted, command, self.variables(slot), log.absolute(), self._permit, sweep
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def start(self, arguments: Sequence[str], log: Path, slot: int) -> CellJob:
-        """See `Launcher`."""
-        del slot
-        call = [sys.executable, *map(str, arguments)]
-        return _ClusterJob(self._executor.submit(run_logged, call, self._extra, str(log)))
+    def stop(self, jobs: Sequence[submitit.Job[int]]) -> None:
+        """Tells the cells to save their state and leave, and waits for them."""
+        self._permit.unlink(missing_ok=True)
+        for job in () if self._is_local else jobs:
+            job.cancel(check=False)
+        end = time.monotonic() + _STOP_SECONDS + 5
+        while not all(job.done() for job in jobs) and time.monotonic() < end:
+            time.sleep(0.1)
 
 
-def run_logged(call: Sequence[str], extra: Mapping[str, str], log: str) -> int:
-    """Runs a command on the node where the job is; returns its exit code.
+def outcome(job: submitit.Job[int]) -> int | str | None:
+    """Returns None while a job runs; then its exit code, negative for a signal, or a reason."""
+    if not job.done():
+        return None
+    error = job.exception()  # it was lost, cancelled, or over its time
+    if error is None:
+        return job.result()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"job {job.job_id} ({job.state}): {lines[-1] if lines else type(error).__name__}"
+
+
+def run_permitted(
+    command: Sequence[str], variables: Variables, log: Path, permit: Path, sweep: int = 0
+) -> int:
+    """Runs a command as long as it is permitted; returns its exit code, negative for a signal.
 
     Args:
-      call: the command.
-      extra: environment variables besides those of the job.
+      command: a run, which saves its state when it is sent SIGTERM.
+      variables: what its environment has other than that of this process.
       log: a file, to which both outputs are appended.
+      permit: a file; the command ends when it is removed.
+      sweep: a process of this machine; the command ends when it does. 0: none.
     """
-    file: IO[bytes]
-    with open(log, "ab") as file:
-        return subprocess.run(
-            list(call), env={**os.environ, **extra}, stdout=file, stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode  # fmt: skip
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: asked.set())
+    environment = {k: v for k, v in {**os.environ, **variables}.items() if v is not None}
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            env=environment, start_new_session=True,  # signals to a whole group do not reach it
+        )  # fmt: skip
+    try:
+        while process.poll() is None and not asked.is_set() and permit.exists():
+            if sweep and not _is_alive(sweep):
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+    finally:  # submitit raises an exception here when the time of a job is over
+        process.terminate()  # once: a second signal would end a run before it has saved
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

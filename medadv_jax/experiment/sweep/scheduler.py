@@ -6,34 +6,30 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from medadv_jax.experiment.sweep.cells import (
-    command,
-    donors,
-    is_finished,
-    last_lines,
-    progress,
-    reuse_of,
-)
+import submitit
+
+from medadv_jax.experiment.sweep.cells import command, donors, is_finished, last_lines, progress
 from medadv_jax.experiment.sweep.grids import Cell
 from medadv_jax.experiment.sweep.journal import Journal
-from medadv_jax.experiment.sweep.launchers import CellJob, Launcher
+from medadv_jax.experiment.sweep.launchers import Launcher, outcome
 
 WAITING, RUNNING, DONE, BEFORE, FAILED = "waiting", "running", "done", "done before", "failed"
 _POLL_SECONDS = 0.5
-_LOOK_SECONDS = 2.0  # between looks into the folders of running cells
 _MOST = 200  # characters of a reason
 
 
 @dataclasses.dataclass
 class Status:
-    """What a person sees of a cell.
+    """The state of a cell.
 
     Attributes:
       cell: the cell.
       state: WAITING, RUNNING, DONE, BEFORE (this start) or FAILED.
       seconds: it has run in this start.
-      progress: in words.
+      progress: the last line of its log that names a stage.
       reason: of a failure, one line.
+      since: its start on the monotonic clock.
+      offset: where its log of this start begins, in bytes.
     """
 
     cell: Cell
@@ -41,51 +37,37 @@ class Status:
     seconds: float = 0.0
     progress: str = ""
     reason: str = ""
+    since: float = 0.0
+    offset: int = 0
 
 
-@dataclasses.dataclass
-class _Running:
-    job: CellJob
-    log: Path
-    offset: int
-    since: float
-    looked: float = -_LOOK_SECONDS
+def initial_statuses(cells: Sequence[Cell]) -> list[Status]:
+    """Returns which cells are done before a start, and which are waiting."""
+    return [Status(cell, BEFORE if is_finished(cell) else WAITING) for cell in cells]
 
 
 class Scheduler:
-    """One start of a sweep.
-
-    Attributes:
-      statuses: of the cells, in their order.
-    """
+    """One start of a sweep; `statuses` are those of its cells, in their order."""
 
     def __init__(
-        self,
-        cells: Sequence[Cell],
-        launcher: Launcher,
-        journal: Journal,
-        logs: Path,
-        main: Path,
+        self, cells: Sequence[Cell], launcher: Launcher, folder: Path, main: Path,
         changed: Callable[[Status], None] = lambda status: None,
         tick: Callable[[], None] = lambda: None,
-    ):
-        """Args: cells; where they run; what is remembered; the folder of the logs; main.py; told
-        of each cell whose state changes; called twice a second."""
-        self.statuses = [Status(cell) for cell in cells]
-        self._launcher, self._journal = launcher, journal
-        self._logs, self._main = logs, main
+    ):  # fmt: skip
+        """Args: cells; where they run; folder of the sweep; main.py; called with each cell whose
+        state changes; called twice a second."""
+        self.statuses = initial_statuses(cells)
+        self._launcher, self._journal = launcher, Journal(folder, cells)
+        self._logs, self._main = folder / "logs", main
         self._changed, self._tick = changed, tick
-        self._running: dict[int, tuple[Status, _Running]] = {}
+        self._running: dict[int, tuple[Status, submitit.Job[int]]] = {}  # by slot
 
-    def run(self) -> list[Status]:
-        """Brings every cell to its end that can be; returns the statuses.
-
-        Whatever interrupts it stops the running cells first: they save their state.
-        """
+    def run(self) -> None:
+        """Runs the cells that wait. When it is interrupted, it lets those that run save first."""
         self._logs.mkdir(parents=True, exist_ok=True)
         for status in self.statuses:
-            if is_finished(status.cell):
-                self._enter(status, BEFORE)
+            if status.state == BEFORE:
+                self._changed(status)
         try:
             while self._fill() or self._running:
                 time.sleep(_POLL_SECONDS)
@@ -93,72 +75,53 @@ class Scheduler:
                     self._look(slot)
                 self._tick()
         finally:
-            jobs = [running.job for _, running in self._running.values()]
-            for job in jobs:
-                job.stop()
-            for job in jobs:
-                job.wait()
-        return self.statuses
+            self._launcher.stop([job for _, job in self._running.values()])
 
     def _fill(self) -> bool:
-        """Starts what can be; returns whether anything waits."""
-        for slot in range(self._launcher.slots):
-            if slot not in self._running:
-                status = self._next()
-                if status is not None:
-                    self._start(status, slot)
+        """Starts cells in the free slots; returns whether any is waiting."""
+        for slot in sorted(set(range(self._launcher.slots)) - self._running.keys()):
+            ready = next(filter(self._is_ready, range(len(self.statuses))), None)
+            if ready is not None:
+                self._start(ready, slot)
         return any(status.state == WAITING for status in self.statuses)
 
-    def _next(self) -> Status | None:
-        """Returns the first cell that waits for no other, None if there is none now."""
-        for place, status in enumerate(self.statuses):
-            if status.state == WAITING and not self._waits(place):
-                return status
-        return None
-
-    def _waits(self, place: int) -> bool:
-        """Returns whether an earlier cell may yet train what this one could take from it."""
+    def _is_ready(self, place: int) -> bool:
+        """Returns whether a cell waits, and for no earlier cell that may train a stage for it."""
         status = self.statuses[place]
-        unfinished = [
-            other.cell for other in self.statuses[:place] if other.state in (WAITING, RUNNING)
-        ]
-        return not (status.cell.folder / "config.json").exists() and bool(
-            donors(status.cell, unfinished)
+        unfinished = [s.cell for s in self.statuses[:place] if s.state in (WAITING, RUNNING)]
+        return status.state == WAITING and (
+            (status.cell.folder / "config.json").exists() or not donors(status.cell, unfinished)
         )
 
-    def _start(self, status: Status, slot: int) -> None:
-        cell = status.cell
-        earlier = [other.cell for other in self.statuses[: self.statuses.index(status)]]
-        arguments = command(cell, self._main, reuse_of(cell, donors(cell, earlier)))
-        log = self._logs / f"{cell.name}.log"
+    def _start(self, place: int, slot: int) -> None:
+        status, earlier = self.statuses[place], [s.cell for s in self.statuses[:place]]
+        arguments, log = command(status.cell, self._main, earlier), self._log(status)
         with log.open("a", encoding="utf-8") as file:
             file.write(f"$ {' '.join(arguments)}\n")
-        offset = log.stat().st_size
-        self._journal.started(cell)
-        job = self._launcher.start(arguments, log, slot)
-        self._running[slot] = status, _Running(job, log, offset, time.monotonic())
+        status.offset, status.since = log.stat().st_size, time.monotonic()
+        self._journal.started(status.cell)
+        self._running[slot] = status, self._launcher.start(arguments, log, slot)
         self._enter(status, RUNNING)
 
+    def _log(self, status: Status) -> Path:
+        return self._logs / f"{status.cell.name}.log"
+
     def _look(self, slot: int) -> None:
-        """Updates a running cell, and ends it when its process has ended."""
-        status, running = self._running[slot]
-        now = time.monotonic()
-        status.seconds = now - running.since
-        ended = running.job.poll()
+        """Updates a running cell, and records the end of its job."""
+        status, job = self._running[slot]
+        ended, lines = outcome(job), last_lines(self._log(status), status.offset)
+        status.seconds = time.monotonic() - status.since
+        status.progress = progress(lines) if ended is None else ""
         if ended is None:
-            if now - running.looked >= _LOOK_SECONDS:
-                running.looked = now
-                status.progress = progress(status.cell, running.log, running.offset)
             return
         del self._running[slot]
-        status.progress = ""
         if ended == 0 and is_finished(status.cell):
-            self._journal.finished(status.cell, status.seconds)
+            self._journal.update(status.cell, seconds=round(status.seconds, 1))
             self._enter(status, DONE)
-            return
-        status.reason = explain(ended, last_lines(running.log, running.offset))
-        self._journal.failed(status.cell, status.reason)
-        self._enter(status, FAILED)
+        else:
+            status.reason = explain(ended, lines)
+            self._journal.update(status.cell, failure=status.reason)
+            self._enter(status, FAILED)
 
     def _enter(self, status: Status, state: str) -> None:
         status.state = state

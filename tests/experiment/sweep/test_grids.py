@@ -1,7 +1,7 @@
 """Sweeps: which cells there are, what a person sees of them, and one real cell."""
 
 import io
-import json
+import os
 import subprocess
 import sys
 
@@ -10,12 +10,17 @@ from rich.console import Console
 
 from medadv_jax.config import load_config
 from medadv_jax.errors import UserError
-from medadv_jax.experiment.sweep.cells import epochs_of, progress
-from medadv_jax.experiment.sweep.display import Display, plan_sentence, remaining
+from medadv_jax.experiment.sweep import grids, run_sweep
+from medadv_jax.experiment.sweep.cells import last_lines, progress
+from medadv_jax.experiment.sweep.display import live_table, print_change, print_plan
 from medadv_jax.experiment.sweep.grids import NAMED, ROOT, Grid, load_grid, make_cells
-from medadv_jax.experiment.sweep.journal import Journal
-from medadv_jax.experiment.sweep.scheduler import BEFORE, RUNNING, Status
-from scripts import sweep as script
+from medadv_jax.experiment.sweep.scheduler import (
+    BEFORE,
+    FAILED,
+    RUNNING,
+    Status,
+    initial_statuses,
+)
 from tests.helpers.sweep_cells import DEMO, seeds
 
 
@@ -71,62 +76,74 @@ def test_named_grids_are_possible(path, tmp_path):
         load_grid("nothing")
 
 
-def test_a_person_sees_state_progress_and_time_left(tmp_path):
+def test_a_missing_folder_of_grids_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(grids, "NAMED", tmp_path / "configs" / "grids")
+    with pytest.raises(UserError, match="--grid=smoke: unknown; give a file, as there are none"):
+        load_grid("smoke")
+
+
+def test_config_and_grid_files_import_configs_from_any_folder(tmp_path):
+    """Also from a copy of the repository's, whose own `configs` they take."""
+    copy = tmp_path / "copy" / "configs"
+    (copy / "grids").mkdir(parents=True)
+    (copy / "__init__.py").touch()
+    (copy / "default.py").write_text("def get_config():\n    return {'seed': 5}\n")
+    (copy / "own.py").write_text("from configs import default\nget_config = default.get_config\n")
+    (copy / "grids" / "own.py").write_text(
+        "from configs import default\nget_grid = default.get_config\n"
+    )
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "medadv_jax").symlink_to(ROOT / "medadv_jax")
+    code = (
+        "import sys; from medadv_jax.config import call_config_file, load_config\n"
+        "before = list(sys.path)\n"
+        "print(load_config(sys.argv[1])['seed'])\n"
+        "print(*(call_config_file(path, 'get_grid')['seed'] for path in sys.argv[2:]))\n"
+        "assert sys.path == before\n"
+    )
+
+    def load(*paths):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "only")}
+        command = [sys.executable, "-c", code, *map(str, paths)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        return (done.stdout or done.stderr).split()
+
+    assert load(copy / "own.py", copy / "grids" / "own.py") == ["5", "5"]
+    assert load(ROOT / DEMO) == ["0"]
+
+
+def test_a_person_sees_state_progress_and_time(tmp_path):
     cells = seeds(tmp_path, 3)
-    journal = Journal(tmp_path / "sweep", cells)
-    journal.started(cells[0])
-    journal.finished(cells[0], 300.0)
-    log, folder = tmp_path / "log", cells[1].folder
-    folder.mkdir(parents=True)
-    lines = [
-        {"defense": "base", "epoch": 1, "loss": 1.0},
-        {"defense": "base", "epoch": 1, "loss": 1.0, "validation_loss": 1.0},
-        {"defense": "base", "epoch": 2, "loss": 1.0, "validation_loss": 1.0},
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + '{"half')
+    log = tmp_path / "log"
     log.write_text("evaluate base: of an earlier start\ntrain base: epoch 2/6\nnote: more\n")
-    told = progress(cells[1], log, 35)
-    total = epochs_of(cells[1].config)
-    config = cells[1].config
-    assert total == 2 * config.train.epochs + config.purifier.epochs + config.purifier.joint_epochs
-    assert told == f"2/{total} epochs, train base"
-    statuses = [Status(cells[0], BEFORE), Status(cells[1], RUNNING, 60.0, told), Status(cells[2])]
-    assert remaining(statuses, journal, 1) == 240 + 300
-    assert remaining(statuses, journal, 2) == 300
+    told = progress(last_lines(log, 35))
+    assert told == "train base: epoch 2/6"
+    assert progress(last_lines(log, 57)) == ""
+    statuses = [
+        Status(cells[0], BEFORE), Status(cells[1], RUNNING, 60.0, told),
+        Status(cells[2], FAILED, 2.0, reason="no memory"),
+    ]  # fmt: skip
     text = io.StringIO()
-    with Display(Console(file=text, force_terminal=True, width=120), journal, 1) as display:
-        display.statuses = statuses
-    for part in ("1 of 3 cells done, left: 9 min", told, "running", "60 s", "4 min"):
+    with live_table(Console(file=text, force_terminal=True, width=120), statuses):
+        pass
+    for part in ("1 of 3 cells done", told, "running", "0:01:00", "failed", "no memory"):
         assert part in text.getvalue()
-
-
-def test_estimates_come_from_cells_that_are_done(tmp_path):
-    cells = seeds(tmp_path, 3, (DEMO, "configs/pneumonia_resnet.py"))
-    folder = tmp_path / "sweep"
-    journal = Journal(folder, cells)
-    statuses = [Status(cell) for cell in cells]
-    assert "time –, disk – (unknown" in plan_sentence(statuses, journal, 1)
-    for cell, seconds in ((cells[0], 60.0), (cells[3], 600.0)):
-        journal.started(cell)
-        journal.finished(cell, seconds)
-        statuses[cells.index(cell)].state = BEFORE
-    again = Journal(folder, cells)
-    assert again.estimate(cells[1], "seconds") == 60
-    assert again.estimate(cells[4], "seconds") == 600
-    assert "4 of 6 cells to do, 1 at a time: time 22 min" in plan_sentence(statuses, again, 1)
-    assert "time 11 min" in plan_sentence(statuses, again, 2)
+    text = io.StringIO()
+    print_change(Console(file=text), statuses[2])
+    assert text.getvalue() == "demo-seed=2: failed after 0:00:02: no memory\n"
 
 
 def test_fields_and_axes_of_the_command_line():
     argv = ["sweep.py", "--grid=smoke", "--config.x.y=a,b", "--sweep.seed=0,1", "--sweep.d=a,b;c"]
-    known, given = script.take_fields(argv)
+    known, given = run_sweep.take_fields(argv)
     assert known == ["sweep.py", "--grid=smoke"]
-    fields, axes = script.parse_fields(given)
+    fields, axes = run_sweep.parse_fields(given)
     assert fields == {"x.y": "a,b"}
     assert axes == {"seed": ["0", "1"], "d": ["a,b", "c"]}
     with pytest.raises(UserError, match=r"--sweep\.seed: needs a value"):
-        script.parse_fields(["--sweep.seed"])
+        run_sweep.parse_fields(["--sweep.seed"])
 
 
 def test_one_real_cell_from_the_command_line_to_the_report(tmp_path):
@@ -167,7 +184,7 @@ def test_one_real_cell_from_the_command_line_to_the_report(tmp_path):
 
 def test_dry_run_runs_nothing(tmp_path, capsys):
     cells = seeds(tmp_path, 2)
-    script.print_plan(Console(width=200), cells, Journal(tmp_path / "sweep", cells), 1)
+    print_plan(Console(width=200), initial_statuses(cells))
     said = capsys.readouterr().out
     assert "demo-seed=1" in said
     assert "2 of 2 cells to do" in said

@@ -1,5 +1,6 @@
 """Sweeps: where cells run, and what happens when some fail; with a stand-in for main.py."""
 
+import io
 import json
 import os
 import signal
@@ -9,14 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from medadv_jax.errors import UserError
-from medadv_jax.experiment.sweep import lock
+from medadv_jax.experiment.sweep import run_sweep
 from medadv_jax.experiment.sweep.cells import is_finished, reuse_of, saved_config, shared_stages
 from medadv_jax.experiment.sweep.grids import ROOT, Grid, make_cells
-from medadv_jax.experiment.sweep.journal import Journal
-from medadv_jax.experiment.sweep.launchers import ClusterLauncher, LocalLauncher, visible_devices
+from medadv_jax.experiment.sweep.launchers import Launcher, visible_devices
 from medadv_jax.experiment.sweep.scheduler import BEFORE, DONE, FAILED, Scheduler, explain
+from medadv_jax.files import file_lock
+from medadv_jax.report.records import read_sweep
 from tests.helpers.sweep_cells import DEMO, seeds
 
 # Does what `plan.json`, beside the sweep, says of its cell; the standard library alone is quick.
@@ -66,14 +69,16 @@ def plan(tmp_path, cells, fates=()):
     (tmp_path / "plan.json").write_text(json.dumps(content))
 
 
-def local(slots=1, environment=None):
-    return LocalLauncher(slots, {}, os.environ if environment is None else environment, 0)
+def make_launcher(tmp_path, slots=1, environment=None):
+    environment = os.environ if environment is None else environment
+    return Launcher("local", slots, tmp_path / "sweep" / "jobs", {}, environment)
 
 
-def run(tmp_path, cells, main, launcher):
-    folder = tmp_path / "sweep"
-    scheduler = Scheduler(cells, launcher, Journal(folder, cells), folder / "logs", main)
-    return scheduler.run()
+def run(tmp_path, cells, main, slots=1, environment=None, **calls):
+    launcher = make_launcher(tmp_path, slots, environment)
+    scheduler = Scheduler(cells, launcher, tmp_path / "sweep", main, **calls)
+    scheduler.run()
+    return scheduler.statuses
 
 
 def starts(cell):
@@ -83,31 +88,50 @@ def starts(cell):
 def test_failures_stop_nothing_and_only_they_are_tried_again(tmp_path, main):
     cells = seeds(tmp_path, 5)
     plan(tmp_path, cells, ["memory", "fine", "nan", "kill"])
-    statuses = run(tmp_path, cells, main, local())
+    statuses = run(tmp_path, cells, main, 5)
     assert [s.state for s in statuses] == [FAILED, DONE, FAILED, FAILED, DONE]
     assert statuses[0].reason == (
         "RuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."
     )
     assert statuses[2].reason == "base: the loss is not finite at step 3"
     assert statuses[3].reason.startswith("killed by SIGKILL")
-    journal = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["cells"]
+    journal = read_sweep(tmp_path / "sweep")
     assert [row["failure"] for row in journal.values()] == [s.reason for s in statuses]
 
     plan(tmp_path, cells, ["fine", "fine", "fine", "kill"])
-    statuses = run(tmp_path, cells, main, local())
+    statuses = run(tmp_path, cells, main, 5)
     assert [s.state for s in statuses] == [DONE, BEFORE, DONE, FAILED, BEFORE]
     assert [len(starts(cell)) for cell in cells] == [2, 1, 2, 2, 1]
-    rows = Journal(tmp_path / "sweep", cells)
-    # A time is that of a cell which needed one start: the first was cut short.
-    assert rows.estimate(cells[0], "seconds") is not None
-    journal = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["cells"]
-    assert [row["seconds"] is None for row in journal.values()] == [True, False, True, True, False]
+    journal = read_sweep(tmp_path / "sweep")
+    assert [row["starts"] for row in journal.values()] == [2, 1, 2, 2, 1]
+    assert [row["seconds"] is None for row in journal.values()] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_the_journal_of_an_earlier_version_is_kept(tmp_path, main):
+    cells = seeds(tmp_path, 1)
+    plan(tmp_path, cells)
+    row = {"config": "demo", "fields": {}, "starts": 3, "seconds": 1.0, "bytes": 7, "failure": "no"}
+    (tmp_path / "sweep").mkdir()
+    journal = {"cells": {cells[0].name: row, "of another grid": row}}
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(journal))
+    run(tmp_path, cells, main)
+    after = read_sweep(tmp_path / "sweep")
+    assert after["of another grid"] == row
+    found = after[cells[0].name]
+    assert (found["starts"], found["bytes"], found["failure"]) == (4, 7, "")
+    assert found["fields"] == {"seed": "0"}
 
 
 def test_a_run_of_another_config_is_not_taken_for_the_cell(tmp_path, main):
     cells = seeds(tmp_path, 1)
     plan(tmp_path, cells)
-    run(tmp_path, cells, main, local())
+    run(tmp_path, cells, main)
     assert is_finished(cells[0])
     cells[0].config.train.epochs += 1
     assert not is_finished(cells[0])
@@ -139,18 +163,27 @@ def test_a_failure_is_one_line(ended, lines, reason):
 def test_cells_run_at_once_each_with_a_device_of_its_own(tmp_path, main):
     cells = seeds(tmp_path, 4)
     plan(tmp_path, cells)
-    launcher = local(0, {**os.environ, "CUDA_VISIBLE_DEVICES": "3,5"})
-    assert launcher.slots == 2
-    run(tmp_path, cells, main, launcher)
+    run(tmp_path, cells, main, 0, {**os.environ, "CUDA_VISIBLE_DEVICES": "3,5"})
     assert [starts(cell) for cell in cells[:2]] == [["3"], ["5"]]
     assert all(starts(cell) in (["3"], ["5"]) for cell in cells)
     assert visible_devices({"ROCR_VISIBLE_DEVICES": "1"}) == ("ROCR_VISIBLE_DEVICES", ["1"])
-    shared = local(3, {"CUDA_VISIBLE_DEVICES": "3,5"}).environment(2)
-    assert shared["CUDA_VISIBLE_DEVICES"] == "3"
-    assert shared["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.45"
-    assert local(1, {"CUDA_VISIBLE_DEVICES": "3,5"}).environment(0) == {
-        "CUDA_VISIBLE_DEVICES": "3,5"
-    }
+
+    def variables(slots, slot):
+        return make_launcher(tmp_path, slots, {"CUDA_VISIBLE_DEVICES": "3,5"}).variables(slot)
+
+    assert variables(3, 2)["CUDA_VISIBLE_DEVICES"] == "3"
+    assert variables(3, 2)["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.45"
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in variables(2, 1)
+    assert variables(1, 0)["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+def test_a_cell_alone_sees_what_the_sweep_sees(tmp_path, main, monkeypatch):
+    """Submitit hides all devices from a local job that does not ask for some."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cells = seeds(tmp_path, 1)
+    plan(tmp_path, cells)
+    run(tmp_path, cells, main)
+    assert starts(cells[0]) == ["none"]
 
 
 def test_a_cell_takes_from_an_earlier_one_what_it_would_train_alike(tmp_path, main):
@@ -161,7 +194,7 @@ def test_a_cell_takes_from_an_earlier_one_what_it_would_train_alike(tmp_path, ma
     assert shared_stages(other, first) == ["base", "adversarial"]
     assert not shared_stages(*seeds(tmp_path, 2))
     plan(tmp_path, cells, ["nan"])
-    statuses = run(tmp_path, cells, main, local(4))
+    statuses = run(tmp_path, cells, main, 4)
     # The first failed before it had trained anything: the second has nothing to take, and so on.
     assert [s.state for s in statuses] == [FAILED, DONE, DONE, DONE]
     assert [(saved_config(cell.folder) or {})["reuse"] for cell in cells] == [""] * 4
@@ -172,7 +205,7 @@ def test_a_cell_takes_from_an_earlier_one_what_it_would_train_alike(tmp_path, ma
     assert reuse_of(other, [first]) == ""  # it has begun without
     plan(tmp_path, cells)
     (other.folder / "config.json").unlink()
-    run(tmp_path, cells, main, local())
+    run(tmp_path, cells, main)
     assert (saved_config(other.folder) or {})["reuse"] == str(first.folder)
     assert is_finished(other)
 
@@ -181,15 +214,14 @@ def test_a_cell_waits_for_what_it_can_take(tmp_path, main):
     cells = make_cells(Grid((DEMO,), axes={"purifier.bottleneck": (64, 128)}), tmp_path / "sweep")
     order = []
     plan(tmp_path, cells)
-    folder = tmp_path / "sweep"
-    Scheduler(
-        cells, local(2), Journal(folder, cells), folder / "logs", main,
+    run(
+        tmp_path, cells, main, 2,
         changed=lambda status: order.append((status.cell.name[-3:], status.state)),
-    ).run()  # fmt: skip
+    )  # fmt: skip
     assert order == [("=64", "running"), ("=64", DONE), ("128", "running"), ("128", DONE)]
 
 
-def wait_for(path, seconds=20):
+def wait_for(path, seconds=90):
     end = time.monotonic() + seconds
     while not path.exists() or not path.read_text():
         assert time.monotonic() < end, path
@@ -197,7 +229,7 @@ def wait_for(path, seconds=20):
     return path.read_text()
 
 
-def is_gone(pid, seconds=10.0):
+def is_gone(pid, seconds=60.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -210,65 +242,98 @@ def is_gone(pid, seconds=10.0):
     return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-def test_cells_end_with_a_sweep_that_is_killed_and_its_lock_with_them(tmp_path, main):
+SWEEP = """
+import os, pathlib, sys
+from rich.console import Console
+from medadv_jax import interrupts
+from medadv_jax.experiment.sweep import run_sweep
+from tests.helpers.sweep_cells import seeds
+folder = pathlib.Path(sys.argv[1])
+run_sweep.ROOT = folder
+interrupts.install()
+run_sweep.run_sweep(Console(), seeds(folder, 1), folder / "sweep", 1, "local", [])
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path, main):
+    """A sweep of one cell that takes long, in a process group of its own."""
     cells = seeds(tmp_path, 1)
     plan(tmp_path, cells, ["sleep"])
-    code = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import os, pathlib
-from medadv_jax.experiment.sweep import lock
-from medadv_jax.experiment.sweep.launchers import LocalLauncher
-folder = pathlib.Path({str(tmp_path / "sweep")!r})
-with lock.held(folder, print) as descriptor:
-    arguments = [{str(main)!r}, "--workdir={cells[0].folder}"]
-    LocalLauncher(1, {{}}, os.environ, descriptor).start(arguments, folder / "log", 0)
-    print("started", flush=True)
-    import time
-    time.sleep(60)
-"""
+    with subprocess.Popen(
+        [sys.executable, "-c", SWEEP, str(tmp_path)], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        try:
+            wait_for(cells[0].folder / "pid")
+            yield process
+        finally:
+            process.kill()
+
+
+def start(tmp_path, console):
+    return run_sweep.run_sweep(console, seeds(tmp_path, 1), tmp_path / "sweep", 1, "local", [])
+
+
+def test_a_killed_sweep_ends_its_cells_and_the_next_start_waits_for_them(
+    tmp_path, sweep, monkeypatch
+):
+    (cell,) = seeds(tmp_path, 1)
+    monkeypatch.setattr(run_sweep, "ROOT", tmp_path)
+    with pytest.raises(UserError, match=f"process {sweep.pid} on .* is at work in it"):
+        start(tmp_path, Console(file=io.StringIO()))
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    assert is_gone((cell.folder / "pid").read_text())
+    assert (cell.folder / "saved").exists()
+
+    plan(tmp_path, [cell])
+    said = io.StringIO()
+    with file_lock(cell.folder / ".lock", "a cell that saves its state"):
+        monkeypatch.setattr(run_sweep, "_WAIT_SECONDS", 0.6)
+        run_sweep.wait_for_cells(Console(file=said), [cell])
+    assert said.getvalue().startswith("waiting for cells of an earlier start")
+
+
+def test_ctrl_c_lets_cells_save_their_state(tmp_path, sweep):
+    (cell,) = seeds(tmp_path, 1)
+    os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does: submitit's processes get it too
+    said = sweep.communicate(timeout=90)[0]
+    assert (cell.folder / "saved").exists()
+    assert is_gone((cell.folder / "pid").read_text(), 0.1)
+    assert said.count("KeyboardInterrupt") <= 1  # that of the sweep, which cli.guard would say
+
+
+def test_a_cell_ends_when_its_permission_goes(tmp_path, main):
+    """It goes with the next start of the sweep, wherever the cell runs."""
+    cells = seeds(tmp_path, 1)
+    plan(tmp_path, cells, ["sleep"])
     (tmp_path / "sweep").mkdir()
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as sweep:
-        pid = wait_for(cells[0].folder / "pid")
-        with (
-            pytest.raises(UserError, match=f"process {sweep.pid}.* is at work"),
-            lock.held(tmp_path / "sweep", print),
-        ):
-            pass
-        sweep.send_signal(signal.SIGKILL)
-    said = []
-    with lock.held(tmp_path / "sweep", said.append):
-        assert is_gone(pid, 0.2)
-    assert said == ["waiting for the cells of a start that was killed to save their state"]
+    job = make_launcher(tmp_path).start(
+        [str(main), f"--workdir={cells[0].folder}"], tmp_path / "log", 0
+    )
+    wait_for(cells[0].folder / "pid")
+    make_launcher(tmp_path, 2)
+    assert job.result() == 143
+    assert (cells[0].folder / "saved").exists()
 
 
 def test_an_interrupted_sweep_stops_its_cells(tmp_path, main):
     cells = seeds(tmp_path, 2)
     plan(tmp_path, cells, ["sleep", "sleep"])
-    folder = tmp_path / "sweep"
 
     def interrupt():
         if all((cell.folder / "pid").exists() for cell in cells):
             raise KeyboardInterrupt
 
-    scheduler = Scheduler(
-        cells, local(2), Journal(folder, cells), folder / "logs", main, tick=interrupt
-    )
     with pytest.raises(KeyboardInterrupt):
-        scheduler.run()
+        run(tmp_path, cells, main, 2, tick=interrupt)
     assert all(is_gone((cell.folder / "pid").read_text(), 0.1) for cell in cells)
     assert all((cell.folder / "saved").exists() for cell in cells)
 
 
-def test_jobs_of_the_cluster_launcher(tmp_path, main):
-    pytest.importorskip("submitit")
-    cells = seeds(tmp_path, 2)
-    plan(tmp_path, cells, ["fine", "nan"])
-    launcher = ClusterLauncher(2, {"CUDA_VISIBLE_DEVICES": "9"}, tmp_path / "jobs", {}, "local")
-    statuses = run(tmp_path, cells, main, launcher)
-    assert [s.state for s in statuses] == [DONE, FAILED]
-    assert statuses[1].reason == "base: the loss is not finite at step 3"
-    assert starts(cells[0]) == ["9"]
-    with pytest.raises(UserError, match=r"--launcher=slurm"):
-        ClusterLauncher(1, {}, tmp_path / "jobs", {"no_such_parameter": 1}, "local")
+def test_a_lost_job_and_an_impossible_parameter(tmp_path, main):
+    with pytest.raises(UserError, match=r"--launcher=local.*no_such"):
+        Launcher("local", 1, tmp_path / "jobs", {"no_such_parameter": 1}, {})
+    with pytest.raises(UserError, match=r"--launcher=slurm.*srun"):
+        Launcher("slurm", 1, tmp_path / "jobs", {}, {})
