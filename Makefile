@@ -28,10 +28,10 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 soak: $(STAMP)
-	$(BIN)/python tools/soak.py --folder=runs/soak
+	$(BIN)/python -m tools.soak --folder=runs/soak
 
 fuzz: $(STAMP)
-	$(BIN)/python tools/fuzz.py
+	$(BIN)/python -m tools.fuzz
 
 # Known holes in the pinned versions. Needs the network.
 audit:
