@@ -35,10 +35,10 @@ slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
 soak: $(STAMP)
-	$(BIN)/python tools/soak.py --folder=runs/soak
+	$(BIN)/python -m tools.soak --folder=runs/soak
 
 fuzz: $(STAMP)
-	$(BIN)/python tools/fuzz.py
+	$(BIN)/python -m tools.fuzz
 
 # Asks pip-audit about known security holes in the pinned versions. Needs the network.
 audit:

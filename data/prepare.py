@@ -6,7 +6,9 @@ A run does the same by itself if the cache is missing.
 """
 
 import json
+import sys
 import time
+from pathlib import Path
 
 from ml_collections import config_flags
 
@@ -14,6 +16,7 @@ from medadv_jax import cli
 from medadv_jax.data.loader import load_dataset
 from medadv_jax.errors import UserError
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # config files import `configs.default`
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 
 

@@ -1,1 +1,1 @@
-"""What a maintainer calls."""
+"""Programs for maintainers, run as `python -m tools.NAME`."""

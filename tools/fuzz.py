@@ -1,11 +1,11 @@
-"""Hands mutated images and files of weights to their readers: every one must end in a value or in
-the error meant for it, within seconds and a GiB.
+"""Fuzzes the readers of images and weight files.
 
-    python tools/fuzz.py                                # 10,000 of either: make fuzz
-    python tools/fuzz.py --images=200 --weights=0 --seed=7
+    python -m tools.fuzz                                # 10,000 of each: make fuzz
+    python -m tools.fuzz --images=200 --weights=0 --seed=7
 
-Files are read in a process of their own, so that a crash costs one file and is told. The file with
-number i of a kind is a function of the seed and i: `--first=I --images=1` makes it again.
+Reading a mutated file must return a value or raise the reader's own error, within seconds and one
+GiB of memory. A worker process reads the files, so a crash costs one file and is reported. File
+number i of a kind depends on the seed and i alone: `--first=I --images=1` reproduces it.
 """
 
 import argparse
@@ -30,16 +30,16 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-HANG = 10.0  # seconds of processor time for one file
-STALL = 300.0  # seconds on the clock, for a file that waits for ever
-MEMORY = 1 << 30  # bytes at most, the libraries' own included
-# HDF5 is listed in a process of its own, a third of a second each.
-SHARES = {"zip": 30, "legacy": 28, "safetensors": 30, "h5": 6, "keras": 6}  # of 100
+MAX_CPU_SECONDS = 10.0  # for one file
+MAX_WALL_SECONDS = 300.0  # for one file, in case it blocks without computing
+MEMORY = 1 << 30  # bytes at most, the libraries included
+# Per cent of the files. HDF5 is listed in a process of its own, which takes a third of a second.
+SHARES = {"zip": 30, "legacy": 28, "safetensors": 30, "h5": 6, "keras": 6}
 _EXTREME = (b"\xff" * 8, bytes(8), b"\xff" * 7 + b"\x7f", b"\x00" * 5 + b"\x01")
 
 
 def mutate(whole: bytes, rng: np.random.Generator) -> bytes:
-    """Changes bytes; overwrites, cuts out or doubles blocks; now and then cuts the file short."""
+    """Changes bytes; overwrites, removes or repeats blocks; sometimes truncates the file."""
     content = bytearray(whole)
     for _ in range(rng.integers(1, 4)):
         place, length = int(rng.integers(len(content))), int(rng.integers(1, 33))
@@ -61,7 +61,7 @@ def mutate(whole: bytes, rng: np.random.Generator) -> bytes:
 
 
 def mutate_deeply(whole: bytes, rng: np.random.Generator) -> bytes:
-    """Like `mutate`, but half of the time behind what checksums would stop at the door."""
+    """Like `mutate`; half of the time changes zip entries or PNG chunks and mends the checksums."""
     if rng.integers(2):
         return mutate(whole, rng)
     if whole[:4] == b"PK\x03\x04":
@@ -79,7 +79,7 @@ def mutate_deeply(whole: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _with_checksums(png: bytes) -> bytes:
-    """Gives the chunks of a PNG file the checksums of what is in them."""
+    """Recomputes the checksums of the chunks of a PNG file."""
     content, place = bytearray(png), 8
     while place + 12 <= len(content):
         end = place + 8 + int.from_bytes(content[place : place + 4], "big")
@@ -90,8 +90,8 @@ def _with_checksums(png: bytes) -> bytes:
     return bytes(content)
 
 
-def images() -> dict[str, bytes]:
-    """A small picture in every format that is read, and in the forms that formats have."""
+def image_files() -> dict[str, bytes]:
+    """Returns a small image file for every supported format and its variants."""
     rng = np.random.default_rng(0)
     colours = Image.fromarray(rng.integers(0, 256, (24, 40, 3), dtype=np.uint8))
     grey, deep = colours.convert("L"), Image.fromarray(np.full((24, 40), 3000, np.uint16))
@@ -123,8 +123,8 @@ def _saved(image: Image.Image, kind: str, options: dict) -> bytes:
     return buffer.getvalue()
 
 
-def weights() -> dict[str, bytes]:
-    """A small file of weights in every format that is read."""
+def weight_files() -> dict[str, bytes]:
+    """Returns a small weight file for every supported format."""
     from tests.models.pretrained import test_read
 
     with tempfile.TemporaryDirectory() as folder:
@@ -132,10 +132,10 @@ def weights() -> dict[str, bytes]:
 
 
 def read_images(seed: int) -> Callable[[int], str]:
-    """Returns number -> what came of reading that image."""
+    """Returns file number -> outcome of reading that image."""
     from medadv_jax.data.images import FITS, BadImageError, read_square
 
-    originals = list(images().items())
+    originals = list(image_files().items())
 
     def read(number: int) -> str:
         rng = np.random.default_rng((seed, 0, number))
@@ -150,11 +150,11 @@ def read_images(seed: int) -> Callable[[int], str]:
 
 
 def read_weights(seed: int) -> Callable[[int], str]:
-    """Returns number -> what came of reading that file of weights."""
+    """Returns file number -> outcome of reading that weight file."""
     from medadv_jax.errors import UserError
     from medadv_jax.models.pretrained.read import read_weights as read_file
 
-    originals = weights()
+    originals = weight_files()
     order = [name for name, share in SHARES.items() for _ in range(share)]
     order = np.random.default_rng(1).permutation(order).tolist()
     path = Path(tempfile.mkdtemp()) / "weights"
@@ -176,17 +176,16 @@ READERS = {"images": read_images, "weights": read_weights}
 
 
 def worker(kind: str, seed: int, first: int, last: int) -> None:
-    """Reads the files of a kind; prints a line for each, and at the end the peak of memory."""
-    sys.path.insert(0, str(ROOT))
+    """Reads the files of a kind; prints a line for each, and at the end the peak memory."""
     read = READERS[kind](seed)
     print("ready", flush=True)
     for number in range(first, last):
         try:
-            told = read(number)
-        except Exception as error:  # any other than those that are meant
-            told = f"{kind}\tBAD {type(error).__name__}: {' '.join(str(error).split())[:100]}"
-        print(f"{number}\t{told}", flush=True)
-    # Not RUSAGE_SELF, which begins with the memory of whoever started the process.
+            outcome = read(number)
+        except Exception as error:  # not the reader's own error
+            outcome = f"{kind}\tBAD {type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        print(f"{number}\t{outcome}", flush=True)
+    # RUSAGE_SELF would include the memory of the parent process before exec.
     status = Path("/proc/self/status").read_text()
     own = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
     peaks = [own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]
@@ -194,10 +193,10 @@ def worker(kind: str, seed: int, first: int, last: int) -> None:
 
 
 def fuzz(kind: str, count: int, seed: int, first: int = 0) -> tuple[Counter, list[str], int]:
-    """Reads `count` files, going on behind one that crashes or hangs.
+    """Reads `count` files; after a crash or a hang it continues with the next file.
 
     Returns:
-      (form, outcome) -> how often; what went wrong; the peak of memory in KiB.
+      (format, outcome) -> count; descriptions of failures; the peak memory in KiB.
     """
     found, wrong, peak, number = Counter(), [], 0, first
     while number < first + count:
@@ -218,10 +217,10 @@ def fuzz(kind: str, count: int, seed: int, first: int = 0) -> tuple[Counter, lis
 
 
 def _lines(kind: str, seed: int, first: int, last: int) -> Iterator[str]:
-    """Yields the lines of a worker, and "died …" if it does not come to its end."""
-    command = [sys.executable, __file__, "worker", kind, *map(str, (seed, first, last))]
+    """Yields the lines of a worker, and "died …" if it crashes or hangs."""
+    command = [sys.executable, "-m", "tools.fuzz", "worker", kind, *map(str, (seed, first, last))]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=_pass_on, args=(process.stdout, lines), daemon=True).start()
@@ -230,14 +229,15 @@ def _lines(kind: str, seed: int, first: int, last: int) -> Iterator[str]:
             try:
                 line = lines.get(timeout=1.0)
             except queue.Empty:
-                if _seconds(process.pid) - busy > HANG or time.monotonic() - seen > STALL:
+                cpu, wall = cpu_seconds(process.pid) - busy, time.monotonic() - seen
+                if cpu > MAX_CPU_SECONDS or wall > MAX_WALL_SECONDS:
                     process.kill()
                     yield "died: hangs"
                     return
                 continue
             if not line:
                 break
-            busy, seen = _seconds(process.pid), time.monotonic()
+            busy, seen = cpu_seconds(process.pid), time.monotonic()
             if line != "ready\n":
                 yield line.rstrip("\n")
     if process.returncode:
@@ -245,14 +245,14 @@ def _lines(kind: str, seed: int, first: int, last: int) -> Iterator[str]:
 
 
 def _pass_on(stream: Any, lines: queue.SimpleQueue[str]) -> None:
-    """Hands lines over as they come, "" at the end."""
+    """Puts lines into the queue as they come, "" at the end."""
     for line in stream:
         lines.put(line)
     lines.put("")
 
 
-def _seconds(pid: int) -> float:
-    """Processor time of a process and its ended children."""
+def cpu_seconds(pid: int) -> float:
+    """Returns the processor time of a process and its ended children; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -261,7 +261,7 @@ def _seconds(pid: int) -> float:
 
 
 def main() -> int:
-    """Fuzzes both readers; prints a table; returns 1 if anything went wrong."""
+    """Fuzzes both readers; prints a table; returns 1 after any failure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--weights", type=int, default=10_000)
@@ -276,8 +276,8 @@ def main() -> int:
         began = time.monotonic()
         found, wrong, peak = fuzz(kind, count, given.seed, given.first)
         for form in sorted({form for form, _ in found}):
-            told = ", ".join(f"{n} {o}" for (f, o), n in sorted(found.items()) if f == form)
-            print(f"  {form:18} {told}")
+            counts = ", ".join(f"{n} {o}" for (f, o), n in sorted(found.items()) if f == form)
+            print(f"  {form:18} {counts}")
         failed |= bool(wrong) or peak * 1024 > MEMORY
         print(f"{kind}: {sum(found.values())} files, {len(wrong)} wrong, peak {peak >> 10} MiB,"
               f" {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip

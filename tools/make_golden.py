@@ -1,10 +1,10 @@
-"""Makes tests/golden/*.npz: what torchvision and Keras compute with seeded weights.
+"""Writes tests/golden/*.npz: outputs of torchvision and Keras with seeded weights.
 
     python -m tools.make_golden       # needs torch, torchvision, keras (see tools/parity.py)
 
-The weights are not stored: `originals.seeded_weight` makes them again from each array's name. A
-file holds the names and shapes of the original's arrays, all logits, and every so many values of
-the gradient and of the running statistics, computed in float64. Together half a megabyte.
+The weights are not stored: `originals.seeded_weight` makes them from each array's name. A file
+holds the names and shapes of the original's arrays, all logits, and a sample of the gradient and
+of the running statistics, computed in float64. Together half a megabyte.
 """
 
 import json
@@ -18,7 +18,7 @@ from tools.originals import BATCH, GRADIENT_STEP, STATISTICS_STEP
 
 _OUTPUT = flags.DEFINE_string("output", "tests/golden", "folder of the files")
 
-# Small, since the tests run them; one odd size each. Keras' VGG takes no maps but 7×7 at its head.
+# Small, since the tests run them; some are odd. The head of Keras' VGG needs 7×7 maps.
 SIZES = {
     ("torchvision", "vgg16"): 75,
     ("torchvision", "vgg19"): 64,
@@ -32,7 +32,7 @@ SIZES = {
 
 
 def golden(outputs: originals.Outputs) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file; numbers rounded to float32."""
+    """Returns the arrays of a file, rounded to float32."""
     shapes = {name: list(shape) for name, shape in outputs.shapes.items()}
     numbers = {
         "logits": outputs.logits,

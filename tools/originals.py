@@ -1,16 +1,16 @@
-"""The published networks with random weights, and what they compute: for parity and golden files.
+"""The published networks with seeded random weights, and their outputs; for parity and golden.
 
-Weights are made by numpy from a seed and each array's original name, so that both sides get the
-same ones without a file. torch, torchvision and keras are imported only where they are used.
+numpy makes the weights from a seed and each array's original name, so both sides get the same
+ones without a file. torch, torchvision and keras are imported only where they are used.
 
-The originals run in float64, and so does our gradient: in float32 two values of a max pooling may
-be equal to rounding, either may get the gradient, and a pixel's gradient is another. PyTorch's own
-float32 and float64 gradients of VGG16 at 224 px differ by 3.4e-2 of the largest value, ours from
-PyTorch's by as much in float32, and by 7e-7 in float64. Our logits and statistics are as deployed.
+The originals and our gradient run in float64. In float32 two inputs of a max pooling can be equal
+up to rounding; then either may get the gradient. PyTorch's own float32 and float64 gradients of
+VGG16 at 224 px differ by 3.4e-2 of the largest value, ours from PyTorch's by as much in float32
+and by 7e-7 in float64. Our logits and statistics run in float32, as deployed.
 """
 
 # pyright: reportMissingImports=false
-# torch, torchvision and keras are nobody's dependency here: who compares installs them.
+# torch, torchvision and keras are no dependencies of this project; `make parity` installs them.
 
 import dataclasses
 import functools
@@ -29,16 +29,16 @@ from medadv_jax.models.pretrained import torchvision_names as torchvision_layout
 from medadv_jax.models.pretrained.verify import without_fake_registration
 
 LAYOUTS: dict[str, ModuleType] = {"torchvision": torchvision_layout, "keras": keras_layout}
-IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "inception_v3": 299}  # the papers'
+IMAGE_SIZE = {"vgg16": 224, "vgg19": 224, "resnet50": 224, "inception_v3": 299}  # as published
 NUM_CLASSES = 1000
 BATCH = 3
-# Golden files keep every fifth row and column of the gradient, every sixteenth running statistic.
+# Golden files keep every 5th row and column of the gradient and every 16th running statistic.
 GRADIENT_STEP, STATISTICS_STEP = 5, 16
-# Of the largest value: logits; gradient, of the worst image; and the move of the running statistics
-# in one call, a tenth or (Keras) a hundredth of what they are, so their rounding weighs more.
+# Maximum relative errors. One call changes the running statistics by a tenth or (Keras) a hundredth
+# of their values, so their rounding weighs more.
 BOUNDS = {"logits": 1e-4, "gradient": 1e-3, "statistics": 1e-3}
 _HEADS = ("fc.", "classifier.6.", "predictions/")
-# He's 2, and more where poolings take spread away: VGG, Inception.
+# He's 2, or more where pooling reduces the variance: VGG, Inception.
 _GAINS = {"features.": 2.6, "block": 2.6, "Conv2d_": 2.15, "Mixed_": 2.15, "conv2d": 2.15}
 _LAST_OF_BLOCK = ("bn3.weight", "_3_bn/gamma")
 _STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
@@ -48,13 +48,13 @@ Shapes = dict[str, tuple[int, ...]]  # name in the original → shape
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What a network computes from `seeded_images`; an original in float64.
+    """The outputs of a network for `seeded_images`; of an original in float64.
 
     Attributes:
       logits: (B, classes) in eval mode.
-      gradient: (B, H, W, 3), of the logits times `seeded_cotangent`, summed, in eval mode; float64.
-      statistics: original name → running statistic after one call in train mode; {}: none are.
-      shapes: original name → shape of each of the network's arrays.
+      gradient: (B, H, W, 3) float64, of sum(logits * `seeded_cotangent`) in eval mode.
+      statistics: original name → running statistic after one call in train mode.
+      shapes: original name → shape of each array of the network.
     """
 
     logits: np.ndarray
@@ -64,11 +64,11 @@ class Outputs:
 
 
 def seeded_weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Returns the array `name` of the original: float32, random, nothing at 0 or 1.
+    """Returns random values, float32, for the array `name` of the original.
 
-    The gradient jumps where an input of a ReLU crosses 0, and among 10 million some always lie
-    within rounding of it. So biases send every even channel far above 0 and every odd one far
-    below, and kernels sum to 0 over the even channels, so that this does not build up.
+    The gradient jumps where an input of a ReLU crosses 0, and among 10 million inputs some always
+    lie within rounding of it. Therefore biases move every even channel far above 0 and every odd
+    one far below, and kernels sum to 0 over the even channels, so that this does not accumulate.
     """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     uniform = rng.random(shape, np.float32)
@@ -79,7 +79,7 @@ def seeded_weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarra
         return _seeded_kernel(name, uniform)
     if name.endswith(("weight", "gamma")):  # a 1-d `weight` of torchvision is BatchNorm's scale
         scale = np.float32(0.4) * uniform + np.float32(1.0)
-        # Sixteen blocks that double their input would leave the biases behind.
+        # 16 residual blocks that double their input would make the biases negligible.
         return np.float32(0.3) * scale if name.endswith(_LAST_OF_BLOCK) else scale
     if name.endswith(("bias", "beta")) and not name.startswith(_HEADS):
         uniform[0::2] += np.float32(6.0)
@@ -88,7 +88,7 @@ def seeded_weight(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarra
 
 
 def _seeded_kernel(name: str, uniform: np.ndarray) -> np.ndarray:
-    """Uniform kernel → one of He's deviation, centred over every second input channel."""
+    """Scales a uniform kernel to He's deviation and centres it over the even input channels."""
     channels_first = name.endswith("weight")  # torchvision's: (features, channels, …)
     fan_in = uniform[0].size if channels_first else uniform[..., 0].size
     gain = next((gain for start, gain in _GAINS.items() if name.startswith(start)), 2.0)
@@ -107,17 +107,17 @@ def seeded_images(batch: int, size: int, seed: int = 0) -> np.ndarray:
 
 
 def seeded_cotangent(batch: int, classes: int = NUM_CLASSES, seed: int = 0) -> np.ndarray:
-    """Returns (batch, classes) float32: the weights of the logits in the differentiated sum."""
+    """Returns (batch, classes) float32: weights of the logits in the sum for the gradient."""
     return np.random.default_rng([seed, 1]).standard_normal((batch, classes), np.float32)
 
 
 def difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the largest difference over the largest expected value; NaN stays NaN."""
+    """Returns the maximum difference relative to the largest expected value; NaN stays NaN."""
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def gradient_difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Returns the `difference` of gradients (B, H, W, 3), of the worst image; NaN stays NaN."""
+    """Returns the largest `difference` over the images of gradients (B, H, W, 3)."""
     return float(np.max([difference(*each) for each in zip(actual, expected, strict=True)]))
 
 
@@ -125,12 +125,12 @@ def gradient_difference(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def our_variables(source: str, arch: str, shapes: Shapes, **arguments: Any) -> dict[str, Any]:
-    """Returns our variables from seeded weights of the original: its names, our converter's maps.
+    """Returns our variables, converted from the original's seeded weights.
 
-    `arguments` are more of `sources`, such as `aux`.
+    `arguments` are passed to the layout's `sources`, such as `aux`.
 
     Raises:
-        KeyError: an array that the map wants is not in `shapes`.
+        KeyError: the layout needs an array that is not in `shapes`.
     """
     variables: dict[str, Any] = {}
     for path, origin in LAYOUTS[source].sources(arch, **arguments).items():
@@ -189,8 +189,8 @@ def our_gradient(
         return jnp.sum(net.apply(variables, images) * cotangent)
 
     with jax.enable_x64(dtype == "float64"):
-        net = net.clone(dtype=jnp.dtype(dtype))  # `create_model` has no float64: no run wants it
-        # Layers widen kernels as they use them; what BatchNorm makes of vectors would be rounded.
+        net = net.clone(dtype=jnp.dtype(dtype))  # `create_model` does not offer float64
+        # Layers cast kernels themselves; BatchNorm would round intermediate vectors to float32.
         variables = jax.tree.map(
             lambda array: jnp.asarray(array, dtype) if array.ndim == 1 else array, variables
         )
@@ -228,7 +228,7 @@ def torchvision_network(arch: str, **arguments: Any) -> Any:
 
 
 def torchvision_outputs(arch: str, images: np.ndarray, **arguments: Any) -> Outputs:
-    """Runs torchvision's network; `arguments` are its constructor's."""
+    """Runs torchvision's network; `arguments` go to its constructor."""
     import torch
 
     network = torchvision_network(arch, **arguments)
@@ -250,17 +250,17 @@ def torchvision_outputs(arch: str, images: np.ndarray, **arguments: Any) -> Outp
 
 
 def keras_network(arch: str, size: int) -> Any:
-    """Returns Keras' network for images of `size` × `size`, with seeded weights.
+    """Returns Keras' network for images of `size` × `size`, with seeded weights, in float64.
 
-    In float64 under `jax.enable_x64`, and only there.
+    Call it under `jax.enable_x64`.
     """
     os.environ.setdefault("KERAS_BACKEND", "jax")
     import keras
     from keras.src.backend.common import dtypes
 
-    keras.utils.clear_session()  # layers are numbered from none again
+    keras.utils.clear_session()  # restarts the numbering of layers
     keras.config.set_floatx("float64")
-    # Keras 3.15 on JAX takes float64 back to float32 wherever types meet: in BatchNormalization.
+    # Keras 3.15 on JAX demotes float64 to float32 when dtypes mix, as in BatchNormalization.
     dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
     names = {"vgg16": "VGG16", "vgg19": "VGG19", "resnet50": "ResNet50"}
     network = getattr(keras.applications, names.get(arch, "InceptionV3"))(
@@ -306,8 +306,5 @@ def _keras_variables(network: Any) -> dict[str, Any]:
 
 def original_outputs(source: str, arch: str, images: np.ndarray) -> Outputs:
     """Runs the original network, "torchvision" or "keras", with seeded weights on `images`."""
-    return (
-        torchvision_outputs(arch, images)
-        if source == "torchvision"
-        else keras_outputs(arch, images)
-    )
+    run = torchvision_outputs if source == "torchvision" else keras_outputs
+    return run(arch, images)

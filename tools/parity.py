@@ -1,17 +1,17 @@
-"""Are our networks the published ones? Runs them beside torchvision and Keras, with random weights.
+"""Compares our networks with torchvision's and Keras', all with the same random weights.
 
     python -m tools.parity            # needs torch, torchvision, keras, h5py
     python -m tools.parity --arch=resnet50 --source=keras
 
-For each network and source, at the full input size and at an odd one: logits and the gradient to
-the images in eval mode, and the move of the running statistics in train mode, each as the largest
-difference over the largest value. The originals run in float64; ours in float32, but the gradient
-in float64 (why: `originals.py`; --float32 shows it in float32, and does not judge it). Of gradients
-the worst image counts. Exits 1 if one is above its bound.
+For each network and source, at the full input size and at an odd one, it compares the logits and
+the gradient to the images in eval mode, and the change of the running statistics in train mode.
+Errors are maximum differences relative to the largest value; of gradients the worst image counts.
+The originals run in float64. Ours run in float32, but for the gradient (`originals.py` says why;
+--float32 also shows it in float32, without a bound). Exits 1 if an error is above its bound.
 """
 
 # pyright: reportMissingImports=false
-# torch is nobody's dependency here: who compares installs it.
+# torch is no dependency of this project; `make parity` installs it.
 
 import dataclasses
 import importlib.util
@@ -51,9 +51,9 @@ def odd_size(source: str, arch: str) -> int:
 
 
 def statistics_difference(ours: originals.Outputs, theirs: originals.Outputs) -> float | None:
-    """Returns the worst difference over all running statistics, of their move in one call.
+    """Returns the largest relative error of the change that one call makes to the statistics.
 
-    Where AuxLogits is left out, torchvision has statistics more, which are not compared.
+    Statistics that only torchvision has, those of AuxLogits, are not compared.
     """
     names = ours.statistics.keys()
     if not names:
@@ -67,7 +67,7 @@ def statistics_difference(ours: originals.Outputs, theirs: originals.Outputs) ->
 
 
 def differences(ours: originals.Outputs, theirs: originals.Outputs) -> dict[str, float | None]:
-    """Returns the columns of the table that are judged."""
+    """Returns the columns of the table that have a bound."""
     return {
         "logits": difference(ours.logits, theirs.logits),
         "gradient": gradient_difference(ours.gradient, theirs.gradient),
@@ -100,14 +100,14 @@ def compare_transform_input() -> dict[str, float | None]:
     inputs = (pixels - our_mean) / our_std
     ours = originals.our_outputs("torchvision", arch, inputs, theirs.shapes)
     return differences(
-        # By pixels: each side's gradient is by what it was given.
+        # With respect to pixels: each side's gradient is with respect to its own input.
         dataclasses.replace(ours, gradient=ours.gradient / our_std),
         dataclasses.replace(theirs, gradient=theirs.gradient / std),
     )
 
 
 def compare_aux() -> dict[str, float | None]:
-    """Compares the auxiliary head's logits in train mode, with the batch's statistics."""
+    """Compares the auxiliary head's logits in train mode, with batch statistics."""
     import torch
 
     arch, size = "inception_v3", originals.IMAGE_SIZE["inception_v3"]
@@ -152,7 +152,7 @@ def macs(jaxpr: Any) -> int:
 
 
 def size_and_cost(arch: str) -> tuple[int, float]:
-    """Returns the number of parameters with 1000 classes, and GFLOPs for one image (2 an add)."""
+    """Returns the parameters with 1000 classes, and GFLOPs of one image (multiply-add: 2)."""
     net = create_model(arch, num_classes=originals.NUM_CLASSES, conv_impl="plain")
     images = jax.ShapeDtypeStruct((1, *[originals.IMAGE_SIZE[arch]] * 2, 3), jnp.float32)
     variables: Any = jax.eval_shape(net.init, jax.random.key(0), images)
@@ -179,7 +179,7 @@ def report(title: str, differences: dict[str, float | None]) -> bool:
 
 
 def comparisons(archs: Iterable[str], sources: Iterable[str]) -> Iterable[tuple[str, Any]]:
-    """Yields title and result of each comparison."""
+    """Yields the title and the result of each comparison."""
     for arch in archs:
         for source in sources:
             for size in (originals.IMAGE_SIZE[arch], odd_size(source, arch)):

@@ -1,23 +1,23 @@
-"""Do the networks see what torchvision and Keras would show them of the same file?
+"""Compares our preprocessing of image files with torchvision's and Keras'.
 
     python -m tools.preprocessing                    # needs torch, torchvision, keras
-    python -m tools.preprocessing --folder=FOLDER    # of these files instead of generated ones
+    python -m tools.preprocessing --folder=FOLDER    # these files instead of generated ones
 
-Files go through `data/images.py` and the classifier's normalisation, and through the libraries' own
-preprocessing. The differences are in steps of 8-bit pixels, normalisation undone. Pillow's bilinear
-filter, which averages where it shrinks, is everybody's but for Keras' default. Rows:
+Files go through `medadv_jax/data/images.py` and the classifier's normalisation, and through the
+libraries' own preprocessing. Differences are in steps of 8-bit pixels, normalisation undone. All
+use Pillow's antialiased bilinear filter, except for Keras' default. Rows:
 
-  square       the largest centred square of the file: no two can disagree on what to cut
-  file         the file: torchvision scales first and cuts at whole pixels, Keras cuts at whole
-               pixels and scales, ours cuts at fractions of pixels and scales
+  square       the largest centred square of the file, so that all crop the same pixels
+  file         the file: torchvision scales and then crops at whole pixels, Keras crops at whole
+               pixels and then scales, ours crops at fractions of pixels and then scales
   as published the libraries' defaults: torchvision keeps the inner 7/8 of the square, Keras takes
-               the nearest pixel and does not keep the aspect. Shown, not judged: not one function
+               the nearest pixel and does not keep the aspect ratio. Shown without a bound
 
 Exits 1 if a row is above its bound.
 """
 
 # pyright: reportMissingImports=false
-# torch, torchvision and keras are nobody's dependency here: who compares installs them.
+# torch, torchvision and keras are no dependencies of this project; `make parity` installs them.
 
 import dataclasses
 import io
@@ -46,11 +46,11 @@ _SIZE = flags.DEFINE_integer("size", 224, "side of the square in pixels")
 
 ENDINGS = (".jpeg", ".jpg", ".png")
 GENERATED = {"xray": (640, 512), "histology": (600, 394)}  # kind -> width and height
-_EQUAL = 0.01  # steps: what float32 may lose in the normalisation and back
+_EQUAL = 0.01  # steps: rounding of the normalisation and its inverse in float32
 
 
 class Inputs(nn.Module):
-    """In place of a network: what reaches it."""
+    """Replaces a network; returns its input."""
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Returns the images."""
@@ -59,13 +59,13 @@ class Inputs(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A way of preprocessing.
+    """A library's preprocessing and the bounds of its difference from ours.
 
     Attributes:
-      title: of the row.
+      title: name in the table.
       normalization: a key of `NORMALIZATIONS`.
       theirs: the bytes of a file -> (S, S, 3), normalised.
-      square: whether files are cut to squares before.
+      square: whether files are first cropped to squares.
       mean: bound of the mean difference in steps.
       largest: bound of the largest difference in steps.
     """
@@ -79,7 +79,7 @@ class Row:
 
 
 def our_inputs(content: bytes, size: int, normalization: str) -> np.ndarray:
-    """Returns what a network of ours gets of a file: (size, size, 3) float32."""
+    """Returns the input of our network for a file: (size, size, 3) float32."""
     pixels = to_pixels(jnp.asarray(read_square(content, size, "crop"))[None])
     return np.asarray(Classifier(Inputs(), normalization).logits({}, pixels))[0]
 
@@ -105,7 +105,7 @@ def _encoded(image: Image.Image, file_format: str) -> bytes:
 
 
 def generated() -> Iterable[bytes]:
-    """Yields JPEGs of drawn X-rays (grey) and histology (colour), wider than high."""
+    """Yields JPEGs of generated X-rays (grey) and histology (colour), wider than high."""
     for kind, (width, height) in GENERATED.items():
         for example in generate(kind, 2, width, seed=0):
             image = Image.fromarray(example["image"]).crop((0, 0, width, height))
@@ -127,7 +127,7 @@ def files(folder: str) -> Iterable[bytes]:
 def torchvision_transform(size: int, resize_size: int, tensor: bool) -> Callable[[bytes], Any]:
     """Returns torchvision's transform of its published weights, at this size.
 
-    `tensor`: of a tensor, by PyTorch's own filter; else of a Pillow image, by Pillow's.
+    `tensor`: resizes a tensor by PyTorch's own filter; else a Pillow image by Pillow's.
     """
     import torch
 
@@ -160,7 +160,7 @@ def keras_transform(arch: str, size: int, **options: Any) -> Callable[[bytes], n
 
 
 def torchvision_rows(size: int) -> list[Row]:
-    """Returns torchvision's ways."""
+    """Returns torchvision's rows."""
     shrunk, by_tensor = (torchvision_transform(size, size, tensor) for tensor in (False, True))
     published = torchvision_transform(size, round(size * 256 / 224), False)
     return [
@@ -172,7 +172,7 @@ def torchvision_rows(size: int) -> list[Row]:
 
 
 def keras_rows(size: int) -> list[Row]:
-    """Returns Keras' ways: of each network on squares, then of one on files."""
+    """Returns Keras' rows: every network on squares, ResNet50 on files."""
     same: dict[str, Any] = {"interpolation": "bilinear", "keep_aspect_ratio": True}
     names = keras_layout.NORMALIZATION
     kept = {arch: keras_transform(arch, size, **same) for arch in names}
@@ -208,15 +208,15 @@ def report(rows: Iterable[Row], contents: list[bytes], size: int) -> bool:
         values = (found.mean(), np.quantile(found, 0.99), found.max())
         cells = "".join(f"{value:10.3f}" for value in values)
         bounds = {"mean": row.mean, "largest": row.largest}
-        told = ", ".join(f"{name} {bound:g}" for name, bound in bounds.items() if bound < math.inf)
-        print(f"{row.title:36}{cells}{(found < _EQUAL).mean():10.1%}  {told}", end="")
+        bound = ", ".join(f"{name} {value:g}" for name, value in bounds.items() if value < math.inf)
+        print(f"{row.title:36}{cells}{(found < _EQUAL).mean():10.1%}  {bound}", end="")
         print("" if good else "  MISS")
         within &= good
     return within
 
 
 def compare(sources: Iterable[str], contents: list[bytes], size: int) -> bool:
-    """Compares with torchvision, Keras or both; returns whether all is within its bounds."""
+    """Compares with the given libraries; returns whether all differences are within bounds."""
     makers = {"torchvision": torchvision_rows, "keras": keras_rows}
     return report([row for source in sources for row in makers[source](size)], contents, size)
 

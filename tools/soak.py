@@ -1,14 +1,14 @@
-"""Kills a small run again and again, and asks whether it ends as one that was left alone.
+"""Kills a small run repeatedly and compares its results with those of an undisturbed run.
 
-    python tools/soak.py --folder=runs/soak                    # 24 kills, and 4 times SIGTERM
-    python tools/soak.py --folder=runs/soak --steps=2000       # memory while training, instead
+    python -m tools.soak --folder=runs/soak                    # 24 kills, and 4 times SIGTERM
+    python -m tools.soak --folder=runs/soak --steps=2000       # instead: memory while training
 
 The run has all stages: four defences, their evaluation, detectors, pictures, self-checks, report.
-It is started with the same command after every kill; the kills are spread over the stages, at
-random moments within them. In the end parameters, records and results must have the same bits as
-those of a run that was left alone. Exit code 1 if they have not, or if memory grows.
+After every kill the same command starts it again; the kills come at random moments, spread over
+the stages. At the end parameters, records and results must be bit-identical to those of an
+undisturbed run. Exit code 1 if they are not, or if memory grows.
 
-A network of two convolutions stands in for the named ones: it is the loop around it that is tried.
+A network of two convolutions replaces the named ones, since the loop around it is what is tested.
 """
 
 import argparse
@@ -32,6 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tools.fuzz import cpu_seconds
+
 ROOT = Path(__file__).parents[1]
 OVERRIDES = {
     "data.image_size": 32, "data.phantom_images": 120, "data.per_class": 0,
@@ -44,12 +46,12 @@ SAME_BYTES = (
     "predictions.parquet", "results.csv", "splits.json", "detection.parquet", "detection.csv",
     "curves.parquet", "self_checks.json",
 )  # fmt: skip
-_MAX_GROWTH = 0.05  # of memory, over the steps, that still counts as flat
+_MAX_GROWTH = 0.05  # of memory over all steps; more is a leak
 _STAGE = re.compile(r"(train|evaluate|check) (\w+):|(detectors|pictures):|self-checks of the (m)")
 
 
 class TinyNet(nn.Module):
-    """Compiles in no time; takes the arguments of every network of the table."""
+    """A network that compiles fast; takes the arguments of every network in MODELS."""
 
     num_classes: int = 2
     width: float = 1.0
@@ -69,12 +71,12 @@ class End(NamedTuple):
     """How a process ended.
 
     Attributes:
-      code: its exit code, negative for a signal.
-      stage: the last that it began.
-      at: processor time from its start to the signal, or to its end, seconds.
-      took: seconds on the clock from the signal to its end.
-      starts: stage -> processor time from the start of the process, seconds.
-      errors: what it wrote to standard error.
+      code: exit code, negative for a signal.
+      stage: the last stage that began.
+      at: seconds of processor time until the signal, or until the end.
+      took: seconds of wall time from the signal to the end.
+      starts: stage -> seconds of processor time at its beginning.
+      errors: the end of its standard error.
     """
 
     code: int
@@ -86,7 +88,7 @@ class End(NamedTuple):
 
 
 def main() -> int:
-    """Runs what the command line asks for; returns the exit code."""
+    """Runs the soak or the memory test; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="new, for runs and caches")
     parser.add_argument("--kills", type=int, default=24, help="with SIGKILL")
@@ -94,7 +96,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=0, help="measure memory over so many steps")
     parser.add_argument("--defenses", default="base,adversarial,autoencoder,hybrid")
     given = parser.parse_args()
-    warnings.filterwarnings("ignore", message="Sharding info")  # Orbax: the file's is meant
+    warnings.filterwarnings("ignore", message="Sharding info")  # Orbax, reading checkpoints
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.steps:
         return watch_memory(given.folder, given.steps)
@@ -103,7 +105,6 @@ def main() -> int:
 
 def child() -> None:
     """Runs main.py with the small network in place of all others."""
-    sys.path.insert(0, str(ROOT))
     import main as program
     from medadv_jax import cli, models
 
@@ -113,8 +114,8 @@ def child() -> None:
 
 
 def soak(folder: Path, kills: int, seed: int, overrides: Mapping[str, Any]) -> int:
-    """Runs undisturbed, twice, then killed; prints a table and a verdict."""
-    for name in ("whole", "again"):  # the first compiles; the second tells how long stages take
+    """Runs twice undisturbed, then with kills; prints a table; returns 1 for any difference."""
+    for name in ("whole", "again"):  # the first compiles; the second times the stages
         began = time.monotonic()
         end = Process(folder, name, overrides).finish()
         if end.code:
@@ -145,28 +146,28 @@ def soak(folder: Path, kills: int, seed: int, overrides: Mapping[str, Any]) -> i
 
 
 def plan(stages: Sequence[str], kills: int) -> list[tuple[str, str]]:
-    """Returns (stage, signal) in the order of the stages, and a SIGTERM for each training."""
+    """Returns (stage, signal) in the order of the stages; each training also gets a SIGTERM."""
     found = [(i * len(stages) // kills, "SIGKILL") for i in range(kills)]
     found += [(i, "SIGTERM") for i, stage in enumerate(stages) if stage.startswith("train")]
     return [(stages[i], name) for i, name in sorted(found)]
 
 
 class Process:
-    """One start of the run's command, which is always the same for a name.
+    """A started run; the same name gives the same command.
 
-    Moments are told in its processor time, which other work on the machine does not stretch.
+    Times are its processor time, which other work on the machine does not change.
     """
 
     def __init__(self, folder: Path, name: str, overrides: Mapping[str, Any]):
         fields = OVERRIDES | {"data.cache_dir": folder / f"cache-{name}"} | dict(overrides)
-        command = [sys.executable, __file__, "child", "--config=configs/demo.py"]
+        command = [sys.executable, "-m", "tools.soak", "child", "--config=configs/demo.py"]
         command += [f"--config.{field}={value}" for field, value in fields.items()]
         settings = {
             "JAX_COMPILATION_CACHE_DIR": str(folder.resolve() / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "TF_CPP_MIN_LOG_LEVEL": "3",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # much is compiled, little computed
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling dominates
         }
         self._process = subprocess.Popen(
             [*map(str, command), f"--workdir={(folder / name).resolve()}"],
@@ -179,22 +180,22 @@ class Process:
         threading.Thread(target=self._read, daemon=True).start()
 
     def finish(self) -> End:
-        """Waits for its end."""
+        """Waits for the end."""
         worked = 0.0
         while self._next():
-            worked = self._worked() or worked
+            worked = cpu_seconds(self.pid) or worked
         return self._end(time.monotonic(), worked)
 
     def strike(
         self, stages: set[str], lengths: Mapping[str, float], share: float, number: int
     ) -> End:
-        """Sends a signal in the first of `stages` that begins, after a share of its length."""
+        """Sends a signal in the first of `stages` to begin, after a fraction of its length."""
         while self.stage not in stages and self._next():
             pass
         until = self.starts[self.stage] + share * lengths[self.stage]
-        while self._worked() < until and self._next():
+        while cpu_seconds(self.pid) < until and self._next():
             pass
-        struck, worked = time.monotonic(), self._worked()
+        struck, worked = time.monotonic(), cpu_seconds(self.pid)
         self._process.send_signal(number)
         return self._end(struck, worked)
 
@@ -203,21 +204,13 @@ class Process:
         """The last stage that began."""
         return list(self.starts)[-1]
 
-    def _worked(self) -> float:
-        """Processor time so far; 0 after the end."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0.0
-        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
     def _read(self) -> None:
         for line in self._process.stdout or ():
-            self._lines.put((self._worked(), line))
+            self._lines.put((cpu_seconds(self.pid), line))
         self._lines.put(None)
 
     def _next(self) -> bool:
-        """Reads a line, or waits a moment; False at the end of the output."""
+        """Reads a line or waits 50 ms; returns False at the end of the output."""
         try:
             found = self._lines.get(timeout=0.05)
         except queue.Empty:
@@ -238,7 +231,7 @@ class Process:
 
 
 def compare(whole: Path, other: Path) -> Iterator[str]:
-    """Yields what differs between two finished runs: parameters, records, results, curves."""
+    """Yields the differences of two finished runs: parameters, records, results, curves."""
     for name in SAME_BYTES:
         if (whole / name).exists() != (other / name).exists():
             yield f"{name} is missing"
@@ -260,25 +253,25 @@ def compare(whole: Path, other: Path) -> Iterator[str]:
 
 
 def curves(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl without the speed."""
+    """Returns the complete lines of metrics.jsonl, without the speed."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "images/s"} for line in lines]
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file."""
+    """Returns the arrays of an .npz file."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
 def checkpoints(run: Path) -> list[str]:
-    """The checkpoints of a run, and whatever else lies beside them."""
+    """Returns the relative paths of a run's checkpoints and of anything beside them."""
     folder = run / "checkpoints"
     return sorted(str(path.relative_to(run)) for path in folder.glob("*/*"))
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Name -> array of nested dicts and lists."""
+    """Returns name -> array of nested dicts and lists."""
     if isinstance(tree, Mapping | list | tuple):
         items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
         parts = [flat(value, f"{prefix}/{name}") for name, value in items]
@@ -287,7 +280,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
-    """Tells whether arrays have the same names and bits."""
+    """Returns whether both have the same names, dtypes and bits."""
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and one[name].tobytes() == other[name].tobytes()
         for name in one
@@ -295,7 +288,7 @@ def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool
 
 
 def watch_memory(folder: Path, steps: int) -> int:
-    """Trains for `steps` adversarial steps; prints the line through memory against steps."""
+    """Trains for `steps` adversarial steps and fits memory against steps; returns 1 if it grows."""
     images = int(OVERRIDES["data.phantom_images"]) * 0.7
     epochs = round(steps / (images / int(OVERRIDES["train.batch_size"]))) + 1
     overrides = {
@@ -327,7 +320,7 @@ def watch_memory(folder: Path, steps: int) -> int:
 
 
 def resident(pid: int) -> float:
-    """The resident memory of a process, MiB."""
+    """Returns the resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
