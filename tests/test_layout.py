@@ -13,9 +13,9 @@ PACKAGE = "medadv_jax"
 # room -> floor; a room imports only rooms on lower floors, and itself.
 FLOORS = {
     "errors": 0,
-    "files": 0,
     "config": 1,
     "distributed": 1,
+    "files": 1,
     "interrupts": 1,
     "progress": 1,
     "attacks": 2,
