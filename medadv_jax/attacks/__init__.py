@@ -1,11 +1,20 @@
-"""Attacks on `logits_fn(pixels)`: one loop, and a table of specifications.
+"""Attacks on `logits_fn(pixels)`, and the table that names them.
 
     attack = make_attack("pgd", epsilon=0.03, step_size=0.0075, num_steps=10)
     adversarial = attack(logits_fn, images, labels, key)
 
-Images are pixels in [0, 1], and so are radii and steps: normalisation and purifier belong inside
-`logits_fn`. To add an attack, write a function that returns an `Attack` and name it in `ATTACKS`;
-one that steps or projects in another way adds a ball to `geometry.py` or a loss to `losses.py`.
+Images, radii and steps are in pixels of [0, 1]; normalisation and purifier belong inside
+`logits_fn`. A first-order attack is a choice of numbers for the loop of `lanes.py`. To add one,
+write a function that returns an `Attack` and name it in `ATTACKS`:
+
+    def _fast(epsilon, step_size, num_steps, **options):
+        "One step of 1.25 ε from a random point (Wong et al. 2020)."
+        return Attack("fast", epsilon, 1.25 * epsilon, 1, random_start=True, **options)
+
+    ATTACKS = {..., "fast": _fast}
+
+It then trains and evaluates by that name, in lanes and in the attack queue. Another geometry is a
+ball in `norms.py`, another objective a function in `losses.py`; each has a table of its own.
 """
 
 from collections.abc import Callable
@@ -24,7 +33,7 @@ Scalar = float | jax.Array
 
 
 def _fgsm(epsilon: Scalar, step_size: Scalar | None, num_steps: int, **options: Any) -> Attack:
-    """One step of ε (Goodfellow et al. 2015, section 4), whatever step size and number are."""
+    """One step of ε (Goodfellow et al. 2015, section 4); step size and number are ignored."""
     del step_size, num_steps
     return Attack("fgsm", epsilon, epsilon, 1, **options)
 
@@ -66,7 +75,7 @@ def make_attack(
       name: a key of `ATTACKS`.
       epsilon: radius of the ball, in pixels of [0, 1].
       step_size: length of a step; None: 2.5 ε / num_steps (PGD, BIM) or ε / num_steps (MI-FGSM).
-        FGSM takes one step of ε whatever is given here.
+        FGSM ignores it: its step is ε.
       num_steps: gradient steps; FGSM takes one.
       **options: further fields of `Attack`: norm, loss, targeted, num_restarts, keep_best,
         early_stop; and `decay` for MI-FGSM.

@@ -1,11 +1,13 @@
-"""Many attacks on many images through one compiled step: each image its own radius and step.
+"""A queue of attacks on images, run by one compiled step: continuous batching.
 
-`run_attacks` gives every image every attack, and a program of their own to each list of attacks.
-A sweep over radii, numbers of steps, restarts and losses asks for few gradients of each: most
-images fall within a step or two. Here every slot of a batch is an image under an attack of its
-own, whose numbers are arguments of the program; a slot whose image has fallen, or has had its
-steps, goes to the next in the queue. The step, the balls and the random starts are those of
-`attacks/loop.py`, so that the results are those of `run_attacks` with `early_stop`, to rounding.
+`run_attacks` runs every attack on every image, and compiles a program for each list of attacks.
+Curves and self-checks ask for many radii, numbers of steps, restarts and losses, of which most
+images need a step or two. Here each row of the batch is a slot: one image under one attack, whose
+numbers are arguments of the program. A slot is given to the next in the queue as soon as its image
+is misclassified or has had its steps.
+
+Start, step and balls are those of `lanes.py`, so that results equal those of `run_attacks` with
+`early_stop`, up to rounding.
 """
 
 import functools
@@ -16,22 +18,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medadv_jax.attacks import lanes as parts
+from medadv_jax.attacks.lanes import (
+    LaneNumbers,
+    LaneState,
+    Score,
+    initial_state,
+    random_start,
+    step_example,
+)
 from medadv_jax.attacks.losses import LOSSES
+from medadv_jax.attacks.norms import BALLS
 from medadv_jax.attacks.spec import AttackSpec
 
-# (variables, pixels (N, H, W, C), a word of the caller's) -> logits (N, K)
-LogitsFn = Callable[[Any, jax.Array, str], jax.Array]
+# (variables, pixels (N, H, W, C), kind of gradient) -> logits (N, K)
+VariablesLogitsFn = Callable[[Any, jax.Array, str], jax.Array]
 
 
 class AttackJob(NamedTuple):
     """An attack on some of the images.
 
     Attributes:
-      attack: untargeted, of the sweep's norm; with `keep_best` it stops at the first point that
+      attack: untargeted, of the queue's norm; with `keep_best` it stops at the first point that
         is misclassified.
       temperature: what logits are divided by.
-      shift: (n,) float32, taken from each image's own logit: where the boundary is moved to.
+      shift: (n,) float32, subtracted from the logit of each image's own class, which moves the
+        decision boundary.
       active: (n,) bool, the images to attack; None: all.
     """
 
@@ -39,19 +50,6 @@ class AttackJob(NamedTuple):
     temperature: float = 1.0
     shift: np.ndarray | None = None
     active: np.ndarray | None = None
-
-
-class Numbers(NamedTuple):
-    """What may differ between slots, (N,) each."""
-
-    epsilon: Any
-    step_size: Any
-    decay: Any
-    restart: Any  # number of the random start
-    random_start: Any  # bool
-    margin: Any  # bool: margin loss, not cross-entropy
-    temperature: Any
-    shift: Any
 
 
 class Gradients(NamedTuple):
@@ -62,29 +60,53 @@ class Gradients(NamedTuple):
     loss: Any  # (N,) float32
 
 
-class _Item(NamedTuple):
-    """An image under one random start of a job."""
+class _LossNumbers(NamedTuple):
+    """What may differ between the losses of slots; each (), or (N,) stacked."""
+
+    margin: Any = False  # bool: margin loss, not cross-entropy
+    temperature: Any = 1.0
+    shift: Any = 0.0
+
+
+class _StartNumbers(NamedTuple):
+    """What may differ between the starts of slots; each (), or (N,) stacked."""
+
+    epsilon: Any = 0.0
+    restart: Any = 0  # number of the random start
+    random_start: Any = False  # bool
+
+
+class _SlotNumbers(NamedTuple):
+    """What may differ between slots."""
+
+    loss: _LossNumbers = _LossNumbers()
+    start: _StartNumbers = _StartNumbers()
+    step: LaneNumbers = LaneNumbers(epsilon=0.0, step_size=0.0, decay=0.0)
+
+
+class _Task(NamedTuple):
+    """One image under one random start of a job."""
 
     job: int
     image: int
     attack: AttackSpec
-    numbers: Numbers
+    numbers: _SlotNumbers
 
 
 class AttackQueue:
-    """Compiled programs: a gradient for each word, and the move that they share.
+    """Compiled programs: one for each kind of gradient, and the start and step that all share.
 
     Args of the constructor:
-      logits_fn: (variables, pixels, word) -> logits; treats every image alone.
+      logits_fn: (variables, pixels, gradient) -> logits; treats every image alone.
       slots: N, images at a time.
       norm: of balls and steps.
       put: places a tree of arrays on the devices, split along their first axes.
-      fold: variables -> those of `logits_fn`, once for each call; see `Classifier.fold`.
+      fold: variables -> those of `logits_fn`, called once per call; see `Classifier.fold`.
     """
 
     def __init__(
         self,
-        logits_fn: LogitsFn,
+        logits_fn: VariablesLogitsFn,
         slots: int,
         norm: str = "linf",
         put: Callable[[Any], Any] = jax.device_put,
@@ -98,8 +120,8 @@ class AttackQueue:
     def gradients(
         self, variables: Any, points: np.ndarray, labels: np.ndarray, gradient: str
     ) -> Gradients:
-        """Returns loss and gradient at points (N, H, W, C) as an attack sees them, on the host."""
-        numbers = _stack([_numbers(AttackJob(AttackSpec("", 0.0, 0.0, 1)), 0, 0)] * len(points))
+        """Returns cross-entropy and its gradient at points (N, H, W, C), on the host."""
+        numbers = _stack([_LossNumbers()] * len(points))
         found = self._gradients(
             self._fold(variables),
             *self.put((points, labels.astype(np.int32), numbers)),
@@ -108,13 +130,12 @@ class AttackQueue:
         return Gradients(*jax.device_get(found))
 
     def starts(
-        self, images: np.ndarray, labels: np.ndarray, epsilon: float, restart: int, key: jax.Array
+        self, images: np.ndarray, epsilon: float, restart: int, key: jax.Array
     ) -> np.ndarray:
-        """Returns random points (N, H, W, C) of the balls around N images: noise."""
-        attack = AttackSpec("noise", epsilon, 0.0, 1, random_start=True)
-        numbers = _stack([_numbers(AttackJob(attack), 0, restart)] * len(images))
+        """Returns random points (N, H, W, C) of the balls around N images, one for each."""
+        numbers = _stack([_StartNumbers(float(epsilon), restart, True)] * len(images))
         everything = np.ones(len(images), bool)
-        arguments = self.put((images, labels.astype(np.int32), numbers, everything))
+        arguments = self.put((images, numbers, everything))
         return np.asarray(_start(*arguments, key, None, norm=self.norm).point)
 
     def run(
@@ -135,119 +156,130 @@ class AttackQueue:
           labels: (n,) integer.
           jobs: J of them.
           key: of the random starts.
-          gradient: the word for `logits_fn`.
+          gradient: the kind of gradient, handed to `logits_fn`.
           advance: told the number of finished runs, each of one image under one random start.
 
         Returns:
-          (J, n, H, W, C) float32 in [0, 1]; images that a job leaves out are as they were.
+          (J, n, H, W, C) float32 in [0, 1]; images that a job leaves out are unchanged.
         """
         variables = self._fold(variables)
         results = np.repeat(images[None], len(jobs), axis=0)
-        best = np.full(results.shape[:2], -np.inf)  # loss, misclassified ones above all others
-        slots = _Slots(self.slots, images, labels, _items(jobs, len(images)))
-        state, numbers, points = None, None, None
-        while slots.fill():
+        best = np.full(results.shape[:2], -np.inf)  # loss; infinite where misclassified
+        slots = _SlotTable(self.slots, images, labels, _tasks(jobs, len(images)))
+        state: Any = None
+        numbers = centres = targets = None
+        while slots.assign_tasks():
             if slots.fresh.any():
-                numbers, points = slots.arrays()
-                points, targets, numbers = self.put((points, slots.labels, numbers))
+                centres, targets, numbers = self.put(slots.arrays())
                 fresh = self.put(slots.fresh)
-                state = _start(points, targets, numbers, fresh, key, state, norm=self.norm)
-            found = self._gradients(variables, state.point, targets, numbers, gradient=gradient)
-            done = slots.advance(np.asarray(found.success))
-            previous, state = state, _move(state, found, numbers, points, targets, norm=self.norm)
-            if done:
-                advance(len(done))
-                _collect(results, best, slots, done, previous, state)
+                state = _start(centres, numbers.start, fresh, key, state, norm=self.norm)
+            found = self._gradients(
+                variables, state.point, targets, numbers.loss, gradient=gradient
+            )
+            finished = slots.count_gradient(np.asarray(found.success))
+            before, state = state, _step(state, found, numbers.step, centres, norm=self.norm)
+            if finished:
+                advance(len(finished))
+                _collect(results, best, slots, finished, before, state)
         return results
 
 
-def _collect(results: Any, best: Any, slots: "_Slots", done: list[int], before: Any, after: Any):
-    """Writes what finished slots found into `results`, where it beats an earlier random start.
+class _SlotTable:
+    """Which task each row of the batch runs; a row without a task keeps its last image."""
 
-    `after` the move, `best` knows the last point too; the point itself is that before it.
+    def __init__(self, count: int, images: np.ndarray, labels: np.ndarray, queue: Iterator[_Task]):
+        self._images, self._labels, self._queue = images, labels, queue
+        self.tasks: list[_Task | None] = [None] * count
+        self.fresh = np.zeros(count, bool)  # rows that have just been given a task
+        self._gradients = np.zeros(count, int)  # taken for the row's task
+        self._row_images = np.zeros((count, *images.shape[1:]), np.float32)
+        self._row_labels = np.zeros(count, np.int32)
+        self._numbers = [_SlotNumbers()] * count
+
+    def assign_tasks(self) -> bool:
+        """Gives the next tasks to free rows; returns whether any row has a task."""
+        self.fresh[:] = False
+        for slot, task in enumerate(self.tasks):
+            if task is None and (task := next(self._queue, None)) is not None:
+                self.tasks[slot], self.fresh[slot], self._gradients[slot] = task, True, 0
+                self._row_images[slot] = self._images[task.image]
+                self._row_labels[slot] = self._labels[task.image]
+                self._numbers[slot] = task.numbers
+        return any(task is not None for task in self.tasks)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, _SlotNumbers]:
+        """Returns images, labels and numbers of all rows; copies, as devices may alias them."""
+        return self._row_images.copy(), self._row_labels.copy(), _stack(self._numbers)
+
+    def count_gradient(self, success: np.ndarray) -> list[int]:
+        """Counts a gradient of every row; returns the rows whose tasks are finished."""
+        self._gradients += 1
+        finished = []
+        for slot, task in enumerate(self.tasks):
+            if task is None:
+                continue
+            # The gradient after the last step is there for its loss.
+            over = self._gradients[slot] > task.attack.num_steps
+            if over or (task.attack.keep_best and success[slot]):
+                finished.append(slot)
+        return finished
+
+
+def _collect(
+    results: np.ndarray,
+    best: np.ndarray,
+    slots: _SlotTable,
+    finished: Sequence[int],
+    before: LaneState,
+    after: LaneState,
+) -> None:
+    """Writes what finished rows found into `results`, where it beats an earlier random start.
+
+    The last point is that before the last step; its score is only in the state after it.
     """
     strongest, points = np.asarray(after.best), np.asarray(before.point)
     success, loss = np.asarray(after.success), np.asarray(after.loss, np.float64)
-    for slot in done:
-        item = slots.items[slot]
-        assert item is not None
-        place = item.job, item.image
+    for slot in finished:
+        task = slots.tasks[slot]
+        assert task is not None
+        place = task.job, task.image
         value = np.inf if success[slot] else loss[slot]
         if value > best[place] or best[place] == -np.inf:
             best[place] = value
-            results[place] = strongest[slot] if item.attack.keep_best else points[slot]
-        slots.items[slot] = None
+            results[place] = strongest[slot] if task.attack.keep_best else points[slot]
+        slots.tasks[slot] = None
 
 
-class _Slots:
-    """Who sits in which row of the batch. Empty rows hold the last image that sat there."""
-
-    def __init__(self, count: int, images: np.ndarray, labels: np.ndarray, queue: Iterator[_Item]):
-        self._images, self._labels, self._queue = images, labels, queue
-        self.items: list[_Item | None] = [None] * count
-        self.labels = np.zeros(count, np.int32)
-        self.fresh = np.zeros(count, bool)
-        self._steps = np.zeros(count, int)  # gradients taken
-        self._points = np.zeros((count, *images.shape[1:]), np.float32)
-        self._numbers = [_numbers(AttackJob(AttackSpec("", 0.0, 0.0, 1)), 0, 0)] * count
-
-    def fill(self) -> bool:
-        """Seats the next ones in free rows; returns whether anybody is left."""
-        self.fresh[:] = False
-        for slot, item in enumerate(self.items):
-            if item is None and (item := next(self._queue, None)) is not None:
-                self.items[slot], self.fresh[slot], self._steps[slot] = item, True, 0
-                self._points[slot] = self._images[item.image]
-                self.labels[slot] = self._labels[item.image]
-                self._numbers[slot] = item.numbers
-        return any(item is not None for item in self.items)
-
-    def arrays(self) -> tuple[Numbers, np.ndarray]:
-        """Returns the numbers and the images of all rows; copies, as devices may alias them."""
-        return _stack(self._numbers), self._points.copy()
-
-    def advance(self, success: np.ndarray) -> list[int]:
-        """Counts a gradient of every row; returns the rows that have finished by it."""
-        self._steps += 1
-        done = []
-        for slot, item in enumerate(self.items):
-            if item is None:
-                continue
-            # The gradient after the last step is there for its loss.
-            over = self._steps[slot] > item.attack.num_steps
-            if over or (item.attack.keep_best and success[slot]):
-                done.append(slot)
-        return done
-
-
-def _items(jobs: Sequence[AttackJob], count: int) -> Iterator[_Item]:
+def _tasks(jobs: Sequence[AttackJob], count: int) -> Iterator[_Task]:
     for number, job in enumerate(jobs):
         for restart in range(job.attack.num_restarts):
             for image in range(count):
                 if job.active is None or job.active[image]:
-                    yield _Item(number, image, job.attack, _numbers(job, image, restart))
+                    yield _Task(number, image, job.attack, _task_numbers(job, image, restart))
 
 
-def _numbers(job: AttackJob, image: int, restart: int) -> Numbers:
-    attack, shift = job.attack, 0.0 if job.shift is None else float(job.shift[image])
-    return Numbers(
-        float(attack.epsilon), float(attack.step_size), float(attack.decay), restart,
-        attack.random_start, attack.loss == "margin", float(job.temperature), shift,
-    )  # fmt: skip
+def _task_numbers(job: AttackJob, image: int, restart: int) -> _SlotNumbers:
+    attack, epsilon = job.attack, float(job.attack.epsilon)
+    shift = 0.0 if job.shift is None else float(job.shift[image])
+    return _SlotNumbers(
+        _LossNumbers(attack.loss == "margin", float(job.temperature), shift),
+        _StartNumbers(epsilon, restart, attack.random_start),
+        LaneNumbers(epsilon, float(attack.step_size), float(attack.decay)),
+    )
 
 
-def _stack(rows: Sequence[Numbers]) -> Numbers:
-    columns = [np.array(column) for column in zip(*rows, strict=True)]
-    types = {"f": np.float32, "i": np.int32, "b": np.bool_}
-    return Numbers(*(column.astype(types[column.dtype.kind]) for column in columns))
+def _stack(rows: Sequence[Any]) -> Any:
+    """Returns one tree of arrays (N,) from N trees of Python numbers."""
+    types = {float: np.float32, int: np.int32, bool: np.bool_}
+    return jax.tree.map(lambda *column: np.array(column, types[type(column[0])]), *rows)
 
 
 def _gradients(
-    logits_fn: LogitsFn,
+    logits_fn: VariablesLogitsFn,
     variables: Any,
     points: jax.Array,
     labels: jax.Array,
-    numbers: Numbers,
+    numbers: _LossNumbers,
     gradient: str,
 ) -> Gradients:
     def total(points: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -262,29 +294,25 @@ def _gradients(
     return Gradients(value, success, loss)
 
 
-# Of no network, and so compiled once for all sweeps of a shape.
+# Start and step contain no network: compiled once for all queues of a shape.
 @functools.partial(jax.jit, static_argnames="norm")
 def _start(
     images: jax.Array,
-    labels: jax.Array,
-    numbers: Numbers,
+    numbers: _StartNumbers,
     fresh: jax.Array,
     key: jax.Array,
-    state: Any,
+    state: LaneState | None,
     *,
     norm: str,
-) -> Any:
-    """Returns the state, rows (N, …), with those of `fresh` at their starts."""
+) -> LaneState:
+    """Returns the state, rows (N, …), with the rows of `fresh` at their starts."""
 
-    def start(image: jax.Array, label: jax.Array, own: Numbers) -> Any:
-        attack = AttackSpec("", own.epsilon, 0.0, 1, random_start=True, norm=norm)
-        plan = parts.plan_lanes([attack])._replace(restarts=[own.restart])
-        first, _, _ = parts.begin(plan, image[None, None], label[None, None], key)
-        first = jax.tree.map(lambda x: x[0, 0], first)
-        point = jnp.where(own.random_start, first.point, image)
-        return first._replace(point=point, best=point)
+    def start(image: jax.Array, own: _StartNumbers) -> LaneState:
+        draw_key = jax.random.fold_in(key, own.restart)
+        drawn = random_start(draw_key, BALLS[norm], image, own.epsilon)
+        return initial_state(jnp.where(own.random_start, drawn, image))
 
-    first = jax.vmap(start)(images, labels, numbers)
+    first = jax.vmap(start)(images, numbers)
     if state is None:
         return first
 
@@ -295,30 +323,14 @@ def _start(
 
 
 @functools.partial(jax.jit, static_argnames="norm")
-def _move(
-    state: Any,
-    found: Gradients,
-    numbers: Numbers,
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    norm: str,
-) -> Any:
-    """One step of every row, which is a batch of its own in the loop's eyes."""
+def _step(
+    state: LaneState, found: Gradients, numbers: LaneNumbers, images: jax.Array, *, norm: str
+) -> LaneState:
+    """Moves every row by one step, keeping the strongest point visited."""
 
-    def move(state: Any, found: Gradients, own: Numbers, image: jax.Array, label: jax.Array) -> Any:
-        def score_fn(point: jax.Array, label: jax.Array) -> tuple[jax.Array, Any]:
-            del label  # a linear function with the gradient that is known already
-            score = (found.success[None, None], found.loss[None, None])
-            return jnp.sum(point * found.gradient[None, None]), score
+    def step(state: LaneState, found: Gradients, own: LaneNumbers, image: jax.Array) -> LaneState:
+        score = Score(found.success, found.loss)
+        # Rows whose images are misclassified leave the batch, so none has to wait in place.
+        return step_example(BALLS[norm], own, state, score, found.gradient, image, can_stop=False)
 
-        attack = AttackSpec(
-            "", own.epsilon, own.step_size, 1, decay=own.decay, norm=norm, keep_best=True
-        )
-        plan = parts.plan_lanes([attack])
-        state, image, label = jax.tree.map(lambda x: x[None, None], (state, image, label))
-        step = parts.make_step(plan, score_fn)
-        moved = parts.run_segments(plan, step, state, image, label, "fori_loop")
-        return jax.tree.map(lambda x: x[0, 0], moved)
-
-    return jax.vmap(move)(state, found, numbers, images, labels)
+    return jax.vmap(step)(state, found, numbers, images)

@@ -1,4 +1,4 @@
-"""An attack at the radius, norm and step size of a config."""
+"""Attacks at the radius, norm and step size of a config."""
 
 from typing import Any
 

@@ -1,13 +1,15 @@
-"""The one attack loop.
+"""The attack loop, in pieces.
 
 Several attacks, radii and restarts run as lanes of one batch: the network sees (B·L) images at a
 time, while start, step and projection are written for one image and mapped over examples and
 lanes by `jax.vmap`. Lanes lie inside the batch axis, (B, L, H, W, C), so that a batch sharded over
-devices stays where it is. Lanes are sorted by their number of steps, and those that have finished
-leave the batch: nobody pays for steps that he does not take.
+devices stays where it is. Finished lanes are dropped, so short attacks stay cheap.
 
-The gradient is that of a summed per-example loss with respect to pixels alone; whatever
-parameters `logits_fn` closes over get none.
+The gradient is that of a summed per-example loss with respect to pixels alone; parameters that
+`logits_fn` closes over get none.
+
+For one example: `random_start`, `initial_state`, `step_example`. For a batch of lanes:
+`plan_lanes`, `start_lanes`, `make_score_fn`, `run_lanes`, `finish_lanes`, `strongest_restarts`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,33 +25,40 @@ from medadv_jax.attacks.spec import AttackSpec, LogitsFn
 LOOPS = ("fori_loop", "unrolled")
 
 
-class _Lane(NamedTuple):
-    """The numbers of an attack that may differ between lanes; each () float32, or (L,) stacked."""
+class LaneNumbers(NamedTuple):
+    """The numbers of an attack that may differ between lanes; each (), or (L,) stacked."""
 
-    epsilon: jax.Array
-    step_size: jax.Array
-    decay: jax.Array
-    keep_best: jax.Array  # bool
-    early_stop: jax.Array  # bool
+    epsilon: Any  # float32
+    step_size: Any  # float32
+    decay: Any  # float32
+    keep_best: Any = False  # bool
+    early_stop: Any = False  # bool
 
 
-class _State(NamedTuple):
-    """Where an example stands in a lane."""
+class Score(NamedTuple):
+    """How an attack does at a point; each (), or (B, L) for a batch of lanes."""
+
+    success: jax.Array  # bool: does the point fool the network?
+    loss: jax.Array  # float32, signed so that the attack raises it
+
+
+class LaneState(NamedTuple):
+    """Where the attack on an example stands."""
 
     point: jax.Array  # (H, W, C) the current adversarial image
     momentum: jax.Array  # (H, W, C) the accumulated gradient
     best: jax.Array  # (H, W, C) the strongest point visited
-    success: jax.Array  # () bool: did the strongest point fool the network?
-    loss: jax.Array  # () float32: its loss, signed so that the attack raises it
+    success: jax.Array  # () bool: does the strongest point fool the network?
+    loss: jax.Array  # () float32: the strongest point's loss
 
-
-class _Score(NamedTuple):
-    success: jax.Array
-    loss: jax.Array
+    @property
+    def score(self) -> Score:
+        """The score of the strongest point."""
+        return Score(self.success, self.loss)
 
 
 class Plan(NamedTuple):
-    """What is known of a call before any image: the lanes, longest first, and what they share."""
+    """The lanes of a call, longest first, and what they share."""
 
     lanes: list[AttackSpec]
     restarts: list[int]  # number of the random start of each lane
@@ -58,10 +67,85 @@ class Plan(NamedTuple):
     loss: str
     targeted: bool
     tracked: bool  # does any lane return its strongest point?
-    can_stop: bool
+    can_stop: bool  # does any lane leave misclassified examples where they are?
 
 
-# The parts of a call, in their order. `attack_sweep.py` uses some of them alone.
+def random_start(key: jax.Array, ball: Ball, image: jax.Array, epsilon: jax.Array) -> jax.Array:
+    """Returns a random point of the ball around an image (H, W, C).
+
+    The draw depends on the key and on the image's own pixels, not on its place in a batch.
+    """
+    noise = ball.sample(jax.random.fold_in(key, fingerprint(image)), image.shape)
+    return ball.project(image + epsilon * noise, image, epsilon)
+
+
+def fingerprint(image: jax.Array) -> jax.Array:
+    """Returns a uint32 of an image's bits: a weighted sum modulo 2³², exact in any order."""
+    bits = jax.lax.bitcast_convert_type(image.astype(jnp.float32), jnp.uint32).ravel()
+    weights = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435762) + jnp.uint32(1)
+    return jnp.sum(bits * weights, dtype=jnp.uint32)
+
+
+def initial_state(points: jax.Array, batch_shape: tuple[int, ...] = ()) -> LaneState:
+    """Returns the state at the first points (*batch_shape, H, W, C): nothing scored yet."""
+    return LaneState(
+        point=points,
+        momentum=jnp.zeros_like(points),
+        best=points,
+        success=jnp.zeros(batch_shape, bool),
+        loss=jnp.full(batch_shape, -jnp.inf, jnp.float32),
+    )
+
+
+def step_example(
+    ball: Ball,
+    numbers: LaneNumbers,
+    state: LaneState,
+    score: Score,
+    gradient: jax.Array,
+    image: jax.Array,
+    *,
+    tracked: bool = True,
+    can_stop: bool = True,
+) -> LaneState:
+    """Moves one example by one step.
+
+    Args:
+      ball: the geometry.
+      numbers: of the attack, each ().
+      state: before the step.
+      score: of `state.point`.
+      gradient: (H, W, C), of the loss at `state.point`.
+      image: (H, W, C), the centre of the ball.
+      tracked: whether to keep the strongest point visited.
+      can_stop: whether `numbers.early_stop` is looked at.
+    """
+    if tracked:
+        state = keep_stronger(state, score)
+    # With decay 0 the momentum is the gradient up to a positive factor, which direction()
+    # drops: one formula serves PGD, BIM, FGSM and MI-FGSM.
+    momentum = numbers.decay * state.momentum + l1_normalize(gradient)
+    point = state.point + numbers.step_size * ball.direction(momentum)
+    point = ball.project(point, image, numbers.epsilon)
+    if can_stop:
+        point = jnp.where(numbers.early_stop & score.success, state.point, point)
+    return state._replace(point=point, momentum=momentum)
+
+
+def keep_stronger(state: LaneState, score: Score) -> LaneState:
+    """Makes the current point the strongest if its score is higher; one example or a batch."""
+    better = is_stronger(score, state.score)
+    mask = better.reshape(*better.shape, *([1] * (state.point.ndim - better.ndim)))
+    return state._replace(
+        best=jnp.where(mask, state.point, state.best),
+        success=jnp.where(better, score.success, state.success),
+        loss=jnp.where(better, score.loss, state.loss),
+    )
+
+
+def is_stronger(a: Score, b: Score) -> jax.Array:
+    """Returns whether `a` fools the network and `b` does not, or is higher among equals."""
+    return (a.success & ~b.success) | ((a.success == b.success) & (a.loss > b.loss))
 
 
 def plan_lanes(attacks: Sequence[AttackSpec]) -> Plan:
@@ -85,25 +169,59 @@ def plan_lanes(attacks: Sequence[AttackSpec]) -> Plan:
     )
 
 
-def begin(
+def start_lanes(
     plan: Plan, images: jax.Array, labels: jax.Array, key: jax.Array | None
-) -> tuple[_State, jax.Array, jax.Array]:
+) -> tuple[LaneState, jax.Array, jax.Array]:
     """Returns the first state, and images (B, L, H, W, C) and labels (B, L) in the plan's order."""
     order = jnp.array(plan.order)
     images, labels = images[:, order], labels[:, order]
-    points = _starts(plan.lanes, plan.restarts, plan.ball, images, key)
-    return _initial_state(points), images, labels
+    points = [
+        _lane_start(plan, lane, images[:, lane], key) for lane in range(len(plan.lanes))
+    ]  # fmt: skip
+    return initial_state(jnp.stack(points, axis=1), labels.shape), images, labels
 
 
-def run_segments(
+def _lane_start(plan: Plan, lane: int, images: jax.Array, key: jax.Array | None) -> jax.Array:
+    """Returns the first points (B, H, W, C) of one lane."""
+    attack = plan.lanes[lane]
+    if not attack.random_start:
+        return images
+    if key is None:
+        raise ValueError(f"{attack.name} starts at random and needs a key")
+    key, epsilon = jax.random.fold_in(key, plan.restarts[lane]), jnp.float32(attack.epsilon)
+    return jax.vmap(lambda image: random_start(key, plan.ball, image, epsilon))(images)
+
+
+def make_score_fn(
+    plan: Plan, logits_fn: LogitsFn, penalty_fn: LogitsFn | None = None
+) -> Callable[..., tuple[jax.Array, Score]]:
+    """Returns (points (B, L, H, W, C), labels (B, L)) -> (summed loss, scores (B, L))."""
+    loss_fn = LOSSES[plan.loss]
+
+    def score(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, Score]:
+        flat = points.reshape(-1, *points.shape[2:])
+        logits = logits_fn(flat).astype(jnp.float32)
+        loss = loss_fn(logits, labels.ravel())
+        is_label = jnp.argmax(logits, axis=-1) == labels.ravel()
+        success, loss = (is_label, -loss) if plan.targeted else (~is_label, loss)
+        if penalty_fn is not None:
+            loss -= penalty_fn(flat)
+        scores = Score(success.reshape(labels.shape), loss.reshape(labels.shape))
+        return jnp.sum(loss), scores
+
+    return score
+
+
+def run_lanes(
     plan: Plan,
-    step: Callable[..., _State],
-    state: _State,
+    score_fn: Callable[..., tuple[jax.Array, Score]],
+    state: LaneState,
     images: jax.Array,
     labels: jax.Array,
     loop: str,
-) -> _State:
+) -> LaneState:
     """Runs all lanes to the smallest number of steps, the rest to the next smallest, and so on."""
+    step = _make_step(plan, score_fn)
     lanes, finished, done = plan.lanes, [], 0
     while lanes:
         active, until = len(lanes), lanes[-1].num_steps
@@ -116,27 +234,43 @@ def run_segments(
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *reversed(finished))
 
 
-def end(
-    plan: Plan, score_fn: Callable[..., Any], state: _State, labels: jax.Array
-) -> tuple[jax.Array, _Score]:
-    """Returns the results (B, L, H, W, C) and their scores (B, L), in the caller's order."""
-    adversarial, score = _finish(score_fn, plan.tracked, state, _stack(plan.lanes), labels)
-    restore = jnp.array([plan.order.index(lane) for lane in range(len(plan.order))])
-    adversarial, score = jax.tree.map(lambda x: x[:, restore], (adversarial, score))
-    return jax.lax.stop_gradient(adversarial), score
+def _make_step(
+    plan: Plan, score_fn: Callable[..., tuple[jax.Array, Score]]
+) -> Callable[..., LaneState]:
+    """Returns one step of all lanes: a gradient of the batch, then a move of each example."""
+
+    def move(numbers: LaneNumbers, *example: Any) -> LaneState:
+        return step_example(
+            plan.ball, numbers, *example, tracked=plan.tracked, can_stop=plan.can_stop
+        )
+
+    move_examples = jax.vmap(move, in_axes=(None, 0, 0, 0, 0))
+    move_lanes = jax.vmap(move_examples, in_axes=(0, 1, 1, 1, 1), out_axes=1)
+
+    def step(
+        state: LaneState, numbers: LaneNumbers, images: jax.Array, labels: jax.Array
+    ) -> LaneState:
+        gradient, score = jax.grad(score_fn, has_aux=True)(state.point, labels)
+        return move_lanes(numbers, state, score, gradient, images)
+
+    return step
 
 
-def strongest(attacks: Sequence[AttackSpec], adversarial: jax.Array, score: _Score) -> jax.Array:
-    """Returns (L, B, H, W, C): of each attack the strongest restart of each example."""
-    results, first = [], 0
-    for attack in attacks:
-        stop = first + attack.num_restarts
-        results.append(_strongest_restart(adversarial, score, first, stop))
-        first = stop
-    return jnp.stack(results)
+def _stack(lanes: Sequence[AttackSpec]) -> LaneNumbers:
+    """Returns the numbers of the lanes as arrays (L,)."""
+
+    def column(field: str, dtype: Any) -> jax.Array:
+        return jnp.stack([jnp.asarray(getattr(lane, field), dtype) for lane in lanes])
+
+    return LaneNumbers(
+        *(column(field, jnp.float32) for field in ("epsilon", "step_size", "decay")),
+        *(column(field, bool) for field in ("keep_best", "early_stop")),
+    )
 
 
-def _repeat(step: Callable[[_State], _State], times: int, state: _State, loop: str) -> _State:
+def _repeat(
+    step: Callable[[LaneState], LaneState], times: int, state: LaneState, loop: str
+) -> LaneState:
     """Applies `step` `times` times."""
     if loop not in LOOPS:
         raise ValueError(f"loop={loop!r}: known are {', '.join(LOOPS)}")
@@ -147,161 +281,54 @@ def _repeat(step: Callable[[_State], _State], times: int, state: _State, loop: s
     return state
 
 
-def make_score_fn(
-    plan: Plan, logits_fn: LogitsFn, penalty_fn: LogitsFn | None = None
-) -> Callable[..., Any]:
-    """Returns (points (B, L, H, W, C), labels (B, L)) -> (summed loss, scores (B, L))."""
-    loss_fn = LOSSES[plan.loss]
-
-    def score(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, _Score]:
-        flat = points.reshape(-1, *points.shape[2:])
-        logits = logits_fn(flat).astype(jnp.float32)
-        loss = loss_fn(logits, labels.ravel())
-        is_label = jnp.argmax(logits, axis=-1) == labels.ravel()
-        success, loss = (is_label, -loss) if plan.targeted else (~is_label, loss)
-        if penalty_fn is not None:
-            loss -= penalty_fn(flat)
-        scores = _Score(success.reshape(labels.shape), loss.reshape(labels.shape))
-        return jnp.sum(loss), scores
-
-    return score
+def finish_lanes(
+    plan: Plan,
+    score_fn: Callable[..., tuple[jax.Array, Score]],
+    state: LaneState,
+    labels: jax.Array,
+) -> tuple[jax.Array, Score]:
+    """Returns the results (B, L, H, W, C) and their scores (B, L), in the caller's order."""
+    result = _choose_points(plan, score_fn, state, labels)
+    restore = jnp.array([plan.order.index(lane) for lane in range(len(plan.order))])
+    adversarial, score = jax.tree.map(lambda x: x[:, restore], result)
+    return jax.lax.stop_gradient(adversarial), score
 
 
-def make_step(plan: Plan, score_fn: Callable[..., Any]) -> Callable[..., _State]:
-    """Returns one step of all lanes: a gradient of the batch, then a move of each example."""
-    move = _make_move(plan.ball, plan.tracked, plan.can_stop)
-    move = jax.vmap(move, in_axes=(None, 0, 0, 0, 0))  # examples
-    move = jax.vmap(move, in_axes=(0, 1, 1, 1, 1), out_axes=1)  # lanes
-
-    def step(state: _State, lane: _Lane, images: jax.Array, labels: jax.Array) -> _State:
-        gradient, score = jax.grad(score_fn, has_aux=True)(state.point, labels)
-        return move(lane, state, score, gradient, images)
-
-    return step
-
-
-def _make_move(ball: Ball, tracked: bool, can_stop: bool) -> Callable[..., _State]:
-    """Returns the move of one example in one lane, given loss and gradient where it stands."""
-
-    def move(
-        lane: _Lane, state: _State, score: _Score, gradient: jax.Array, image: jax.Array
-    ) -> _State:
-        if tracked:
-            state = _keep_stronger(state, score)
-        # With decay 0 the momentum is the gradient up to a positive factor, which direction()
-        # drops: one formula serves PGD, BIM, FGSM and MI-FGSM.
-        momentum = lane.decay * state.momentum + l1_normalize(gradient)
-        point = state.point + lane.step_size * ball.direction(momentum)
-        point = ball.project(point, image, lane.epsilon)
-        if can_stop:
-            point = jnp.where(lane.early_stop & score.success, state.point, point)
-        return state._replace(point=point, momentum=momentum)
-
-    return move
-
-
-def _keep_stronger(state: _State, score: _Score) -> _State:
-    """Makes the current point the best one if it fools the network and the best did not, or if
-    both or neither do and its loss is higher. Works on one example or on a batch of them."""
-    current = _Score(*score)
-    better = _is_stronger(current, _Score(state.success, state.loss))
-    mask = better.reshape(*better.shape, *([1] * (state.point.ndim - better.ndim)))
-    return state._replace(
-        best=jnp.where(mask, state.point, state.best),
-        success=jnp.where(better, current.success, state.success),
-        loss=jnp.where(better, current.loss, state.loss),
-    )
-
-
-def _is_stronger(a: _Score, b: _Score) -> jax.Array:
-    return (a.success & ~b.success) | ((a.success == b.success) & (a.loss > b.loss))
-
-
-def _finish(
-    score_fn: Callable[..., Any], tracked: bool, state: _State, lane: _Lane, labels: jax.Array
-) -> tuple[jax.Array, _Score]:
-    """Scores the last point, where anybody asks for it, and chooses between it and the best."""
-    if not tracked:
-        return state.point, _Score(state.success, state.loss)
+def _choose_points(
+    plan: Plan,
+    score_fn: Callable[..., tuple[jax.Array, Score]],
+    state: LaneState,
+    labels: jax.Array,
+) -> tuple[jax.Array, Score]:
+    """Returns the last points, or the strongest ones in lanes with `keep_best`."""
+    if not plan.tracked:
+        return state.point, state.score
     _, last = score_fn(state.point, labels)
-    state = _keep_stronger(state, last)
-    keep = jnp.broadcast_to(lane.keep_best, last.loss.shape)
+    state = keep_stronger(state, last)
+    keep = jnp.broadcast_to(_stack(plan.lanes).keep_best, last.loss.shape)
     pixels_keep = keep.reshape(*keep.shape, *([1] * (state.point.ndim - keep.ndim)))
     adversarial = jnp.where(pixels_keep, state.best, state.point)
-    score = _Score(
-        jnp.where(keep, state.success, last.success), jnp.where(keep, state.loss, last.loss)
-    )
-    return adversarial, score
+    return adversarial, jax.tree.map(lambda a, b: jnp.where(keep, a, b), state.score, last)
 
 
-def _strongest_restart(points: jax.Array, score: _Score, first: int, stop: int) -> jax.Array:
+def strongest_restarts(
+    attacks: Sequence[AttackSpec], adversarial: jax.Array, score: Score
+) -> jax.Array:
+    """Returns (L, B, H, W, C): of each attack the strongest restart of each example."""
+    results, first = [], 0
+    for attack in attacks:
+        stop = first + attack.num_restarts
+        results.append(_strongest_restart(adversarial, score, first, stop))
+        first = stop
+    return jnp.stack(results)
+
+
+def _strongest_restart(points: jax.Array, score: Score, first: int, stop: int) -> jax.Array:
     """Returns (B, H, W, C): for each example the strongest of lanes first to stop - 1."""
     best, best_score = points[:, first], jax.tree.map(lambda x: x[:, first], score)
     for lane in range(first + 1, stop):
         lane_score = jax.tree.map(lambda x, i=lane: x[:, i], score)
-        better = _is_stronger(lane_score, best_score)
+        better = is_stronger(lane_score, best_score)
         best = jnp.where(better[:, None, None, None], points[:, lane], best)
         best_score = jax.tree.map(lambda a, b, m=better: jnp.where(m, a, b), lane_score, best_score)
     return best
-
-
-def _stack(lanes: list[AttackSpec]) -> _Lane:
-    """Returns the numbers of the lanes as arrays (L,); a targeted lane is told by its loss."""
-
-    def column(field: str, dtype: Any) -> jax.Array:
-        return jnp.stack([jnp.asarray(getattr(lane, field), dtype) for lane in lanes])
-
-    return _Lane(
-        *(column(field, jnp.float32) for field in ("epsilon", "step_size", "decay")),
-        *(column(field, bool) for field in ("keep_best", "early_stop")),
-    )
-
-
-def _initial_state(points: jax.Array) -> _State:
-    """Returns the state before the first step: nothing visited yet."""
-    shape = points.shape[:2]
-    return _State(
-        point=points,
-        momentum=jnp.zeros_like(points),
-        best=points,
-        success=jnp.zeros(shape, bool),
-        loss=jnp.full(shape, -jnp.inf, jnp.float32),
-    )
-
-
-def _starts(
-    lanes: list[AttackSpec],
-    restarts: list[int],
-    ball: Ball,
-    images: jax.Array,
-    key: jax.Array | None,
-) -> jax.Array:
-    """Returns the first points (B, L, H, W, C)."""
-    columns = []
-    for index, (lane, restart) in enumerate(zip(lanes, restarts, strict=True)):
-        column = images[:, index]
-        if lane.random_start:
-            if key is None:
-                raise ValueError(f"{lane.name} starts at random and needs a key")
-            column = _random_start(
-                jax.random.fold_in(key, restart), ball, column, jnp.float32(lane.epsilon)
-            )
-        columns.append(column)
-    return jnp.stack(columns, axis=1)
-
-
-def _random_start(key: jax.Array, ball: Ball, images: jax.Array, epsilon: jax.Array) -> jax.Array:
-    """Draws a start for each image (B, H, W, C), the same wherever the image stands in a batch."""
-
-    def draw(image: jax.Array) -> jax.Array:
-        noise = ball.sample(jax.random.fold_in(key, _fingerprint(image)), image.shape)
-        return ball.project(image + epsilon * noise, image, epsilon)
-
-    return jax.vmap(draw)(images)
-
-
-def _fingerprint(image: jax.Array) -> jax.Array:
-    """Returns a uint32 of an image's bits: a weighted sum modulo 2³², exact in any order."""
-    bits = jax.lax.bitcast_convert_type(image.astype(jnp.float32), jnp.uint32).ravel()
-    weights = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435762) + jnp.uint32(1)
-    return jnp.sum(bits * weights, dtype=jnp.uint32)

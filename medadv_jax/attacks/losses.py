@@ -1,4 +1,4 @@
-"""What an attack raises: a number for each example, from float32 logits."""
+"""Losses that attacks raise: one number for each example, from float32 logits."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Balls: where a step goes, how a point is brought back, how a start is drawn. For one image.
+"""Norm balls: direction of a step, projection, random point.
 
 Everything here treats one image (H, W, C); the loop maps it over examples and lanes.
 """
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 
 def normalize(x: jax.Array, norm: jax.Array) -> jax.Array:
-    """Returns `x / norm`, and 0 where the norm is 0: a vanished gradient gives no NaN."""
+    """Returns `x / norm`, and 0 where the norm is 0, so that a zero gradient gives no NaN."""
     return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1.0), 0.0)
 
 
 def l1_normalize(gradient: jax.Array) -> jax.Array:
     """Divides a gradient by its L1 norm (Dong et al. 2018, eq. 6)."""
-    # Scaled by the largest entry first: a sum of tiny or huge entries would leave float32.
+    # Divided by the largest entry first: a sum of tiny or huge entries would leave float32's range.
     gradient = normalize(gradient, jnp.max(jnp.abs(gradient)))
     return normalize(gradient, jnp.sum(jnp.abs(gradient)))
 

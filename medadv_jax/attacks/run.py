@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from medadv_jax.attacks.lanes import (
-    begin,
-    end,
+    finish_lanes,
     make_score_fn,
-    make_step,
     plan_lanes,
-    run_segments,
-    strongest,
+    run_lanes,
+    start_lanes,
+    strongest_restarts,
 )
 from medadv_jax.attacks.spec import AttackSpec, LogitsFn
 
@@ -81,15 +80,15 @@ def run_attacks(
     """
     plan = plan_lanes(attacks)
     shape = (images.shape[0], len(plan.lanes))
-    state, images, labels = begin(
+    state, images, labels = start_lanes(
         plan,
         jnp.broadcast_to(images[:, None], (*shape, *images.shape[1:])),
         jnp.broadcast_to(labels[:, None], shape),
         key,
     )
     score_fn = make_score_fn(plan, logits_fn, penalty_fn)
-    state = run_segments(plan, make_step(plan, score_fn), state, images, labels, loop)
-    return strongest(attacks, *end(plan, score_fn, state, labels))
+    state = run_lanes(plan, score_fn, state, images, labels, loop)
+    return strongest_restarts(attacks, *finish_lanes(plan, score_fn, state, labels))
 
 
 def run_assigned(
@@ -113,9 +112,9 @@ def run_assigned(
     if images.shape[0] % num_lanes or any(attack.num_restarts > 1 for attack in attacks):
         raise ValueError(f"{images.shape[0]} images do not share {num_lanes} attacks evenly")
     plan, shape = plan_lanes(attacks), (images.shape[0] // num_lanes, num_lanes)
-    state, points, targets = begin(
+    state, points, targets = start_lanes(
         plan, images.reshape(*shape, *images.shape[1:]), labels.reshape(shape), key
     )
     score_fn = make_score_fn(plan, logits_fn)
-    state = run_segments(plan, make_step(plan, score_fn), state, points, targets, loop)
-    return end(plan, score_fn, state, targets)[0].reshape(images.shape)
+    state = run_lanes(plan, score_fn, state, points, targets, loop)
+    return finish_lanes(plan, score_fn, state, targets)[0].reshape(images.shape)

@@ -1,4 +1,4 @@
-"""What an attack is: a few numbers that the loop in `lanes.py` reads."""
+"""The numbers that define a first-order attack; the loop in `lanes.py` reads them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,8 +12,8 @@ LogitsFn = Callable[[jax.Array], jax.Array]  # pixels (N, H, W, C) in [0, 1] -> 
 class AttackSpec:
     """A first-order attack inside a ball around the image, cut with the pixel range [0, 1].
 
-    An attack is its start, its step, its projection and its number of steps; every attack of
-    `ATTACKS` is a choice of these fields.
+    Start, step, projection and number of steps define an attack; every attack of `ATTACKS` is a
+    choice of these fields.
 
     Attributes:
       name: the name in tables and records.
@@ -44,7 +44,7 @@ class AttackSpec:
     early_stop: bool = False
 
     def __post_init__(self):
-        """Raises ValueError for values that no attack can have."""
+        """Raises ValueError for impossible values."""
         for field in ("epsilon", "step_size", "decay"):
             value = getattr(self, field)
             if isinstance(value, int | float) and not value >= 0:

@@ -1,16 +1,15 @@
-"""An attack that asks for answers alone: random squares, kept where they help.
+"""The Square Attack: random squares, kept where they lower the margin; needs no gradient.
 
-The Square Attack for the largest change of a pixel (Andriushchenko et al. 2020, algorithms 1 and
-2). It finds what a gradient cannot show: where it breaks an image that an attack with gradients
-leaves, those gradients are masked. The host draws; only the network runs on the device.
+L∞ (Andriushchenko et al. 2020, algorithms 1 and 2). Where it breaks images that gradient attacks
+leave, those gradients are masked. Draws are made on the host; only the network runs on the device.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-_SHARE = 0.8  # of an image that the first squares cover; the paper's p for images of this size
-# The paper halves p at these iterations of 10,000; here at the same parts of the queries.
+_SHARE = 0.8  # of an image that the first squares cover: p of the paper
+# The paper halves p after these iterations of 10,000; here after the same shares of the queries.
 _HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
 _PAPER = 10_000
 
@@ -22,14 +21,14 @@ def square_attack(
     queries: int,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Attacks images without any gradient.
+    """Attacks images by queries of their margins.
 
     Args:
-      margins_fn: (pixels (m, H, W, C), their positions in `images` (m,)) -> (m,), positive where
-        classified rightly.
+      margins_fn: (pixels (m, H, W, C), their positions in `images` (m,)) -> margins (m,), positive
+        where classified correctly.
       images: (n, H, W, C) float32 in [0, 1].
       epsilon: largest change of a pixel.
-      queries: answers asked for each image; an image that falls is left alone.
+      queries: at most, for each image; a misclassified image needs no more.
       seed: of the draws.
 
     Returns:
@@ -38,11 +37,11 @@ def square_attack(
     rng = np.random.default_rng(seed)
     count, height, width, channels = images.shape
     stripes = rng.choice((-epsilon, epsilon), (count, 1, width, channels))
-    everyone = np.arange(count)
+    every = np.arange(count)
     best = _pixels(images + stripes)
-    margins = margins_fn(best, everyone)
+    margins = margins_fn(best, every)
     for query in range(1, queries):
-        left = everyone[margins > 0]
+        left = every[margins > 0]
         if not len(left):
             break
         side = _side(query / queries, height, width)
@@ -60,7 +59,7 @@ def square_attack(
 
 
 def _side(progress: float, height: int, width: int) -> int:
-    """Returns the side of the squares when this share of the queries is spent."""
+    """Returns the side of the squares in pixels once this share of the queries is spent."""
     halvings = sum(progress * _PAPER > halving for halving in _HALVINGS)
     side = round((_SHARE / 2**halvings * height * width) ** 0.5)
     return min(max(side, 1), height, width)

@@ -90,10 +90,7 @@ class ModelUnderTest:
     def noise(self, epsilon: float, draw: int) -> np.ndarray:
         """Returns uniform draws (n, H, W, 3) from the balls around the images."""
         key = jax.random.fold_in(jax.random.key(self.seed), 2)
-        found = [
-            self.queue.starts(images, labels, epsilon, draw, key)
-            for images, labels in self.batches()
-        ]
+        found = [self.queue.starts(images, epsilon, draw, key) for images, _ in self.batches()]
         return np.concatenate(found)[: len(self)]
 
     def attack(

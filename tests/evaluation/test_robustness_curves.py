@@ -1,14 +1,13 @@
-"""Curves against closed forms, and the sweep against the attack loop."""
+"""Curves against closed forms, and attacks on a model under test."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medadv_jax.attacks import make_attack, run_attacks
-from medadv_jax.attacks.continuous_batching import AttackJob, AttackQueue
+from medadv_jax.attacks import make_attack
+from medadv_jax.attacks.continuous_batching import AttackJob
 from medadv_jax.attacks.square import square_attack
 from medadv_jax.evaluation import robustness_curves
 from medadv_jax.evaluation.checks.prediction_checks import columns_of, curve_correct
@@ -95,64 +94,6 @@ def test_own_radius_and_steps_are_on_both_axes():
     thirds = [0.025 * k / 3 for k in range(6)]
     found = sorted({float(attack.epsilon) for attack in attacks})
     np.testing.assert_allclose(found, [*thirds, float(diagonal)])
-
-
-def curved(variables, pixels, gradient):
-    """A smooth network with real curvature; the word of a gradient scales its logits."""
-    flat = pixels.reshape(pixels.shape[0], -1)
-    hidden = jnp.tanh(flat @ variables[0])
-    return hidden @ variables[1] * (1.0 if gradient == "plain" else -1.0)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_sweep_finds_what_the_loop_finds(norm):
-    keys = jax.random.split(jax.random.key(3), 3)
-    variables = (
-        jax.random.normal(keys[0], (SIDE * SIDE * 3, 16)), jax.random.normal(keys[1], (16, 3))
-    )  # fmt: skip
-    images = np.asarray(jax.random.uniform(keys[2], (11, SIDE, SIDE, 3)))
-    labels = np.asarray(curved(variables, jnp.asarray(images), "plain").argmax(1), np.int32)
-    radius = EPSILON if norm == "linf" else 0.3
-    options = {"norm": norm, "keep_best": True, "early_stop": True}
-    attacks = [
-        make_attack("pgd", radius, num_steps=5, num_restarts=3, **options),
-        make_attack("bim", radius / 3, num_steps=3, **options),
-        make_attack("mifgsm", 2 * radius, num_steps=4, **options),
-        make_attack("fgsm", radius, norm=norm),
-        make_attack("bim", 0.9, step_size=0.9, num_steps=3, norm=norm),  # overshoots, keeps no best
-    ]
-    expected = jax.jit(
-        lambda x, y, k: run_attacks(attacks, lambda p: curved(variables, p, "plain"), x, y, k)
-    )(images, labels, jax.random.key(7))
-    # 4 rows for 11 images of four attacks: every row changes hands, the last ones stay empty.
-    sweep = AttackQueue(curved, 4, norm)
-    found = sweep.run(
-        variables, images, labels, [AttackJob(a) for a in attacks], jax.random.key(7), "plain"
-    )
-    for attack, one, other in zip(attacks, found, expected, strict=True):
-        other = np.asarray(other)
-        fallen = [
-            ~is_correct(np.asarray(curved(variables, jnp.asarray(p), "plain")), labels)
-            for p in (one, other)
-        ]
-        np.testing.assert_array_equal(fallen[0], fallen[1])
-        assert fallen[0].any()
-        # Of several starts that break an image the sweep keeps the first, the loop the strongest.
-        same = ~fallen[0] if attack.num_restarts > 1 else np.ones(11, bool)
-        np.testing.assert_allclose(one[same], other[same], atol=2e-5, err_msg=attack.name)
-
-
-def test_sweep_leaves_out_whom_a_job_leaves_out(config):
-    model = make_model(Formula(linear), config)
-    active = LABELS == 1
-    attack = make_attack("bim", EPSILON, num_steps=2, keep_best=True)
-    variables = model.target.variables
-    jobs = [AttackJob(attack, active=active), AttackJob(attack)]
-    found = model.queue.run(variables, model.images, LABELS, jobs, jax.random.key(0))
-    moved = (found != model.images[None]).any(axis=(2, 3, 4))
-    np.testing.assert_array_equal(moved[0], active)
-    assert moved[1].all()
-    np.testing.assert_array_equal(found[0][active], found[1][active])
 
 
 def test_shift_moves_the_boundary_that_an_attack_stops_at(config):
