@@ -164,7 +164,8 @@ class AttackQueue:
         results = np.repeat(images[None], len(jobs), axis=0)
         best = np.full(results.shape[:2], -np.inf)  # loss; infinite where misclassified
         slots = _SlotTable(self.slots, images, labels, _tasks(jobs, len(images)))
-        state, numbers, centres, targets = None, None, None, None
+        state: Any = None
+        numbers = centres = targets = None
         while slots.assign_tasks():
             if slots.fresh.any():
                 centres, targets, numbers = self.put(slots.arrays())
