@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medadv_jax.attacks import losses
-from medadv_jax.attacks.norms import BALLS
+from medadv_jax.attacks.norms import BALLS, norm_of
 from medadv_jax.attacks.stepwise import Examples, StepwiseAttack
 
 MOMENTUM = 0.75  # α
@@ -81,11 +81,11 @@ class Apgd(StepwiseAttack):
     def start(self, example: Examples, key: jax.Array) -> ApgdState:
         """Returns the state at a random point of the ball's boundary."""
         image, ball = example.image, BALLS[self.norm]
-        sample = jax.random.uniform if self.norm == "linf" else jax.random.normal
-        options = {"minval": -1.0} if self.norm == "linf" else {}
-        noise = sample(key, image.shape, **options)
-        order = jnp.inf if self.norm == "linf" else 2
-        noise = noise / jnp.linalg.norm(noise.ravel(), order)
+        if self.norm == "linf":
+            noise = jax.random.uniform(key, image.shape, minval=-1.0)
+        else:
+            noise = jax.random.normal(key, image.shape)
+        noise = noise / norm_of(noise, self.norm)
         point = ball.project(image + self.epsilon * noise, image, jnp.float32(self.epsilon))
         low, no = jnp.float32(-jnp.inf), jnp.zeros((), bool)
         return ApgdState(

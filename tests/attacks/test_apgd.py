@@ -180,7 +180,7 @@ def test_fallen_images_cost_no_more_gradients():
 
 def test_targeted_dlr_aims_at_each_class_in_turn():
     labels = labels_of(curved)
-    targets = np.asarray(target_classes(curved(IMAGES), labels, 9))
+    targets = np.asarray(target_classes(curved(IMAGES), jnp.asarray(labels), 9))
     assert targets.shape == (6, 3)
     assert (np.sort(np.c_[targets, labels], axis=1) == np.arange(4)).all()
     attack = Apgd("apgd_t", 0.15, num_steps=15, loss="dlr", num_targets=9)
