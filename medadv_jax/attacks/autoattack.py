@@ -116,7 +116,7 @@ class Stage(NamedTuple):
     name: str
     attacked: int  # images
     broken: int  # images
-    passes: int  # gradients, or queries of Square, summed over images
+    passes: int  # summed over images; see `Found`
     seconds: float  # compilation included
 
 

@@ -37,7 +37,8 @@ class Found(NamedTuple):
     Attributes:
       pixels: (n, H, W, C) float32 in [0, 1], within ε of the images.
       success: (n,) bool, misclassified during the attack.
-      passes: gradients (queries for attacks without gradients) taken, summed over images.
+      passes: steps taken, summed over images: each is one gradient of the network (FAB: and one
+        forward pass; untargeted FAB of K classes: K - 1 gradients), or one query of Square.
     """
 
     pixels: np.ndarray

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medadv_jax.attacks.apgd import Apgd, windows
 from medadv_jax.attacks.losses import dlr, targeted_dlr
@@ -164,6 +165,19 @@ def test_result_stays_in_ball_and_depends_on_nothing_else(norm):
     np.testing.assert_allclose(queued.pixels, whole, atol=1e-5)
     np.testing.assert_array_equal(queued.success, labels_of(curved, whole) != labels)
     assert queued.passes <= len(labels) * 11
+
+
+def test_two_devices_find_what_one_finds():
+    labels, attack = labels_of(curved), Apgd("apgd", 0.1, num_steps=4)
+    found = []
+    for count in (1, 2):
+        sharding = NamedSharding(Mesh(jax.devices()[:count], ("data",)), PartitionSpec("data"))
+        queue = StepwiseQueue(
+            attack, lambda _, x: curved(x), 4, lambda tree, s=sharding: jax.device_put(tree, s)
+        )
+        found.append(queue.run(None, IMAGES, labels, None, KEY))
+    np.testing.assert_allclose(found[0].pixels, found[1].pixels, atol=1e-5)
+    assert found[0].passes == found[1].passes
 
 
 def test_fallen_images_cost_no_more_gradients():
