@@ -14,6 +14,11 @@ def normalize(x: jax.Array, norm: jax.Array) -> jax.Array:
     return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1.0), 0.0)
 
 
+def norm_of(x: jax.Array, norm: str) -> jax.Array:
+    """Returns the "l1", "l2" or "linf" norm of one image's change."""
+    return jnp.linalg.norm(x.ravel(), {"l1": 1, "l2": 2, "linf": jnp.inf}[norm])
+
+
 def l1_normalize(gradient: jax.Array) -> jax.Array:
     """Divides a gradient by its L1 norm (Dong et al. 2018, eq. 6)."""
     # Divided by the largest entry first: a sum of tiny or huge entries would leave float32's range.

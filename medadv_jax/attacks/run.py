@@ -1,7 +1,7 @@
 """Runs attacks on images: several at once, or one on each image."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class Attack(AttackSpec):
 
 
 def run_attacks(
-    attacks: Sequence[AttackSpec],
+    attacks: Sequence[AttackSpec | Callable[..., jax.Array]],
     logits_fn: LogitsFn,
     images: jax.Array,
     labels: jax.Array,
@@ -61,10 +61,11 @@ def run_attacks(
     loop: str = "fori_loop",
     penalty_fn: LogitsFn | None = None,
 ) -> jax.Array:
-    """Runs every attack on every image, as one batch.
+    """Runs every attack on every image; first-order attacks as lanes of one batch.
 
     Args:
-      attacks: L attacks of the same norm, loss and direction (targeted or not); ValueError else.
+      attacks: L attacks. Those that are an `AttackSpec` share norm, loss and direction (targeted or
+        not), ValueError else; others, like APGD, are called one after another.
       logits_fn: pixels (N, H, W, C) float32 -> logits (N, K); treats every image alone.
       images: (B, H, W, C) float32 in [0, 1].
       labels: (B,) integer.
@@ -73,11 +74,34 @@ def run_attacks(
         longer to compile, and runs no faster with the networks of `models/`; with one of plain
         convolutions, whose gradients XLA's CPU backend may be slow at in a loop, it can (jax 0.12).
       penalty_fn: pixels (N, H, W, C) -> (N,), subtracted from each image's loss: what an attacker
-        wants to keep low beside fooling the network, such as a detector's score.
+        wants to keep low beside fooling the network, such as a detector's score. Of first-order
+        attacks only, ValueError else.
 
     Returns:
       (L, B, H, W, C) float32 in [0, 1], in the order of `attacks`; carries no gradient.
     """
+    lanes = [attack for attack in attacks if isinstance(attack, AttackSpec)]
+    if len(lanes) == len(attacks):
+        return _run_lanes(lanes, logits_fn, images, labels, key, loop, penalty_fn)
+    if penalty_fn is not None:
+        raise ValueError("a penalty can only be added to the loss of first-order attacks")
+    in_lanes = iter(_run_lanes(lanes, logits_fn, images, labels, key, loop, None) if lanes else ())
+    found = [
+        next(in_lanes) if isinstance(attack, AttackSpec) else attack(logits_fn, images, labels, key)
+        for attack in attacks
+    ]
+    return jnp.stack(found)
+
+
+def _run_lanes(
+    attacks: Sequence[AttackSpec],
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array | None,
+    loop: str,
+    penalty_fn: LogitsFn | None,
+) -> jax.Array:
     plan = plan_lanes(attacks)
     shape = (images.shape[0], len(plan.lanes))
     state, images, labels = start_lanes(

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from medadv_jax.attacks import ATTACKS
+from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
 from medadv_jax.classifier import NORMALIZATIONS
@@ -106,7 +106,7 @@ RULES: dict[str, Rule] = {
     "purifier.learning_rate": _number(0, above=True),
     "purifier.joint_epochs": _number(0),
     "purifier.joint_learning_rate": _number(0, above=True),
-    "eval.attacks": _list_of(ATTACKS),
+    "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS]),
     "eval.images": (lambda value: value == 0 or value >= 2, "0: all, or at least 2"),
     "eval.num_steps": _number(1),
     "eval.restarts": _number(1),

@@ -188,6 +188,18 @@ def test_tiny_and_huge_gradients_keep_their_direction():
         np.testing.assert_allclose(l1_normalize(gradient * scale), gradient / 3.5, rtol=1e-5)
 
 
+def test_evaluation_attacks_run_beside_lanes(images, labels):
+    names = ("fgsm", "apgd", "bim")
+    attacks = [make_attack(name, epsilon=0.1, num_steps=3) for name in names]
+    key = jax.random.key(3)
+    together = run(functools.partial(run_attacks, attacks), curved, images, labels, key)
+    for name, attack, result in zip(names, attacks, together, strict=True):
+        alone = jax.jit(lambda x, y, a=attack: a(curved, x, y, key))(images, labels)
+        np.testing.assert_allclose(result, alone, atol=1e-6, err_msg=name)
+    with pytest.raises(ValueError, match="a penalty can only"):
+        run_attacks(attacks, curved, images, labels, key, penalty_fn=lambda x: x.sum((1, 2, 3)))
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 def test_lanes_equal_attacks_run_alone(loop, images, labels):
     attacks = [
@@ -302,13 +314,17 @@ def test_margin_points_where_cross_entropy_points_with_two_classes(images, label
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "nope"}, "known are bim, fgsm, mifgsm, pgd"),
+        (
+            {"name": "nope"},
+            "known are apgd, .* bim, fab, fgsm, fmn, mifgsm, pgd, square",
+        ),
         ({"epsilon": -0.1}, "epsilon=-0.1 must be at least 0"),
         ({"epsilon": float("nan")}, "epsilon=nan must be at least 0"),
         ({"num_steps": 0}, "num_steps=0 must be at least 1"),
         ({"norm": "l3"}, "known are l2, linf"),
         ({"loss": "dlr"}, "known are cross_entropy, margin"),
         ({"name": "bim", "num_restarts": 3}, "restarts without a random start"),
+        ({"name": "apgd"}, "step_size=0.1: apgd chooses its steps itself"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

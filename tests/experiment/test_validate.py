@@ -55,7 +55,7 @@ BAD_VALUES = [
     ("attack.epsilon", float("nan"), "at least 0"),
     ("attack.norm", "l1", "one of l2, linf"),
     ("attack.loop", "while", "one of fori_loop, unrolled"),
-    ("eval.attacks", "cw", "names out of bim, fgsm, mifgsm, pgd"),
+    ("eval.attacks", "cw", "names out of apgd, apgd_t, autoattack, bim, fab, fgsm, fmn"),
     ("eval.restarts", 0, "at least 1"),
     ("eval.batch_size", 0, "at least 1"),
     ("eval.validation_attack", "cw", "one of bim, fgsm, mifgsm, pgd"),

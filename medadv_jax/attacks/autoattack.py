@@ -1,0 +1,204 @@
+"""AutoAttack: a fixed set of attacks, each on the images that the ones before it left.
+
+Croce & Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks". Versions:
+
+  standard: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square; at least 3 classes.
+  binary: the same for two classes, where DLR is not defined and the one target is the other class:
+    APGD on cross-entropy, APGD on the margin, FAB, Square.
+  rand: for randomised classifiers, whose `logits_fn` takes a key for each image after the pixels:
+    APGD on cross-entropy and on DLR (two classes: the margin), averaged over 20 draws.
+
+    attack = make_attack("autoattack", epsilon=8 / 255)
+    adversarial = attack(logits_fn, images, labels, key)              # one batch, compiled whole
+    result = AutoAttackQueue(attack, logits_fn, num_classes=2).run(variables, images, labels, key)
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medadv_jax.attacks.apgd import Apgd, sample_keys
+from medadv_jax.attacks.fab import Fab
+from medadv_jax.attacks.lanes import fingerprint
+from medadv_jax.attacks.square import Square
+from medadv_jax.attacks.stepwise import StepwiseAttack, StepwiseQueue, target_classes
+
+VERSIONS = ("auto", "standard", "binary", "rand")
+NUM_TARGETS = 9
+SAMPLES = 20  # draws, of version "rand"
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttack:
+    """The set of attacks. Calling it runs them on a batch as one program.
+
+    Attributes:
+      name: in tables and records.
+      epsilon: radius of the ball, in pixels of [0, 1].
+      norm: "linf" or "l2".
+      version: "standard", "binary", "rand", or "auto": binary for two classes, else standard.
+      num_steps: of APGD and FAB.
+      queries: of Square.
+    """
+
+    name: str
+    epsilon: float | jax.Array
+    norm: str = "linf"
+    version: str = "auto"
+    num_steps: int = 100
+    queries: int = 5000
+
+    def __post_init__(self):
+        """Raises ValueError for impossible values."""
+        if self.version not in VERSIONS:
+            raise ValueError(f"version={self.version!r}: known are {', '.join(VERSIONS)}")
+        self.components(2 if self.version == "binary" else 3)
+
+    def components(self, num_classes: int) -> tuple[StepwiseAttack, ...]:
+        """Returns the attacks in their order; ValueError if version and classes do not fit."""
+        common: Any = {"epsilon": self.epsilon, "norm": self.norm}
+        steps = common | {"num_steps": self.num_steps}
+        if self.version == "rand":
+            losses = ("cross_entropy", "margin" if num_classes == 2 else "dlr")
+            return tuple(
+                Apgd(f"apgd_{loss}", loss=loss, samples=SAMPLES, **steps) for loss in losses
+            )
+        version = "binary" if num_classes == 2 else "standard"
+        if self.version not in ("auto", version):
+            raise ValueError(
+                f"version={self.version!r} does not fit {num_classes} classes: take {version!r}"
+            )
+        square = Square("square", num_steps=self.queries, **common)
+        first = Apgd("apgd_ce", loss="cross_entropy", **steps)
+        if version == "binary":
+            return first, Apgd("apgd_margin", loss="margin", **steps), Fab("fab", **steps), square
+        targeted = steps | {"num_targets": NUM_TARGETS}
+        return first, Apgd("apgd_t", loss="dlr", **targeted), Fab("fab_t", **targeted), square
+
+    def __call__(
+        self,
+        logits_fn: Callable[..., jax.Array],
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns adversarial images (B, H, W, C); arguments: see `StepwiseAttack`."""
+        key = jax.random.key(0) if key is None else key
+        logits = self.clean_logits(logits_fn, images, key)
+        best, fallen = images, jnp.argmax(logits, axis=-1) != labels
+        for number, attack in enumerate(self.components(logits.shape[-1])):
+            own_key = jax.random.fold_in(key, number)
+            best, fallen = attack.run(logits_fn, images, labels, own_key, best, fallen)
+        return jax.lax.stop_gradient(best)
+
+    def clean_logits(
+        self, logits_fn: Callable[..., jax.Array], images: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        """Returns logits (B, K); of a randomised classifier the mean of `SAMPLES` draws."""
+        if self.version != "rand":
+            return logits_fn(images)
+        keys = jax.vmap(lambda image: jax.random.fold_in(key, fingerprint(image)))(images)
+        numbers = jnp.broadcast_to(jnp.arange(SAMPLES)[:, None], (SAMPLES, len(images)))
+        found = jax.lax.map(lambda each: logits_fn(images, sample_keys(keys, each)), numbers)
+        return found.mean(axis=0)
+
+
+class Stage(NamedTuple):
+    """What one attack of the set did."""
+
+    name: str
+    attacked: int  # images
+    broken: int  # images
+    passes: int  # summed over images; see `Found`
+    seconds: float  # compilation included
+
+
+class AutoAttackResult(NamedTuple):
+    """Results on n images.
+
+    Attributes:
+      pixels: (n, H, W, C) float32 in [0, 1]; the image itself where nothing was found.
+      correct: (n,) bool, classified correctly under every attack.
+      broken_by: (n,) int32: the position in `stages` of the attack that broke the image, -1 where
+        the clean image is misclassified, -2 where it is still correct.
+      stages: the attacks in their order.
+    """
+
+    pixels: np.ndarray
+    correct: np.ndarray
+    broken_by: np.ndarray
+    stages: tuple[Stage, ...]
+
+
+class AutoAttackQueue:
+    """The compiled programs of an `AutoAttack`, for any variables and any number of images.
+
+    Args of the constructor:
+      attack: the set.
+      logits_fn: (variables, pixels (N, H, W, C)) -> logits (N, K); treats every image alone.
+      num_classes: K.
+      slots: N, images at a time.
+      put: places a tree of arrays on the devices, split along their first axes.
+    """
+
+    def __init__(
+        self,
+        attack: AutoAttack,
+        logits_fn: Callable[..., jax.Array],
+        num_classes: int,
+        slots: int = 32,
+        put: Callable[[Any], Any] = jax.device_put,
+    ):
+        self._slots, self._put = slots, put
+        self._logits = jax.jit(
+            lambda variables, images, key: attack.clean_logits(
+                functools.partial(logits_fn, variables), images, key
+            )
+        )
+        self._queues = [
+            StepwiseQueue(component, logits_fn, slots, put)
+            for component in attack.components(num_classes)
+        ]
+
+    def run(
+        self, variables: Any, images: np.ndarray, labels: np.ndarray, key: jax.Array
+    ) -> AutoAttackResult:
+        """Attacks images (n, H, W, C) float32 in [0, 1] with labels (n,) integer, any n."""
+        labels = np.asarray(labels, np.int32)
+        logits = self._all_logits(variables, images, key)
+        pixels = np.array(images, np.float32)
+        broken_by = np.where(logits.argmax(axis=1) == labels, -2, -1).astype(np.int32)
+        stages = []
+        for number, queue in enumerate(self._queues):
+            before, left = time.perf_counter(), broken_by == -2
+            ranks = queue.attack.num_targets
+            targets = np.asarray(target_classes(jnp.asarray(logits), jnp.asarray(labels), ranks))
+            passes = 0
+            for rank in range(targets.shape[1]) if ranks else (None,):
+                rows = np.flatnonzero(broken_by == -2)
+                found = queue.run(
+                    variables, images[rows], labels[rows],
+                    None if rank is None else targets[rows, rank], jax.random.fold_in(key, number),
+                )  # fmt: skip
+                fallen = rows[found.success]
+                pixels[fallen], broken_by[fallen] = found.pixels[found.success], number
+                passes += found.passes
+            broken, seconds = int((broken_by == number).sum()), time.perf_counter() - before
+            stages.append(Stage(queue.attack.name, int(left.sum()), broken, passes, seconds))
+        return AutoAttackResult(pixels, broken_by == -2, broken_by, tuple(stages))
+
+    def _all_logits(self, variables: Any, images: np.ndarray, key: jax.Array) -> np.ndarray:
+        """Returns logits (n, K), in batches of one shape."""
+        found = []
+        for first in range(0, len(images), self._slots):
+            part = images[first : first + self._slots]
+            whole = part[np.arange(self._slots) % len(part)]
+            found.append(np.asarray(self._logits(variables, self._put(whole), key))[: len(part)])
+        return np.concatenate(found)

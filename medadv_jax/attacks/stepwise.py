@@ -1,0 +1,231 @@
+"""Attacks with a state for each image: their loop, and a queue that drops finished images.
+
+An attack gives `start` for one image and `step` for a batch; all its state has the batch axis
+first, so that any row may stand at any iteration. `StepwiseAttack.__call__` runs one batch to its
+end inside a compiled program. `StepwiseQueue` runs any number of images from the host: a row whose
+image is finished is given to the next image, so easy images stay cheap.
+
+To add an attack: subclass `StepwiseAttack`, and name it in `ATTACKS`.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medadv_jax.attacks.lanes import fingerprint
+from medadv_jax.attacks.norms import BALLS
+from medadv_jax.attacks.spec import LogitsFn
+
+
+class Examples(NamedTuple):
+    """Images under attack."""
+
+    image: Any  # (B, H, W, C) float32 in [0, 1]
+    label: Any  # (B,) int32, the true class
+    target: Any  # (B,) int32, the class to reach; ignored by untargeted attacks
+
+
+class Found(NamedTuple):
+    """Results on n images.
+
+    Attributes:
+      pixels: (n, H, W, C) float32 in [0, 1], within ε of the images.
+      success: (n,) bool, misclassified during the attack.
+      passes: steps taken, summed over images: each is one gradient of the network (FAB: and one
+        forward pass; untargeted FAB of K classes: K - 1 gradients), or one query of Square.
+    """
+
+    pixels: np.ndarray
+    success: np.ndarray
+    passes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StepwiseAttack(abc.ABC):
+    """An attack inside a ball around the image, cut with [0, 1]; stops at misclassified images.
+
+    Attributes:
+      name: in tables and records.
+      epsilon: radius of the ball, in pixels of [0, 1].
+      norm: "linf" or "l2".
+      num_steps: at most; at least 1.
+      num_targets: classes to aim at in turn, by falling clean logit, at most K - 1; 0: untargeted.
+    """
+
+    name: str
+    epsilon: float | jax.Array
+    norm: str = "linf"
+    num_steps: int = 100
+    num_targets: int = 0
+
+    def __post_init__(self):
+        """Raises ValueError for impossible values."""
+        if isinstance(self.epsilon, int | float) and not self.epsilon >= 0:
+            raise ValueError(f"{self.name}: epsilon={self.epsilon} must be at least 0")
+        if self.norm not in BALLS:
+            raise ValueError(f"norm={self.norm!r}: known are {', '.join(sorted(BALLS))}")
+        if self.num_steps < 1 or self.num_targets < 0:
+            raise ValueError(
+                f"{self.name}: num_steps={self.num_steps} must be at least 1,"
+                f" num_targets={self.num_targets} at least 0"
+            )
+
+    @abc.abstractmethod
+    def start(self, example: Examples, key: jax.Array) -> Any:
+        """Returns the first state of one image, from the image's own key.
+
+        The state is a NamedTuple; among its fields are `best` (H, W, C), `success` () bool,
+        `done` () bool and `iteration` () int32, the number of steps taken.
+        """
+
+    @abc.abstractmethod
+    def step(self, logits_fn: LogitsFn, state: Any, examples: Examples) -> Any:
+        """Returns the state (B, …) after one step; rows that are done may change freely."""
+
+    def __call__(
+        self,
+        logits_fn: LogitsFn,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns adversarial images (B, H, W, C).
+
+        Args:
+          logits_fn: pixels (B, H, W, C) -> logits (B, K); treats every image alone.
+          images: (B, H, W, C) float32 in [0, 1].
+          labels: (B,) integer, the true classes.
+          key: of the random draws; an image's draws depend on the key and on its own pixels.
+        """
+        key = jax.random.key(0) if key is None else key
+        nobody = jnp.zeros(labels.shape, bool)
+        found = self.run(logits_fn, images, labels, key, images, nobody)[0]
+        return jax.lax.stop_gradient(found)
+
+    def run(
+        self,
+        logits_fn: LogitsFn,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array,
+        best: jax.Array,
+        fallen: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attacks the images (B, …) that have not `fallen` (B,); keeps `best` of the others.
+
+        Returns adversarial images (B, H, W, C), and which images are misclassified now (B,).
+        """
+
+        def aim(targets: jax.Array, best: jax.Array, fallen: jax.Array) -> tuple[Any, Any]:
+            examples = Examples(images, labels.astype(jnp.int32), targets)
+            state = start_batch(self, examples, key)
+            state = jax.lax.while_loop(
+                lambda state: ~state.done.all(),
+                lambda state: advance(self, logits_fn, state, examples),
+                state._replace(done=state.done | fallen),
+            )
+            return choose_rows(fallen, best, state.best), fallen | state.success
+
+        if not self.num_targets:
+            return aim(labels.astype(jnp.int32), best, fallen)
+        targets = target_classes(logits_fn(images), labels, self.num_targets)
+        return jax.lax.fori_loop(
+            0, targets.shape[1], lambda i, found: aim(targets[:, i], *found), (best, fallen)
+        )
+
+
+def start_batch(attack: StepwiseAttack, examples: Examples, key: jax.Array) -> Any:
+    """Returns the first state (B, …): each image with a key of its own pixels."""
+
+    def start(example: Examples) -> Any:
+        return attack.start(example, jax.random.fold_in(key, fingerprint(example.image)))
+
+    return jax.vmap(start)(examples)
+
+
+def advance(attack: StepwiseAttack, logits_fn: LogitsFn, state: Any, examples: Examples) -> Any:
+    """Takes one step in all rows that are not done."""
+    new = attack.step(logits_fn, state, examples)
+    return choose_rows(state.done, state, new)
+
+
+def choose_rows(mask: jax.Array, yes: Any, no: Any) -> Any:
+    """Returns the rows of `yes` where `mask` (B,) is true, else those of `no`."""
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, yes, no)
+
+
+def target_classes(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
+    """Returns the classes other than the label by falling logit: (B, K) -> (B, min(count, K-1))."""
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    order = jnp.argsort(jnp.where(is_label, -jnp.inf, logits), axis=-1, descending=True)
+    return order[:, : min(count, logits.shape[-1] - 1)].astype(jnp.int32)
+
+
+class StepwiseQueue:
+    """One compiled step of an attack, and a batch whose rows are handed from image to image.
+
+    Args of the constructor:
+      attack: what to run.
+      logits_fn: (variables, pixels (N, H, W, C)) -> logits (N, K); treats every image alone.
+      slots: N, images at a time.
+      put: places a tree of arrays on the devices, split along their first axes.
+    """
+
+    def __init__(
+        self,
+        attack: StepwiseAttack,
+        logits_fn: Callable[..., jax.Array],
+        slots: int,
+        put: Callable[[Any], Any] = jax.device_put,
+    ):
+        self.attack, self.slots, self._put = attack, slots, put
+        self._start = jax.jit(lambda *arguments: start_batch(attack, *arguments))
+        self._choose = jax.jit(choose_rows)
+        self._advance = jax.jit(
+            lambda variables, state, examples: advance(
+                attack, functools.partial(logits_fn, variables), state, examples
+            )
+        )
+
+    def run(
+        self,
+        variables: Any,
+        images: np.ndarray,
+        labels: np.ndarray,
+        targets: np.ndarray | None,
+        key: jax.Array,
+    ) -> Found:
+        """Attacks images (n, H, W, C) of labels (n,), any n; `targets` (n,) if targeted."""
+        targets = labels if targets is None else targets
+        rows, waiting = np.full(self.slots, -1), list(range(len(images)))[::-1]
+        held = np.zeros(self.slots, int)  # image of each row; a free row keeps its last one
+        pixels, success, passes = images.copy(), np.zeros(len(images), bool), 0
+        state, examples = None, None
+        while waiting or (rows >= 0).any():
+            fresh = np.array([row < 0 for row in rows]) & (np.cumsum(rows < 0) <= len(waiting))
+            if fresh.any():
+                for slot in np.flatnonzero(fresh):
+                    rows[slot] = held[slot] = waiting.pop()
+                values = (images[held], labels[held].astype(np.int32), targets[held])
+                examples = self._put(Examples(*values[:2], values[2].astype(np.int32)))
+                first = self._start(examples, key)
+                state = first if state is None else self._choose(self._put(fresh), first, state)
+            state = self._advance(variables, state, examples)
+            finished = np.asarray(state.done) & (rows >= 0)
+            passes += int((rows >= 0).sum())
+            if finished.any():
+                places = rows[finished]
+                pixels[places] = np.asarray(state.best)[finished]
+                success[places] = np.asarray(state.success)[finished]
+                rows[finished] = -1
+        return Found(pixels, success, passes)
