@@ -133,8 +133,13 @@ def _extracted(archive: zipfile.ZipFile, name: str) -> Iterator[Path]:
 
 def _read_safetensors(path: Path) -> RawWeights:
     """The library checks first that the arrays fill the file exactly and do not overlap."""
-    with safetensors.safe_open(path, framework="np") as file:
-        metadata, arrays = dict(file.metadata() or {}), file.get_tensors()
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            metadata, arrays = dict(file.metadata() or {}), file.get_tensors()
+    except safetensors.SafetensorError as error:
+        if "not fully covered" in str(error):
+            raise WeightsFileError("its arrays do not fill the file: it is cut short") from error
+        raise
     if not arrays:
         raise WeightsFileError("it holds no array")
     ours = metadata.get("format") == FORMAT
