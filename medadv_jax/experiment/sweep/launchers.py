@@ -60,7 +60,8 @@ class Launcher:
         self.slots = slots or (max(1, len(self._devices)) if self._is_local else 1)
         for earlier in folder.glob(f"*/{_PERMIT}"):  # of a start that was killed
             earlier.unlink(missing_ok=True)
-        folder = folder.absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        # Of this start alone: a name that an earlier start had would give its cells leave again.
+        folder = folder.absolute() / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09}"
         try:
             self._executor = submitit.AutoExecutor(folder, cluster)
             self._executor.update_parameters(**{"timeout_min": _MINUTES[cluster], **options})

@@ -213,7 +213,9 @@ def test_random_logits(config):
 def test_random_start_that_is_always_the_same(healthy, config, monkeypatch):
     sweep = healthy.model.queue
     starts = sweep.starts
-    monkeypatch.setattr(sweep, "starts", lambda *given: starts(*given[:3], 0, given[4]))
+    monkeypatch.setattr(
+        sweep, "starts", lambda images, epsilon, restart, key: starts(images, epsilon, 0, key)
+    )
     assert attack_checks.is_the_same_again(healthy.model, config).verdict == "fail"
 
 
