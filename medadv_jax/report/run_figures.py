@@ -44,9 +44,7 @@ def robustness_curves(run: RunRecords) -> bytes:
     """
     lines = run.curves_along("epsilon")
     if not lines:
-        raise UserError(
-            f"{run.path}: no accuracy against ε to draw; run with --config.eval.curves=true"
-        )
+        raise UserError(f"{run.path}: no accuracy against ε; run with --config.eval.checks=true")
 
     def paint(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[4, 5])
