@@ -1,4 +1,4 @@
-"""Devices and processes: who trains with whom, and where arrays lie.
+"""Devices and processes of a run: meshes, where arrays lie, and what processes wait for.
 
 One process uses all of its devices. With several, all train together; the first keeps the run
 directory and evaluates. They share a file system: each trains on its own devices and reads its own

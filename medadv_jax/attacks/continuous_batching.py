@@ -22,6 +22,7 @@ from medadv_jax.attacks.lanes import (
     LaneNumbers,
     LaneState,
     Score,
+    choose_rows,
     initial_state,
     random_start,
     step_example,
@@ -313,13 +314,7 @@ def _start(
         return initial_state(jnp.where(own.random_start, drawn, image))
 
     first = jax.vmap(start)(images, numbers)
-    if state is None:
-        return first
-
-    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(fresh.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, first, state)
+    return first if state is None else choose_rows(fresh, first, state)
 
 
 @functools.partial(jax.jit, static_argnames="norm")

@@ -134,13 +134,20 @@ def step_example(
 
 def keep_stronger(state: LaneState, score: Score) -> LaneState:
     """Makes the current point the strongest if its score is higher; one example or a batch."""
-    better = is_stronger(score, state.score)
-    mask = better.reshape(*better.shape, *([1] * (state.point.ndim - better.ndim)))
-    return state._replace(
-        best=jnp.where(mask, state.point, state.best),
-        success=jnp.where(better, score.success, state.success),
-        loss=jnp.where(better, score.loss, state.loss),
+    kept = choose_rows(
+        is_stronger(score, state.score), (state.point, score), (state.best, state.score)
     )
+    return state._replace(best=kept[0], success=kept[1].success, loss=kept[1].loss)
+
+
+def choose_rows(mask: jax.Array, yes: Any, no: Any) -> Any:
+    """Returns, for trees of arrays (*mask.shape, …), the rows of `yes` where `mask` is true, else
+    those of `no`."""
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(mask.reshape(*mask.shape, *[1] * (a.ndim - mask.ndim)), a, b)
+
+    return jax.tree.map(choose, yes, no)
 
 
 def is_stronger(a: Score, b: Score) -> jax.Array:
@@ -306,9 +313,7 @@ def _choose_points(
     _, last = score_fn(state.point, labels)
     state = keep_stronger(state, last)
     keep = jnp.broadcast_to(_stack(plan.lanes).keep_best, last.loss.shape)
-    pixels_keep = keep.reshape(*keep.shape, *([1] * (state.point.ndim - keep.ndim)))
-    adversarial = jnp.where(pixels_keep, state.best, state.point)
-    return adversarial, jax.tree.map(lambda a, b: jnp.where(keep, a, b), state.score, last)
+    return choose_rows(keep, (state.best, state.score), (state.point, last))
 
 
 def strongest_restarts(
@@ -325,10 +330,10 @@ def strongest_restarts(
 
 def _strongest_restart(points: jax.Array, score: Score, first: int, stop: int) -> jax.Array:
     """Returns (B, H, W, C): for each example the strongest of lanes first to stop - 1."""
-    best, best_score = points[:, first], jax.tree.map(lambda x: x[:, first], score)
-    for lane in range(first + 1, stop):
-        lane_score = jax.tree.map(lambda x, i=lane: x[:, i], score)
-        better = is_stronger(lane_score, best_score)
-        best = jnp.where(better[:, None, None, None], points[:, lane], best)
-        best_score = jax.tree.map(lambda a, b, m=better: jnp.where(m, a, b), lane_score, best_score)
-    return best
+    lanes = [
+        jax.tree.map(lambda x, i=lane: x[:, i], (points, score)) for lane in range(first, stop)
+    ]
+    best = lanes[0]
+    for lane in lanes[1:]:
+        best = choose_rows(is_stronger(lane[1], best[1]), lane, best)
+    return best[0]

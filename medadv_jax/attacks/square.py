@@ -14,22 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from medadv_jax.attacks import losses
+from medadv_jax.attacks.lanes import choose_rows
 from medadv_jax.attacks.norms import norm_of, normalize
 from medadv_jax.attacks.spec import LogitsFn
-from medadv_jax.attacks.stepwise import Examples, StepwiseAttack, choose_rows
+from medadv_jax.attacks.stepwise import Examples, StepwiseAttack
 
 SHARE = 0.8  # of an image that the first squares cover: p of the paper
-HALVINGS = (
-    10,
-    50,
-    200,
-    500,
-    1000,
-    2000,
-    4000,
-    6000,
-    8000,
-)  # queries of 10,000 after which p halves
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries; then p halves
 
 
 class SquareState(NamedTuple):

@@ -5,7 +5,7 @@ first, so that any row may stand at any iteration. `StepwiseAttack.__call__` run
 end inside a compiled program. `StepwiseQueue` runs any number of images from the host: a row whose
 image is finished is given to the next image, so easy images stay cheap.
 
-To add an attack: subclass `StepwiseAttack`, and name it in `ATTACKS`.
+To add an attack: subclass `StepwiseAttack`, and name it in `EVALUATION_ATTACKS`.
 """
 
 import abc
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medadv_jax.attacks.lanes import fingerprint
+from medadv_jax.attacks.lanes import choose_rows, fingerprint
 from medadv_jax.attacks.norms import BALLS
 from medadv_jax.attacks.spec import LogitsFn
 
@@ -104,8 +104,8 @@ class StepwiseAttack(abc.ABC):
           key: of the random draws; an image's draws depend on the key and on its own pixels.
         """
         key = jax.random.key(0) if key is None else key
-        nobody = jnp.zeros(labels.shape, bool)
-        found = self.run(logits_fn, images, labels, key, images, nobody)[0]
+        none = jnp.zeros(labels.shape, bool)
+        found = self.run(logits_fn, images, labels, key, images, none)[0]
         return jax.lax.stop_gradient(found)
 
     def run(
@@ -153,15 +153,6 @@ def advance(attack: StepwiseAttack, logits_fn: LogitsFn, state: Any, examples: E
     """Takes one step in all rows that are not done."""
     new = attack.step(logits_fn, state, examples)
     return choose_rows(state.done, state, new)
-
-
-def choose_rows(mask: jax.Array, yes: Any, no: Any) -> Any:
-    """Returns the rows of `yes` where `mask` (B,) is true, else those of `no`."""
-
-    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(choose, yes, no)
 
 
 def target_classes(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
@@ -212,7 +203,7 @@ class StepwiseQueue:
         pixels, success, passes = images.copy(), np.zeros(len(images), bool), 0
         state, examples = None, None
         while waiting or (rows >= 0).any():
-            fresh = np.array([row < 0 for row in rows]) & (np.cumsum(rows < 0) <= len(waiting))
+            fresh = (rows < 0) & (np.cumsum(rows < 0) <= len(waiting))
             if fresh.any():
                 for slot in np.flatnonzero(fresh):
                     rows[slot] = held[slot] = waiting.pop()

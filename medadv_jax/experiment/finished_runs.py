@@ -39,7 +39,7 @@ from medadv_jax.evaluation.predictions import (
 from medadv_jax.evaluation.threat_models import evaluation_attacks
 from medadv_jax.experiment.validate import validate
 from medadv_jax.files import write_json
-from medadv_jax.progress import StageProgress, default_console
+from medadv_jax.progress import StageProgress, default_console, say
 from medadv_jax.training.classifiers import Classifiers
 
 # Fields that comparable runs share, and those among them that change neither images nor attacks.
@@ -93,7 +93,7 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
         write_results(output / "results.csv", dataset.name, model, derive_results(table))
     content = {"runs": [str(run) for run in runs], "images": len(indices)}
     write_json(output / "runs.json", {**content, "device": jax.devices()[0].device_kind})
-    console.print(f"{output}", highlight=False, markup=False)
+    say(console, str(output))
 
 
 def _positions(dataset: Dataset, ids: Sequence[str], run: Path) -> np.ndarray:

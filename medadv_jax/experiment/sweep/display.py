@@ -1,7 +1,6 @@
 """What a person sees of a sweep: a live table on a terminal, a line for each change elsewhere."""
 
 import contextlib
-import datetime
 from collections.abc import Sequence
 
 from rich import box
@@ -11,13 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from medadv_jax.experiment.sweep.scheduler import BEFORE, DONE, FAILED, RUNNING, WAITING, Status
+from medadv_jax.progress import duration, say
 
 _LOOKS = {WAITING: "dim", RUNNING: "bold", DONE: "green", BEFORE: "green", FAILED: "bold red"}
-
-
-def say(console: Console, text: str) -> None:
-    """Prints a line that stays."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_change(console: Console, status: Status) -> None:
@@ -68,8 +63,3 @@ def _table(title: str, statuses: Sequence[Status], header: str, details: Sequenc
 
 def _fields(overrides: set[tuple[str, str]]) -> str:
     return " ".join(f"{name}={value}" for name, value in sorted(overrides))
-
-
-def duration(seconds: float) -> str:
-    """Returns a time as "1:05:45", in hours, minutes and seconds."""
-    return str(datetime.timedelta(seconds=round(seconds)))

@@ -14,11 +14,12 @@ from medadv_jax import interrupts
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.run_dir import LOCK
 from medadv_jax.experiment.sweep.cells import is_at_work
-from medadv_jax.experiment.sweep.display import duration, live_table, print_change, say
+from medadv_jax.experiment.sweep.display import live_table, print_change
 from medadv_jax.experiment.sweep.grids import ROOT, Cell, Grid, load_grid
 from medadv_jax.experiment.sweep.launchers import Launcher
 from medadv_jax.experiment.sweep.scheduler import BEFORE, FAILED, Scheduler, Status
 from medadv_jax.files import file_lock
+from medadv_jax.progress import duration, say
 from medadv_jax.report import write_report
 
 _WAIT_SECONDS = 60.0  # for cells of an earlier start
