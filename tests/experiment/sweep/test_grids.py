@@ -132,7 +132,7 @@ def test_a_person_sees_state_progress_and_time(tmp_path):
         assert part in text.getvalue()
     text = io.StringIO()
     print_change(Console(file=text), statuses[2])
-    assert text.getvalue() == "demo-seed=2: failed after 0:00:02: no memory\n"
+    assert text.getvalue() == "demo-seed=2: failed after 2 s: no memory\n"
 
 
 def test_fields_and_axes_of_the_command_line():
