@@ -27,15 +27,9 @@ def _tracked(folder: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of what the build reads, so that it leaves nothing in the working folder."""
+    """A copy of the project, so that the build leaves nothing in the working folder."""
     folder = tmp_path_factory.mktemp("source")
-    for name in (
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-        *_tracked("medadv_jax"),
-        "data/prepare.py",
-    ):
+    for name in _tracked("."):  # with all that must not get into the wheel
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())

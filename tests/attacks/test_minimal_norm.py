@@ -51,6 +51,33 @@ def test_distance_of_a_linear_model(name, classes, norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["fab", "fmn"])
+def test_comes_back_where_the_linearised_boundary_is_too_far(name, norm):
+    """A saturating margin: its boundary is that of the linear model, its slope points beyond."""
+
+    def saturating(images):
+        logits = linear(images)
+        lead = logits[:, 0] - logits[:, 1]
+        lead = jnp.sign(lead) * (1 - jnp.exp(-jnp.abs(lead) / scale))
+        return jnp.stack([lead, jnp.zeros_like(lead)], axis=1)
+
+    logits = linear(IMAGES)
+    scale = jnp.abs(logits[:, 0] - logits[:, 1]).max()
+    labels = np.asarray(saturating(IMAGES).argmax(1), np.int32)
+    attack, examples = ATTACKS[name](name, 0.0, norm, 60), Examples(IMAGES, labels, labels)
+    step = jax.jit(lambda state: advance(attack, saturating, state, examples))
+    state = step(jax.jit(lambda: start_batch(attack, examples, KEY))())
+    first = state.distance  # of the first misclassified point
+    while not state.done.all():
+        state = step(state)
+        first = jnp.where(jnp.isinf(first), state.distance, first)
+    exact = distances(labels, norm)
+    assert (first > exact * 1.1).any()  # else nothing has to come back
+    assert (state.distance >= exact * (1 - 1e-3)).all()
+    assert (state.distance <= exact * 1.06 + 1e-4).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["fab", "fmn"])
 def test_breaks_images_within_the_radius_and_no_others(name, norm):
     labels = np.asarray(linear(IMAGES).argmax(1), np.int32)
     exact = distances(labels, norm)
