@@ -89,15 +89,22 @@ def get_config() -> Config:
     purifier.joint_learning_rate = 0.0003  # Adam's
 
     config.eval = evaluate = ml_collections.ConfigDict()
-    evaluate.attacks = "fgsm,pgd,bim,mifgsm"  # comma-separated; one row of results.csv for each
+    # comma-separated; one row of results.csv for each
+    evaluate.attacks = "fgsm,pgd,bim,mifgsm,apgd"
     evaluate.images = 0  # test images to evaluate, half of each class, drawn by the seed; 0: all
     evaluate.num_steps = 10  # steps of BIM, MI-FGSM and PGD
+    evaluate.apgd_steps = 100  # steps of APGD, FAB and FMN, also within AutoAttack
+    evaluate.queries = 5000  # of Square, also within AutoAttack
     evaluate.restarts = 1  # random starts of PGD; the strongest counts, for each example
     evaluate.keep_best = True  # the strongest iterate counts, not the last
     evaluate.batch_size = 32  # images at a time; does not change any result
-    evaluate.validation_attack = "pgd"  # chooses the checkpoint of an adversarially trained network
+    # chooses the checkpoint of an adversarially trained network; auto: pgd, through a purifier apgd
+    evaluate.validation_attack = "auto"
+    evaluate.validation_steps = 20  # steps of that attack if it is APGD; others: train.num_steps
     evaluate.checks = True  # the self-checks, and accuracy against ε and against steps
     evaluate.check_images = 64  # test images for them, half of each class
+    evaluate.second_images = 200  # test images that self-check 7 attacks by another algorithm
+    evaluate.second_queries = 500  # of Square in self-check 7
 
     config.detector = detector = ml_collections.ConfigDict()  # beside base; needs autoencoder
     detector.run = True  # whether detectors are measured

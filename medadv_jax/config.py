@@ -25,7 +25,15 @@ Config = Any
 # Fields that change no result of a run.
 FIELDS_WITHOUT_RESULT = ("compile_cache", "data.cache_dir", "train.checkpoint_minutes")
 # Fields that runs of earlier versions lack -> the value that those versions had.
-_ADDED_FIELDS = {"deterministic": False, "eval.images": 0}
+_ADDED_FIELDS = {
+    "deterministic": False,
+    "eval.images": 0,
+    "eval.apgd_steps": 100,
+    "eval.queries": 5000,
+    "eval.validation_steps": 20,
+    "eval.second_images": 64,
+    "eval.second_queries": 100,
+}
 _RENAMED_FIELDS = {"model.forms": "model.conv_impl"}  # name in earlier versions -> name now
 
 

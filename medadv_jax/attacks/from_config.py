@@ -11,14 +11,18 @@ def attack_from_config(
 ) -> Any:
     """Returns the attack `name` as `config.attack` has it, at another radius if one is given.
 
-    The step size follows from radius and number of steps. `options`: further fields of `Attack`.
-    Those of `EVALUATION_ATTACKS` take their published numbers of steps, not `num_steps`, and no
-    options.
+    The step size follows from radius and number of steps. `num_steps`: those of APGD, FAB and FMN
+    are also those of AutoAttack's components; Square asks `config.eval.queries` times instead.
+    `options`: further fields of the attack.
     """
     settings = config.attack
     radius = settings.epsilon if epsilon is None else epsilon
     if name in EVALUATION_ATTACKS:
-        return make_attack(name, radius, norm=settings.norm)
+        if name == "square":
+            num_steps = config.eval.queries
+        elif name == "autoattack":
+            options["queries"] = config.eval.queries
+        return make_attack(name, radius, num_steps=num_steps, norm=settings.norm, **options)
     if name == "mifgsm":
         options["decay"] = settings.decay
     elif name != "fgsm":

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from medadv_jax.attacks import Attack
+from medadv_jax.attacks import ATTACKS, Attack
 from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
@@ -37,14 +37,35 @@ class Target(NamedTuple):
 
 
 def evaluation_attacks(config: Config) -> list[Attack]:
-    """Returns the attacks of `config.eval`, in its order."""
-    return [evaluation_attack(config, name) for name in config.eval.attacks.split(",")]
+    """Returns the first-order attacks of `config.eval`, in its order: for every threat model."""
+    return [evaluation_attack(config, name) for name in _names(config) if name in ATTACKS]
 
 
-def validation_attacks(config: Config) -> list[Attack]:
-    """Returns the attack on whose validation accuracy robust checkpoints are chosen."""
-    name = config.eval.validation_attack
-    return [attack_from_config(config, name, config.train.num_steps)]
+def searching_attacks(config: Config) -> list[Any]:
+    """Returns the other attacks of `config.eval`, in its order: for the adaptive attacker alone.
+
+    They stop at the first point that is misclassified, which says little of another classifier.
+    """
+    steps, others = config.eval.apgd_steps, [name for name in _names(config) if name not in ATTACKS]
+    return [attack_from_config(config, name, steps) for name in others]
+
+
+def _names(config: Config) -> list[str]:
+    return [name for name in config.eval.attacks.split(",") if name]
+
+
+def validation_attack(config: Config, through_purifier: bool) -> Any:
+    """Returns the attack on whose validation accuracy robust checkpoints are chosen.
+
+    Args:
+      config: of the run.
+      through_purifier: does its gradient go through a purifier? Fixed steps are too weak there.
+    """
+    name, settings = config.eval.validation_attack, config.eval
+    if name == "auto":
+        name = "apgd" if through_purifier else "pgd"
+    steps = config.train.num_steps if name in ATTACKS else settings.validation_steps
+    return attack_from_config(config, name, steps)
 
 
 def evaluation_attack(config: Config, name: str) -> Attack:

@@ -42,7 +42,7 @@ IRRELEVANT_FIELDS = {
         )
     ),
     # Its best checkpoint is chosen under the validation attack.
-    "adversarial": _Irrelevant(_ELSEWHERE, but=("eval.validation_attack",)),
+    "adversarial": _Irrelevant(_ELSEWHERE, but=("eval.validation_attack", "eval.validation_steps")),
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import Defense, get_defense
 from medadv_jax.distributed import make_local_mesh, make_mesh, to_local
 from medadv_jax.evaluation.predictor import Predictor, accuracy_and_loss, predict_all
-from medadv_jax.evaluation.threat_models import Source, Target, Threat, validation_attacks
+from medadv_jax.evaluation.threat_models import Source, Target, Threat, validation_attack
 from medadv_jax.progress import StageProgress
 from medadv_jax.training.build import assemble, training_classifier
 from medadv_jax.training.checkpoints import Checkpoints
@@ -118,9 +118,11 @@ class Classifiers:
     ) -> Callable[[Variables], dict[str, float]]:
         """Returns variables -> accuracy and loss on the validation images."""
         config = self._config
-        attacks = validation_attacks(config) if defense.chosen_under else []
         deployed = "full" if defense.purified else "bare"
         gradient = "bare" if defense.chosen_under == "bare" else deployed
+        attacks = []
+        if defense.chosen_under:
+            attacks.append(validation_attack(config, through_purifier=gradient == "full"))
 
         def validate(variables: Variables) -> dict[str, float]:
             variables = to_local(self.mesh, variables)  # each process validates on all images

@@ -17,7 +17,7 @@ from medadv_jax.evaluation.threat_models import (
     Threat,
     evaluation_attacks,
     record_keys,
-    validation_attacks,
+    validation_attack,
 )
 from tests.helpers.tiny import SIZE, TinyNet, tiny_config, tiny_dataset
 
@@ -105,7 +105,7 @@ def test_attacks_are_those_of_the_config():
     assert found == [("pgd", 7, 3, True), ("fgsm", 1, 1, False), ("bim", 7, 1, True)]
     config.eval.keep_best = False
     assert not any(attack.keep_best for attack in evaluation_attacks(config))
-    (attack,) = validation_attacks(config)
+    attack = validation_attack(config, through_purifier=False)
     assert (attack.name, attack.num_steps) == ("bim", 4)
 
 
