@@ -16,8 +16,9 @@ parameter-free attacks". Versions:
 
 import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from medadv_jax.attacks.apgd import Apgd, sample_keys
 from medadv_jax.attacks.fab import Fab
 from medadv_jax.attacks.lanes import fingerprint
 from medadv_jax.attacks.square import Square
-from medadv_jax.attacks.stepwise import StepwiseAttack, StepwiseQueue, target_classes
+from medadv_jax.attacks.stepwise import Found, StepwiseAttack, StepwiseQueue, target_classes
 
 VERSIONS = ("auto", "standard", "binary", "rand")
 NUM_TARGETS = 9
@@ -111,7 +112,7 @@ class AutoAttack:
 
 
 class Stage(NamedTuple):
-    """What one attack of the set did."""
+    """What one attack of the set did, with all gradients that it was given."""
 
     name: str
     attacked: int  # images
@@ -141,57 +142,87 @@ class AutoAttackQueue:
     """The compiled programs of an `AutoAttack`, for any variables and any number of images.
 
     Args of the constructor:
-      attack: the set.
+      attack: the set, or a single attack.
       logits_fn: (variables, pixels (N, H, W, C)) -> logits (N, K); treats every image alone.
       num_classes: K.
       slots: N, images at a time.
       put: places a tree of arrays on the devices, split along their first axes.
+      other_gradients: functions like `logits_fn`, of the same values and other gradients, such as
+        BPDA's. Each attack runs with each of them on the images that are left; Square, which has
+        no gradient, once.
     """
 
     def __init__(
         self,
-        attack: AutoAttack,
+        attack: AutoAttack | StepwiseAttack,
         logits_fn: Callable[..., jax.Array],
         num_classes: int,
         slots: int = 32,
         put: Callable[[Any], Any] = jax.device_put,
+        other_gradients: Sequence[Callable[..., jax.Array]] = (),
     ):
         self._slots, self._put = slots, put
+        is_set = isinstance(attack, AutoAttack)
         self._logits = jax.jit(
-            lambda variables, images, key: attack.clean_logits(
-                functools.partial(logits_fn, variables), images, key
+            lambda variables, images, key: (
+                attack.clean_logits(functools.partial(logits_fn, variables), images, key)
+                if is_set
+                else logits_fn(variables, images)
             )
         )
         self._queues = [
-            StepwiseQueue(component, logits_fn, slots, put)
-            for component in attack.components(num_classes)
+            [
+                StepwiseQueue(component, each, slots, put)
+                for each in (logits_fn, *(() if isinstance(component, Square) else other_gradients))
+            ]
+            for component in (attack.components(num_classes) if is_set else (attack,))
         ]
 
     def run(
-        self, variables: Any, images: np.ndarray, labels: np.ndarray, key: jax.Array
+        self,
+        variables: Any,
+        images: np.ndarray,
+        labels: np.ndarray,
+        key: jax.Array,
+        *,
+        epsilon: float | None = None,
+        deployed_fn: Callable[[np.ndarray], np.ndarray] | None = None,
+        advance: Callable[[int], None] = lambda images: None,
     ) -> AutoAttackResult:
-        """Attacks images (n, H, W, C) float32 in [0, 1] with labels (n,) integer, any n."""
-        labels = np.asarray(labels, np.int32)
-        logits = self._all_logits(variables, images, key)
-        pixels = np.array(images, np.float32)
+        """Attacks images (n, H, W, C) float32 in [0, 1] with labels (n,) integer, any n.
+
+        Args:
+          variables: of `logits_fn`.
+          images, labels: as above.
+          key: of the random draws; an image's draws depend on its own pixels too.
+          epsilon: another radius than the attack's.
+          deployed_fn: pixels (m, H, W, C) -> logits (m, K) of the classifier that must be fooled,
+            where `logits_fn` is only equal to it up to rounding.
+          advance: told the number of images that the set is done with.
+        """
+        labels, pixels = np.asarray(labels, np.int32), np.array(images, np.float32)
+        logits = deployed_fn(pixels) if deployed_fn else self._all_logits(variables, images, key)
         broken_by = np.where(logits.argmax(axis=1) == labels, -2, -1).astype(np.int32)
+        advance(int((broken_by == -1).sum()))
         stages = []
-        for number, queue in enumerate(self._queues):
-            before, left = time.perf_counter(), broken_by == -2
-            ranks = queue.attack.num_targets
-            targets = np.asarray(target_classes(jnp.asarray(logits), jnp.asarray(labels), ranks))
-            passes = 0
-            for rank in range(targets.shape[1]) if ranks else (None,):
+        for number, queues in enumerate(self._queues):
+            before, left, passes = time.perf_counter(), int((broken_by == -2).sum()), 0
+            attack, own_key = queues[0].attack, jax.random.fold_in(key, number)
+            runs = [*itertools.product(_aims(attack, logits, labels), queues)]
+            for run, (targets, queue) in enumerate(runs, start=1):
                 rows = np.flatnonzero(broken_by == -2)
+                is_last = number + 1 == len(self._queues) and run == len(runs)
                 found = queue.run(
                     variables, images[rows], labels[rows],
-                    None if rank is None else targets[rows, rank], jax.random.fold_in(key, number),
+                    None if targets is None else targets[rows], own_key, epsilon,
+                    advance if is_last else lambda images: None,
                 )  # fmt: skip
-                fallen = rows[found.success]
-                pixels[fallen], broken_by[fallen] = found.pixels[found.success], number
+                fallen = _confirmed(found, labels[rows], deployed_fn)
+                pixels[rows[fallen]], broken_by[rows[fallen]] = found.pixels[fallen], number
                 passes += found.passes
+                advance(0 if is_last else int(fallen.sum()))
             broken, seconds = int((broken_by == number).sum()), time.perf_counter() - before
-            stages.append(Stage(queue.attack.name, int(left.sum()), broken, passes, seconds))
+            stages.append(Stage(attack.name, left, broken, passes, seconds))
         return AutoAttackResult(pixels, broken_by == -2, broken_by, tuple(stages))
 
     def _all_logits(self, variables: Any, images: np.ndarray, key: jax.Array) -> np.ndarray:
@@ -202,3 +233,24 @@ class AutoAttackQueue:
             whole = part[np.arange(self._slots) % len(part)]
             found.append(np.asarray(self._logits(variables, self._put(whole), key))[: len(part)])
         return np.concatenate(found)
+
+
+def _aims(
+    attack: StepwiseAttack, logits: np.ndarray, labels: np.ndarray
+) -> Iterator[np.ndarray | None]:
+    """Yields the classes (n,) to aim at in turn; None: untargeted."""
+    if not attack.num_targets:
+        yield None
+        return
+    targets = target_classes(jnp.asarray(logits), jnp.asarray(labels), attack.num_targets)
+    yield from np.asarray(targets).T
+
+
+def _confirmed(
+    found: Found, labels: np.ndarray, deployed_fn: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
+    """Returns (n,) bool: which images the deployed classifier misclassifies too."""
+    fallen = found.success.copy()
+    if deployed_fn is not None and fallen.any():
+        fallen[fallen] = deployed_fn(found.pixels[fallen]).argmax(axis=1) != labels[fallen]
+    return fallen

@@ -166,7 +166,7 @@ class StepwiseQueue:
     """One compiled step of an attack, and a batch whose rows are handed from image to image.
 
     Args of the constructor:
-      attack: what to run.
+      attack: what to run; its radius is an argument of the programs.
       logits_fn: (variables, pixels (N, H, W, C)) -> logits (N, K); treats every image alone.
       slots: N, images at a time.
       put: places a tree of arrays on the devices, split along their first axes.
@@ -180,11 +180,17 @@ class StepwiseQueue:
         put: Callable[[Any], Any] = jax.device_put,
     ):
         self.attack, self.slots, self._put = attack, slots, put
-        self._start = jax.jit(lambda *arguments: start_batch(attack, *arguments))
+
+        def with_radius(epsilon: jax.Array) -> StepwiseAttack:
+            return dataclasses.replace(attack, epsilon=epsilon)
+
+        self._start = jax.jit(
+            lambda epsilon, *arguments: start_batch(with_radius(epsilon), *arguments)
+        )
         self._choose = jax.jit(choose_rows)
         self._advance = jax.jit(
-            lambda variables, state, examples: advance(
-                attack, functools.partial(logits_fn, variables), state, examples
+            lambda epsilon, variables, state, examples: advance(
+                with_radius(epsilon), functools.partial(logits_fn, variables), state, examples
             )
         )
 
@@ -195,8 +201,14 @@ class StepwiseQueue:
         labels: np.ndarray,
         targets: np.ndarray | None,
         key: jax.Array,
+        epsilon: float | None = None,
+        advance: Callable[[int], None] = lambda images: None,
     ) -> Found:
-        """Attacks images (n, H, W, C) of labels (n,), any n; `targets` (n,) if targeted."""
+        """Attacks images (n, H, W, C) of labels (n,), any n; `targets` (n,) if targeted.
+
+        `epsilon`: another radius than the attack's; `advance` is told how many images are done.
+        """
+        radius = np.float32(self.attack.epsilon if epsilon is None else epsilon)
         targets = labels if targets is None else targets
         rows, waiting = np.full(self.slots, -1), list(range(len(images)))[::-1]
         held = np.zeros(self.slots, int)  # image of each row; a free row keeps its last one
@@ -209,9 +221,9 @@ class StepwiseQueue:
                     rows[slot] = held[slot] = waiting.pop()
                 values = (images[held], labels[held].astype(np.int32), targets[held])
                 examples = self._put(Examples(*values[:2], values[2].astype(np.int32)))
-                first = self._start(examples, key)
+                first = self._start(radius, examples, key)
                 state = first if state is None else self._choose(self._put(fresh), first, state)
-            state = self._advance(variables, state, examples)
+            state = self._advance(radius, variables, state, examples)
             finished = np.asarray(state.done) & (rows >= 0)
             passes += int((rows >= 0).sum())
             if finished.any():
@@ -219,4 +231,5 @@ class StepwiseQueue:
                 pixels[places] = np.asarray(state.best)[finished]
                 success[places] = np.asarray(state.success)[finished]
                 rows[finished] = -1
+                advance(int(finished.sum()))
         return Found(pixels, success, passes)

@@ -1,7 +1,7 @@
-"""A defended classifier and a fixed test subset, attacked by curves and self-checks.
+"""A defended classifier and test images, attacked by evaluations, curves and self-checks.
 
-The subset is small (64 images by default) and attacked in many ways, through the compiled programs
-of one `Predictor` and one `AttackQueue`, which all defences of a run share.
+Curves and checks take a small subset (64 images by default) and attack it in many ways, through
+compiled programs that all defences of a run share.
 """
 
 import dataclasses
@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medadv_jax.attacks.autoattack import AutoAttack, AutoAttackResult
 from medadv_jax.attacks.continuous_batching import AttackJob, AttackQueue
+from medadv_jax.attacks.stepwise import StepwiseAttack
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
 from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.searching import SearchingAttacks
 from medadv_jax.evaluation.threat_models import Source, Target
 
 
@@ -40,7 +43,8 @@ class ModelUnderTest:
     Attributes:
       defense: its name.
       predictor: runs it as in the evaluation.
-      queue: attacks it; of the same classifier.
+      queue: first-order attacks on it.
+      searching: other attacks on it.
       target: the deployed classifier.
       sources: whose gradients the attacker has; the worst for the defender counts.
       images: (n, H, W, 3) float32 in [0, 1].
@@ -52,6 +56,7 @@ class ModelUnderTest:
     defense: str
     predictor: Predictor
     queue: AttackQueue
+    searching: SearchingAttacks
     target: Target
     sources: tuple[Source, ...]
     images: np.ndarray
@@ -127,6 +132,30 @@ class ModelUnderTest:
                 tried[j] = tried[j] & is_correct(logits[j], self.labels, job.shift)
         return Attacked(pixels, logits)
 
+    def search(
+        self,
+        attack: AutoAttack | StepwiseAttack,
+        active: np.ndarray | None = None,
+        epsilon: float | None = None,
+        salt: int = 0,
+        advance: Callable[[int], None] = lambda images: None,
+    ) -> AutoAttackResult:
+        """Runs an attack with the gradients of every source on the images of `active` (m,) int.
+
+        Args:
+          attack: a set or a single attack.
+          active: positions of the images to attack; None: all.
+          epsilon: another radius than the attack's.
+          salt: gives other draws than those of the evaluation.
+          advance: told the number of images that an attack is done with.
+        """
+        key = jax.random.key(self.seed)
+        rows = np.arange(len(self)) if active is None else active
+        return self.searching.run(
+            attack, self.sources, self.images[rows], self.labels[rows],
+            jax.random.fold_in(key, salt) if salt else key, self.logits, epsilon, advance,
+        )  # fmt: skip
+
 
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns the label's logit minus the largest other, (n, K), (n,) -> (n,): < 0 if wrong."""
@@ -150,7 +179,9 @@ def scores(logits: np.ndarray) -> np.ndarray:
     return np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1)[:, 1])
 
 
-def make_attack_queue(predictor: Predictor, norm: str, batch_size: int, mesh: Mesh) -> AttackQueue:
+def make_attack_programs(
+    predictor: Predictor, norm: str, batch_size: int, mesh: Mesh
+) -> tuple[AttackQueue, SearchingAttacks]:
     """Returns the programs that attack the classifiers of `predictor`, for all defences.
 
     Args:
@@ -164,7 +195,8 @@ def make_attack_queue(predictor: Predictor, norm: str, batch_size: int, mesh: Me
     def put(tree: Any) -> Any:
         return jax.device_put(tree, sharding)
 
-    return AttackQueue(predictor.attacked.logits, batch_size, norm, put, predictor.fold)
+    queue = AttackQueue(predictor.attacked.logits, batch_size, norm, put, predictor.fold)
+    return queue, SearchingAttacks(predictor, batch_size, put)
 
 
 def choose_examples(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -191,10 +191,10 @@ def print_results(
     notes = []
     for (defense, threat), (correct, n) in worst_case(table).items():
         clean = metrics[defense, "none", "clean"]
-        cells = [metrics[defense, threat, attack] for attack in attacks]
+        cells = [metrics.get((defense, threat, attack)) for attack in attacks]
         shown.add_row(
             defense, threat, interval(clean.accuracy, clean.accuracy_low, clean.accuracy_high),
-            *(f"{cell.accuracy:.3f}" for cell in cells),
+            *("–" if cell is None else f"{cell.accuracy:.3f}" for cell in cells),
             interval(correct / n, *wilson_interval(correct, n)),
         )  # fmt: skip
     for (defense, _, evaluation, _), m in results:

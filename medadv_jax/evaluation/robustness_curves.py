@@ -26,6 +26,7 @@ EPSILONS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 1.0)  # the paper's search, none,
 STEPS = (1, 2, 5, 20)
 SCHEMA = SCHEMA.append(pa.field("num_steps", pa.int32()))
 EVALUATION = "pgd"
+_ALSO = "apgd"  # along the radii, if the evaluation runs it
 
 
 def curve_attack(config: Config, epsilon: float | None = None, steps: int = 0) -> Attack:
@@ -57,6 +58,13 @@ def _epsilons(config: Config) -> set[float]:
     return {0.0, here / 3, 2 * here / 3, here, 4 * here / 3, 5 * here / 3, diagonal}
 
 
+def searched_radii(config: Config) -> list[float]:
+    """Returns the radii that APGD is run at too: none unless the evaluation runs it."""
+    if _ALSO not in config.eval.attacks.split(","):
+        return []
+    return sorted(_epsilons(config) - {0.0, max(_epsilons(config))})
+
+
 def curve_rows(
     model: ModelUnderTest,
     config: Config,
@@ -64,19 +72,31 @@ def curve_rows(
 ) -> pa.Table:
     """Returns the rows of one defence under the adaptive attacker, on the images of `model`.
 
-    `advance` is told the number of runs done, as in `ModelUnderTest.attack`.
+    PGD at all points; APGD at `searched_radii`. `advance` is told the number of runs done, as in
+    `ModelUnderTest.attack`.
     """
     attacks = curve_attacks(config)
     found = model.attack([AttackJob(attack) for attack in attacks], advance=advance)
-    tables = []
-    for attack, logits in zip(attacks, found.logits, strict=True):
-        rows = prediction_rows(
-            (model.defense, "adaptive", EVALUATION, float(attack.epsilon)), model.examples,
-            scores(logits), logits.argmax(axis=1),
-        )  # fmt: skip
-        steps = pa.array(np.full(len(model), attack.num_steps), pa.int32())
-        tables.append(rows.append_column(SCHEMA.field("num_steps"), steps))
+    tables = [
+        _rows(model, EVALUATION, float(attack.epsilon), attack.num_steps, logits)
+        for attack, logits in zip(attacks, found.logits, strict=True)
+    ]
+    search = attack_from_config(config, _ALSO, config.eval.apgd_steps)
+    for epsilon in searched_radii(config):
+        pixels = model.search(search, epsilon=epsilon, advance=advance).pixels
+        tables.append(_rows(model, _ALSO, epsilon, search.num_steps, model.logits(pixels)))
     return pa.concat_tables(tables)
+
+
+def _rows(
+    model: ModelUnderTest, evaluation: str, epsilon: float, steps: int, logits: np.ndarray
+) -> pa.Table:
+    rows = prediction_rows(
+        (model.defense, "adaptive", evaluation, epsilon), model.examples,
+        scores(logits), logits.argmax(axis=1),
+    )  # fmt: skip
+    column = pa.array(np.full(len(model), steps), pa.int32())
+    return rows.append_column(SCHEMA.field("num_steps"), column)
 
 
 def read_curves(path: Path) -> pa.Table:

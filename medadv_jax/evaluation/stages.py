@@ -4,6 +4,7 @@ A stage whose file is there is not repeated. What reads these files runs no mode
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,20 +15,25 @@ import pyarrow as pa
 from jax.sharding import Mesh
 from rich.console import Console
 
+from medadv_jax.attacks import Attack
+from medadv_jax.attacks.autoattack import AutoAttack
+from medadv_jax.attacks.continuous_batching import AttackQueue
+from medadv_jax.attacks.stepwise import StepwiseAttack
 from medadv_jax.config import Config
 from medadv_jax.data.loader import Batch, Dataset, make_loader
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import put_batch
 from medadv_jax.evaluation import detection, example_images
-from medadv_jax.evaluation.checks import run_all
+from medadv_jax.evaluation.checks import run_all, second_opinion
 from medadv_jax.evaluation.checks.result import headline
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.model_under_test import (
     ModelUnderTest,
     choose_examples,
-    make_attack_queue,
+    make_attack_programs,
     read_images,
+    scores,
 )
 from medadv_jax.evaluation.predictions import (
     derive_results,
@@ -39,12 +45,23 @@ from medadv_jax.evaluation.predictions import (
     write_table,
 )
 from medadv_jax.evaluation.predictor import Predictor, predict_all
-from medadv_jax.evaluation.robustness_curves import curve_attacks, curve_rows, read_curves
+from medadv_jax.evaluation.robustness_curves import (
+    curve_attacks,
+    curve_rows,
+    read_curves,
+    searched_radii,
+)
+from medadv_jax.evaluation.searching import (
+    SearchingAttacks,
+    read_attack_record,
+    write_attack_record,
+)
 from medadv_jax.evaluation.threat_models import (
     Target,
     evaluation_attack,
     evaluation_attacks,
     record_keys,
+    searching_attacks,
     threats,
 )
 from medadv_jax.progress import StageProgress, say
@@ -77,7 +94,10 @@ class Evaluation:
     targets: Mapping[str, Target]
 
     def attack(self, name: str) -> None:
-        """Attacks the classifier of a defence on the test images; adds to `predictions.parquet`."""
+        """Attacks the classifier of a defence on the test images; adds to `predictions.parquet`.
+
+        What the searching attacks did is in `attack_record.json`.
+        """
         config, test, stage = self.config, self.splits.test, f"evaluate {name}"
         table = read_predictions(self.workdir / "predictions.parquet")
         if name in table["defense"].unique().to_pylist():
@@ -100,7 +120,23 @@ class Evaluation:
             )
             for column, key in record_keys(known, attacks, config.attack.epsilon)
         ]  # fmt: skip
+        searching = searching_attacks(config)
+        if searching:
+            model = self._model_under_test(name, np.array(test))
+            new += [self._search(model, attack) for attack in searching]
         write_table(self.workdir / "predictions.parquet", pa.concat_tables([table, *new]))
+
+    def _search(self, model: ModelUnderTest, attack: AutoAttack | StepwiseAttack) -> pa.Table:
+        """Returns the records of one attack; adds to `attack_record.json`."""
+        with self._progress(f"{attack.name} {model.defense}", len(model)) as progress:
+            found = model.search(attack, advance=progress.advance)
+        logits = model.logits(found.pixels)
+        record = self.workdir / "attack_record.json"
+        write_attack_record(record, model.defense, model.examples, model.images, attack, found)
+        return prediction_rows(
+            (model.defense, "adaptive", attack.name, float(attack.epsilon)),
+            model.examples, scores(logits), logits.argmax(axis=1),
+        )  # fmt: skip
 
     def measure_detectors(self) -> None:
         """Measures the detectors beside the undefended network: `detection.parquet`.
@@ -111,7 +147,7 @@ class Evaluation:
         if not settings.run or "autoencoder" not in self.targets or path.exists():
             return
         self._say("detectors: three, each attacked in turn")
-        attacks, splits = evaluation_attacks(self.config), self.splits
+        attacks, splits = self._first_order_attacks(), self.splits
         total = detection.count_scored(len(splits.validation), len(splits.test), len(attacks))
         variables = self.targets["autoencoder"].variables
         measured = detection.Detection(self.predictor, variables, self.mesh, self.config.seed)
@@ -134,7 +170,7 @@ class Evaluation:
         if path.exists():
             return
         self._say("pictures: a few test images under attack")
-        attacks = evaluation_attacks(self.config)
+        attacks = self._first_order_attacks()
         names = [attack.name for attack in attacks]
         examples = self.dataset.examples
         batch = next(self._batches(example_images.choose(examples, self.splits.test)))
@@ -156,26 +192,47 @@ class Evaluation:
         for name, model in self._models_under_test():
             self._say(f"check {name}: on {len(model)} test images")
             curves = self._draw_curves(model)
+            second = self._second_opinion(name, predictions)
+            record = read_attack_record(self.workdir / "attack_record.json").get(name, {})
             with self._progress(f"check {name}", run_all.PARTS, "parts") as progress:
                 checks += run_all.run_self_checks(
-                    model, self.config, curves, predictions, progress.advance
+                    model, self.config, curves, predictions, second, record, progress.advance
                 )
         run_all.write_self_checks(path, [*checks, self._check_splits(predictions)])
 
     def _models_under_test(self) -> Iterator[tuple[str, ModelUnderTest]]:
         """Yields each defence's classifier with the images of `eval.check_images`."""
-        config, test = self.config, np.array(self.splits.test)
-        labels = self.dataset.labels[test]
-        chosen = test[choose_examples(labels, config.eval.check_images, config.seed)]
-        images = read_images(self.dataset, chosen)
-        examples = tuple(self.dataset.examples[i] for i in chosen)
-        queue = make_attack_queue(self.predictor, config.attack.norm, self.batch_size, self.mesh)
-        for name, target in self.targets.items():
-            sources = threats(get_defense(name), target.variables, None)[-1].sources
-            yield name, ModelUnderTest(
-                name, self.predictor, queue, target, sources, images,
-                self.dataset.labels[chosen], examples, config.seed,
-            )  # fmt: skip
+        chosen = self._choose_tests(self.config.eval.check_images)
+        for name in self.targets:
+            yield name, self._model_under_test(name, chosen)
+
+    def _second_opinion(self, name: str, predictions: pa.Table) -> second_opinion.SecondOpinion:
+        """Attacks what the evaluation left correct by other algorithms."""
+        model = self._model_under_test(name, self._choose_tests(self.config.eval.second_images))
+        attacks = second_opinion.other_attacks(self.config)
+        total = len(model) * len(attacks)
+        with self._progress(f"second opinion {name}", total, "images") as progress:
+            return second_opinion.ask(model, attacks, predictions, progress.advance)
+
+    def _choose_tests(self, count: int) -> np.ndarray:
+        """Returns positions of at most `count` test images, half of each class."""
+        test = np.array(self.splits.test)
+        return test[choose_examples(self.dataset.labels[test], count, self.config.seed)]
+
+    def _model_under_test(self, name: str, chosen: np.ndarray) -> ModelUnderTest:
+        """Returns a defence's classifier with the images at these positions of the data set."""
+        target, (queue, searching) = self.targets[name], self._attack_programs
+        return ModelUnderTest(
+            name, self.predictor, queue, searching, target,
+            threats(get_defense(name), target.variables, None)[-1].sources,
+            read_images(self.dataset, chosen), self.dataset.labels[chosen],
+            tuple(self.dataset.examples[i] for i in chosen), self.config.seed,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _attack_programs(self) -> tuple[AttackQueue, SearchingAttacks]:
+        norm = self.config.attack.norm
+        return make_attack_programs(self.predictor, norm, self.batch_size, self.mesh)
 
     def _draw_curves(self, model: ModelUnderTest) -> pa.Table:
         """Returns the rows of `curves.parquet`, those of this classifier added if they lack."""
@@ -185,6 +242,7 @@ class Evaluation:
             return curves
         starts = sum(attack.num_restarts for attack in curve_attacks(self.config))
         total = starts * len(model) * len(model.sources)
+        total += len(searched_radii(self.config)) * len(model)
         with self._progress(f"curves {name}", total, "attacked images") as progress:
             rows = curve_rows(model, self.config, progress.advance)
         curves = pa.concat_tables([curves, rows])
@@ -225,6 +283,9 @@ class Evaluation:
             self._say(f"warning: {warning}: these accuracies mean nothing")
         for line in _verdict(self.workdir / "self_checks.json"):
             self._say(line)
+
+    def _first_order_attacks(self) -> list[Attack]:
+        return evaluation_attacks(self.config) or [evaluation_attack(self.config, "pgd")]
 
     def _batches(self, indices: Sequence[int]) -> Iterator[Batch]:
         return make_loader(self.dataset, indices, self.batch_size, shuffle_seed=None)

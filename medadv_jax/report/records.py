@@ -19,6 +19,7 @@ from medadv_jax.evaluation.predictions import (
     KEYS,
     Columns,
     Key,
+    correct_by,
     group_rows,
     read_table,
     to_columns,
@@ -238,8 +239,9 @@ class RunRecords:
     def curves_along(self, axis: str) -> list[Curve]:
         """Returns a curve for each defence along "epsilon" or "num_steps".
 
-        The epsilon axis has the evaluation's number of steps, the steps axis the headline's
-        epsilon. An axis of fewer than two points is left out.
+        The epsilon axis has PGD of the evaluation's number of steps, and what the run attacked by
+        other algorithms too: an image counts where it is correct under all. The steps axis has PGD
+        at the headline's epsilon. An axis of fewer than two points is left out.
         """
         if self.curves is None:
             return []
@@ -251,12 +253,16 @@ class RunRecords:
     def _curve(self, defense: str, axis: str, other: str, fixed: float) -> Curve:
         columns = self.curves
         assert columns is not None
-        rows = (columns["defense"] == defense) & np.isclose(columns[other], fixed)
-        rows &= np.isin(columns["threat_model"], ("none", "adaptive"))
-        correct = (columns["predicted"] == columns["label"])[rows]
-        group, at = columns["group"][rows], columns[axis][rows]
+        is_pgd = columns["evaluation"] == "pgd"
+        rows = (columns["defense"] == defense) & is_pgd & np.isclose(columns[other], fixed)
+        if axis == "epsilon":
+            rows |= (columns["defense"] == defense) & ~is_pgd
+        names = (axis, "example", "group")
+        correct = correct_by({name: column[rows] for name, column in columns.items()}, names)
+        at = np.array([key[0] for key in correct])
+        group, good = np.array([key[2] for key in correct]), np.array([*correct.values()])
         x = np.unique(at)
-        points = [(correct[at == v], group[at == v]) for v in x]
+        points = [(good[at == v], group[at == v]) for v in x]
         bounds = [proportion_interval(*point) or (np.nan, np.nan) for point in points]
         low, high = np.array(bounds).reshape(-1, 2).T
         accuracy = np.array([point[0].mean() for point in points])

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from medadv_jax.attacks import make_attack
 from medadv_jax.attacks.continuous_batching import AttackJob
-from medadv_jax.attacks.square import square_attack
 from medadv_jax.evaluation import robustness_curves
 from medadv_jax.evaluation.checks.prediction_checks import columns_of, curve_correct
 from medadv_jax.evaluation.model_under_test import choose_examples, is_correct, margins
@@ -123,28 +123,17 @@ def test_worst_of_two_gradients_counts(config):
     np.testing.assert_allclose(lowest[2], lowest[0], atol=1e-4)
 
 
-def test_square_attack_keeps_its_bounds_and_never_gets_worse(config):
-    model = make_model(Formula(linear), config)
-
-    def margins_fn(pixels, rows):
-        assert pixels.shape[0] == len(rows)
-        asked.append(rows)
-        return margins(model.logits(pixels), LABELS[rows])
-
-    results_ = []
-    for queries in (1, 40):
-        asked = []
-        found, margin = square_attack(margins_fn, model.images, EPSILON, queries, seed=0)
-        assert np.abs(found - model.images).max() <= EPSILON + 1e-6
-        assert found.min() >= 0
-        assert found.max() <= 1
-        np.testing.assert_allclose(margin, margins(model.logits(found), LABELS), atol=1e-4)
-        assert max(np.bincount(np.concatenate(asked))) <= queries
-        results_.append(margin)
-    assert (results_[1] <= results_[0]).all()
-    assert (results_[1] < results_[0]).mean() > 0.5
-    # Nobody does better than the optimum.
-    assert (results_[1] >= 200 * (DISTANCES - EPSILON) - 1e-3).all()
+def test_apgd_is_drawn_beside_pgd_where_the_evaluation_runs_it(config):
+    searched = formula_config(eval__attacks="pgd,apgd", eval__apgd_steps=20)
+    assert robustness_curves.searched_radii(config) == []
+    assert robustness_curves.searched_radii(searched) == [0.01, 0.02, 0.03, 0.04, 0.05]
+    rows = robustness_curves.curve_rows(make_model(Formula(linear), searched), searched)
+    apgd = rows.filter(pc.field("evaluation") == "apgd")
+    assert {*apgd["num_steps"].to_pylist()} == {20}
+    for epsilon in robustness_curves.searched_radii(searched):
+        at = apgd.filter(pc.field("epsilon") == epsilon)
+        found = np.array(at["predicted"]) == np.array(at["label"])
+        np.testing.assert_array_equal(found, epsilon < DISTANCES)
 
 
 def test_examples_are_drawn_from_both_classes():

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from medadv_jax.data.splits import Example
 from medadv_jax.distributed import make_mesh
-from medadv_jax.evaluation.model_under_test import ModelUnderTest, make_attack_queue
+from medadv_jax.evaluation.model_under_test import ModelUnderTest, make_attack_programs
 from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows, to_columns
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.robustness_curves import curve_rows
@@ -89,10 +90,12 @@ def make_model(
     made = predictor(classifier)
     examples = [Example(f"e{i}", int(label), f"g{i}", 0, "", str(i)) for i, label in
                 enumerate(LABELS)]  # fmt: skip
+    queue, searching = make_attack_programs(made, config.attack.norm, 16, mesh)
     return ModelUnderTest(
         defense="base",
         predictor=made,
-        queue=make_attack_queue(made, config.attack.norm, 16, mesh),
+        queue=queue,
+        searching=searching,
         target=Target(deployed, variables),
         sources=tuple(Source(source, variables) for source in sources),
         images=formula_images() if images is None else images,
@@ -132,3 +135,12 @@ def healthy_case() -> Case:
     config = formula_config()
     model = make_model(Formula(linear), config)
     return Case(model, *predictions_of(model, config))
+
+
+def with_transfer(predictions, fallen):
+    """Adds records of a transfer attack that breaks these images."""
+    attacked = predictions.filter(pc.field("threat_model") == "adaptive")
+    columns = {name: attacked[name].to_numpy(zero_copy_only=False) for name in SCHEMA.names}
+    right = np.where(fallen, 1 - columns["label"], columns["label"])
+    columns |= {"predicted": right, "threat_model": ["transfer"] * len(right)}
+    return pa.concat_tables([predictions, pa.table(columns, schema=SCHEMA)])

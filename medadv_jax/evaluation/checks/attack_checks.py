@@ -1,4 +1,4 @@
-"""Self-checks that run the classifier: 1, 2, 3, 6, 8, 9, 10, and the attacks of 7 and 12.
+"""Self-checks that run the classifier: 1, 2, 3, 6, 8, 9, 10, and the attacks of 12.
 
 Each is a function of a `ModelUnderTest`, or of `Findings` about it: the results of extra attacks,
 which several checks read. They run through the programs that the evaluation compiled, and through
@@ -8,7 +8,7 @@ the model's attack queue.
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ from medadv_jax.attacks import Attack
 from medadv_jax.attacks.continuous_batching import AttackJob
 from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.attacks.losses import LOSSES, cross_entropy
-from medadv_jax.attacks.square import square_attack
 from medadv_jax.config import Config
 from medadv_jax.evaluation.checks.result import Check, check, judge, share, worst
 from medadv_jax.evaluation.model_under_test import ModelUnderTest, is_correct, margins, scores
@@ -27,7 +26,6 @@ from medadv_jax.evaluation.robustness_curves import curve_attack
 
 DRAWS = 5  # of noise; their lowest margin plants an adversarial example
 RESTARTS = 2  # random starts beside those of the evaluation
-QUERIES = 100  # logits that the attack without gradients may ask for, per image
 
 _SEEN_WARN, _SEEN_FAIL = 1e-3, 2e-2  # relative difference of losses; bfloat16 comes near 1e-2
 _OVER = 1e-6  # pixels that rounding may add to ε
@@ -171,17 +169,26 @@ def evaluate_again(model: ModelUnderTest, attacks: Sequence[Attack]) -> Evaluate
     return Evaluated(pixels=pixels, attacks=[*attacks] * len(model.sources), changed=changed)
 
 
-def stays_within(model: ModelUnderTest, evaluated: Evaluated, still: np.ndarray) -> Check:
+def stays_within(
+    model: ModelUnderTest,
+    evaluated: Evaluated,
+    still: np.ndarray,
+    record: Mapping[str, Any] | None = None,
+) -> Check:
     """2. Perturbations are at most ε, pixels in [0, 1] and finite, and ε = 0 changes nothing.
 
     Args:
       model: the model under test.
-      evaluated: the attacks on it.
+      evaluated: first-order attacks on it.
       still: (n,) float32, scores under an attack of ε = 0.
+      record: of the searching attacks on it, by name; see `write_attack_record`.
     """
     images, labels = model.batch()
+    recorded = [*(record or {}).values()]
+    over = max((each["exceeds"] for each in recorded), default=-np.inf)
+    outside = max((each["outside"] for each in recorded), default=0.0)
     finite = all(np.isfinite(pixels).all() for pixels in evaluated.pixels)
-    over, outside, correct, rounded = -np.inf, 0.0, [], []
+    correct, rounded = [], []
     for pixels, attack in zip(evaluated.pixels, evaluated.attacks, strict=True):
         delta = (pixels - images).reshape(len(images), -1)
         order = np.inf if attack.norm == "linf" else 2
@@ -199,7 +206,8 @@ def stays_within(model: ModelUnderTest, evaluated: Evaluated, still: np.ndarray)
     return check(
         2, model.defense, "pass" if good else "fail", over if finite else None,
         f"perturbations exceed ε by at most {over:.1e} (limit {_OVER:g}){faults}; accuracy under"
-        f" all attacks {accuracy:.3f}, after rounding to 8 bits {grey:.3f}; {len(images)} images",
+        f" first-order attacks {accuracy:.3f}, after rounding to 8 bits {grey:.3f}; {len(images)}"
+        f" images",
     )  # fmt: skip
 
 
@@ -242,27 +250,6 @@ def has_gradients(model: ModelUnderTest) -> Check:
         f"share of images whose gradient is zero: {shares} (limit {_BLIND:g}); NaN or infinite:"
         f" {odd} (limit 0); {n} images",
     )  # fmt: skip
-
-
-def without_gradients(
-    model: ModelUnderTest, pgd: Attack, left: np.ndarray
-) -> tuple[int, int, str] | None:
-    """7, in part. Attacks the images `left` (n,) without gradients, by logits alone.
-
-    Returns (fallen, attacked, the attack in words); None for a norm without such an attack.
-    """
-    if pgd.norm != "linf":
-        return None
-    words = f"a search without gradients in {QUERIES} queries"
-    positions = np.flatnonzero(left)
-    if not len(positions):
-        return 0, 0, words
-    labels = model.labels[positions]
-    _, found = square_attack(
-        lambda pixels, rows: margins(model.logits(pixels), labels[rows]),
-        model.images[positions], float(pgd.epsilon), QUERIES, model.seed,
-    )  # fmt: skip
-    return int((found <= 0).sum()), len(positions), words
 
 
 def is_the_same_again(model: ModelUnderTest, config: Config) -> Check:

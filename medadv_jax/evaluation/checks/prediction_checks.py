@@ -1,4 +1,4 @@
-"""Self-checks that read records: 4, 5, 7 and 12. Nothing here runs a model."""
+"""Self-checks that read records: 4, 5 and 12. Nothing here runs a model."""
 
 import itertools
 from collections import Counter
@@ -16,7 +16,6 @@ THREATS = ("none", "transfer", "oblivious", "adaptive")
 
 _RISE = 0.005  # share of images by which accuracy may rise with the radius
 _MORE_STEPS = 0.005  # share of images by which twice the steps may change accuracy
-_UNSEEN = 0.002  # share of images that an attack without their gradients may break
 
 CurveCorrect = dict[tuple[float, int], np.ndarray]  # (epsilon, number of steps) -> (n,) bool
 
@@ -29,15 +28,20 @@ def columns_of(table: pa.Table, defense: str) -> Columns:
 
 
 def curve_correct(columns: Columns) -> CurveCorrect:
-    """Returns which images are correct at each point of a defence's curves, by ε, then steps."""
+    """Returns which images are correct at each point of a defence's PGD, by ε, then steps."""
+    columns = {name: column[columns["evaluation"] == "pgd"] for name, column in columns.items()}
     correct = columns["predicted"] == columns["label"]
     points = group_rows(columns, ("epsilon", "num_steps"))
     return {point: correct[points[point]] for point in sorted(points)}
 
 
-def correct_under(columns: Columns, threats: Sequence[str], epsilon: float) -> dict[str, bool]:
-    """Returns example -> is every record of these threat models at this ε correct?"""
-    rows = np.isin(columns["threat_model"], threats) & (columns["epsilon"] == epsilon)
+def correct_under(
+    columns: Columns, threats: Sequence[str], epsilon: float | None = None
+) -> dict[str, bool]:
+    """Returns example -> is every record of these threat models correct, at this ε if given?"""
+    rows = np.isin(columns["threat_model"], threats)
+    if epsilon is not None:
+        rows &= columns["epsilon"] == epsilon
     chosen = {name: columns[name][rows] for name in ("example", "predicted", "label")}
     return {example: good for (example,), good in correct_by(chosen, ("example",)).items()}
 
@@ -80,34 +84,6 @@ def enough_steps(
         f"accuracy {once.mean():.3f} under {steps} steps, {twice.mean():.3f} under {2 * steps},"
         f" {restarted.mean():.3f} from more random starts: it may change by {_MORE_STEPS:g};"
         f" {n} images",
-    )  # fmt: skip
-
-
-def no_other_breaks_more(
-    defense: str, columns: Columns, epsilon: float, fallen: tuple[int, int, str] | None, n: int
-) -> Check:
-    """7. Neither transfer nor an attack without gradients breaks what adaptive attacks leave.
-
-    Args:
-      defense: whose.
-      columns: its predictions.
-      epsilon: of the headline.
-      fallen: images that an attack without gradients broke, of how many, and how it was run;
-        None: it was not run.
-      n: images of the model under test, of which those are a part.
-    """
-    white = correct_under(columns, ("adaptive",), epsilon)
-    others = correct_under(columns, ("transfer", "oblivious"), epsilon)
-    unseen = sum(good and not others.get(example, True) for example, good in white.items())
-    verdicts = [judge(unseen, max(len(white), 1), _UNSEEN)]
-    text = "no attack without gradients for this norm"
-    if fallen is not None:
-        verdicts.append(judge(fallen[0], n, _UNSEEN))
-        text = f"and of {fallen[1]} (among {n} images) {fallen[0]} to {fallen[2]}"
-    return check(
-        7, defense, worst(verdicts), unseen / max(len(white), 1),
-        f"of {sum(white.values())} images (among {len(white)}) that adaptive attacks leave right,"
-        f" {unseen} fall to transferred or oblivious ones, {text}; limit {_UNSEEN:g} of all",
     )  # fmt: skip
 
 

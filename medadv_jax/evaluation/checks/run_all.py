@@ -4,21 +4,22 @@
     checks.append(check_splits(splits, examples, predictions, training, hashes))     # of the run
     write_self_checks(path, checks)
 
-Checks 4, 5, 12 and half of 7 read records (`prediction_checks.py`); 11 reads the splits
-(`split_checks.py`); the others run the classifier (`attack_checks.py`). They cover the faults of
-robustness claims that were refuted later (Athalye et al. 2018; Carlini et al. 2019, "On evaluating
-adversarial robustness"; Zimmermann et al. 2022, "Increasing confidence in adversarial robustness
-evaluations").
+Checks 4, 5 and 12 read records (`prediction_checks.py`), 11 the splits (`split_checks.py`); 7 asks
+attacks of another kind (`second_opinion.py`); the others run the classifier (`attack_checks.py`).
+They cover the faults of robustness claims that were refuted later (Athalye et al. 2018; Carlini et
+al. 2019, "On evaluating adversarial robustness"; Zimmermann et al. 2022, "Increasing confidence in
+adversarial robustness evaluations").
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from medadv_jax.config import Config
 from medadv_jax.evaluation.checks import attack_checks, prediction_checks
 from medadv_jax.evaluation.checks.result import Check, read_self_checks, write_self_checks
+from medadv_jax.evaluation.checks.second_opinion import SecondOpinion, no_other_breaks_more
 from medadv_jax.evaluation.checks.split_checks import check_splits, difference_hashes
 from medadv_jax.evaluation.model_under_test import ModelUnderTest
 from medadv_jax.evaluation.robustness_curves import curve_attack
@@ -33,7 +34,7 @@ __all__ = [
     "write_self_checks",
 ]
 
-PARTS = 4  # of `run_self_checks`: three kinds of extra attacks, and the checks themselves
+PARTS = 3  # of `run_self_checks`: two kinds of extra attacks, and the checks themselves
 
 
 def run_self_checks(
@@ -41,6 +42,8 @@ def run_self_checks(
     config: Config,
     curves: pa.Table,
     predictions: pa.Table,
+    second: SecondOpinion,
+    record: Mapping[str, Any] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Check]:
     """Returns the checks 1 to 10 and 12 of one defence.
@@ -50,6 +53,8 @@ def run_self_checks(
       config: of the run.
       curves: rows of `curves.parquet`; those of this defence are on the model's images.
       predictions: rows of `predictions.parquet`, of this defence and those evaluated before.
+      second: what attacks of another kind than the evaluation's did.
+      record: of the searching attacks on this defence, by name; see `write_attack_record`.
       advance: called after each of `PARTS` parts.
     """
     defense, pgd = model.defense, curve_attack(config)
@@ -58,23 +63,19 @@ def run_self_checks(
     correct = prediction_checks.curve_correct(mine)
     still = mine["score"][(mine["epsilon"] == 0) & (mine["num_steps"] == steps)]
     records = prediction_checks.columns_of(predictions, defense)
-    white = prediction_checks.correct_under(records, ("adaptive",), epsilon)
-    left = np.array([white.get(example.id, False) for example in model.examples], bool)
     findings = attack_checks.find(model, config, correct[epsilon, steps])
     advance()
-    evaluated = attack_checks.evaluate_again(model, evaluation_attacks(config))
-    advance()
-    fallen = attack_checks.without_gradients(model, pgd, left)
+    evaluated = attack_checks.evaluate_again(model, evaluation_attacks(config) or [pgd])
     advance()
     planted, restarted = attack_checks.finds_planted(findings), findings.correct.restarts
     checks = [
         attack_checks.attacks_deployed(model, epsilon),
-        attack_checks.stays_within(model, evaluated, still),
+        attack_checks.stays_within(model, evaluated, still, record),
         attack_checks.stronger_breaks_more(model, findings),
         prediction_checks.larger_radius_breaks_more(defense, correct, model.labels, steps),
         prediction_checks.enough_steps(defense, correct, epsilon, steps, restarted),
         attack_checks.has_gradients(model),
-        prediction_checks.no_other_breaks_more(defense, records, epsilon, fallen, len(model)),
+        no_other_breaks_more(defense, records, epsilon, second),
         attack_checks.is_the_same_again(model, config),
         attack_checks.are_logits(model, pgd, findings),
         attack_checks.changes_nothing_else(model, evaluated),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # loads scipy.stats lazily; that takes 0.5 s
 
+from medadv_jax.attacks import ATTACKS
 from medadv_jax.config import flatten
 from medadv_jax.evaluation.statistics import Interval, cluster_bootstrap, ratio_statistic
 from medadv_jax.report.aggregate import Group, pool
@@ -168,7 +169,9 @@ def _sample(run: RunRecords, term: Term, view: View) -> _Sample | None:
     else:
         oblivious = view is View.PAPER and term.defense in PURIFIED
         threat = "oblivious" if oblivious else "adaptive"
-        names = run.attacks if term.what == ATTACKED else [term.what]
+        names = [term.what]
+        if term.what == ATTACKED:  # the paper's attacks, where they ran
+            names = [name for name in run.attacks if name in ATTACKS] or run.attacks
         found = [run.get(term.defense, threat, name) for name in names]
     correct = [outcome.predicted == run.label for outcome in found if outcome is not None]
     if not correct or len(correct) < len(found):
@@ -183,6 +186,7 @@ def _curve_sample(run: RunRecords, defense: str, epsilon: float) -> _Sample | No
         return None
     rows = (curves["defense"] == defense) & np.isclose(curves["epsilon"], epsilon)
     rows &= curves["num_steps"] == run.config["eval"]["num_steps"]
+    rows &= curves["evaluation"] == "pgd"
     if not rows.any():
         return None
     order = np.argsort(curves["example"][rows])

@@ -9,15 +9,13 @@ import pytest
 
 from medadv_jax.attacks.continuous_batching import AttackJob
 from medadv_jax.evaluation import robustness_curves
-from medadv_jax.evaluation.checks import attack_checks, prediction_checks
-from medadv_jax.evaluation.predictions import KEYS
+from medadv_jax.evaluation.checks import attack_checks
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source, evaluation_attacks
 from tests.helpers.formula_case import (
     COUNT,
     DISTANCES,
     EPSILON,
-    LABELS,
     Formula,
     formula_config,
     formula_images,
@@ -167,31 +165,6 @@ def test_gradient_that_is_zero(config):
         for sources in (("full",), ("full", "bpda"), ("bpda",))
     }
     assert verdicts == {("full",): "fail", ("full", "bpda"): "warn", ("bpda",): "pass"}
-
-
-# 7
-
-
-def stepped(variables, pixels):
-    """The mean, in steps that hide the gradient."""
-    return two_logits(variables["scale"] * (rounded(pixels).mean(axis=(1, 2, 3)) - 0.5))
-
-
-def test_search_without_gradients_that_breaks_what_adaptive_attacks_leave(config, pgd):
-    signs = np.where(LABELS == 1, 1, -1)[:, None, None, None]
-    images = (0.5 + 0.01 * signs * np.ones_like(formula_images())).astype(np.float32)
-    everyone = np.ones(COUNT, bool)
-    model = make_model(Formula(stepped), config, images)
-    assert found(model, config).correct.pgd.sum() > 0.9 * COUNT  # the gradient shows nothing
-    result = attack_checks.without_gradients(model, pgd, everyone)
-    assert result is not None
-    fallen, attacked, _ = result
-    assert attacked == COUNT
-    assert fallen > 0.5 * COUNT
-    columns = {name: np.zeros(0) for name in (*KEYS, "example", "label", "predicted")}
-    check_7 = prediction_checks.no_other_breaks_more
-    assert check_7("base", columns, EPSILON, (fallen, attacked, "it"), COUNT).verdict == "fail"
-    assert check_7("base", columns, EPSILON, (0, attacked, "it"), COUNT).verdict == "pass"
 
 
 # 8

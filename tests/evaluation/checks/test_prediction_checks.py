@@ -18,6 +18,7 @@ from tests.helpers.formula_case import (
     formula_images,
     make_model,
     two_logits,
+    with_transfer,
 )
 
 # 4
@@ -75,26 +76,6 @@ def test_restarts_that_break_more():
 
 
 # 7
-
-
-def with_transfer(predictions, fallen):
-    """Adds records of a transfer attack that breaks these images."""
-    attacked = predictions.filter(pc.field("threat_model") == "adaptive")
-    columns = {name: attacked[name].to_numpy(zero_copy_only=False) for name in SCHEMA.names}
-    right = np.where(fallen, 1 - columns["label"], columns["label"])
-    columns |= {"predicted": right, "threat_model": ["transfer"] * len(right)}
-    return pa.concat_tables([predictions, pa.table(columns, schema=SCHEMA)])
-
-
-def test_transfer_that_breaks_what_adaptive_attacks_leave(healthy):
-    order = np.arange(COUNT)
-    left = DISTANCES > EPSILON
-    for fallen, verdict in (
-        (~left, "pass"), (left & (order == COUNT - 1), "warn"), (left & (order > COUNT - 6), "fail")
-    ):  # fmt: skip
-        columns = prediction_checks.columns_of(with_transfer(healthy.predictions, fallen), "base")
-        result = prediction_checks.no_other_breaks_more("base", columns, EPSILON, None, COUNT)
-        assert result.verdict == verdict, result.explanation
 
 
 # 12
