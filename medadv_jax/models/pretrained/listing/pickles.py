@@ -99,17 +99,15 @@ _LEFT_OUT = {
     *("argparse.Namespace", "types.SimpleNamespace", "collections.Counter", "collections.deque"),
     *("pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath"),
     *("datetime.datetime", "datetime.date", "datetime.timedelta", "decimal.Decimal"),
-    *("torch.Size", "torch.device", "torch.serialization._get_layout", "torch.Generator"),
+    *("torch.Size", "torch.device", "torch.Generator"),
     *(f"torch.{kind}{bits}" for kind in ("float", "int") for bits in (16, 32, 64)),
     *(
         f"{module}.{name}"
         for module in ("__builtin__", "builtins")
-        for name in ("set", "frozenset", "complex", "slice", "bytearray", "object")
-    ),
-    *(
-        f"{module}.{name}"
-        for module in ("__builtin__", "builtins")
-        for name in ("dict", "list", "tuple", "int", "float", "str", "bool", "range")
+        for name in (
+            *("set", "frozenset", "dict", "list", "tuple", "slice", "range", "xrange", "object"),
+            *("int", "long", "float", "complex", "bool", "str", "unicode", "bytearray"),
+        )
     ),
 }
 
