@@ -89,7 +89,7 @@ def _names_by_group(groups: dict, stored: dict, root: str) -> dict[str, str]:
         layers = [weight.rpartition("/")[0].rpartition("/")[2] for weight in weights]
         within = len(set(layers)) > 1
         for weight, own in zip(weights, layers, strict=True):
-            name = own if within else _CLASSIFIERS.get(layer, layer)
+            name = str(own if within else layer)
             _add(inner, f"{_CLASSIFIERS.get(name, name)}/{_variable(weight)}", f"{group}/{weight}")
         if within:
             inner = {f"{layer}/{name}": at for name, at in _renumber(inner, layers).items()}

@@ -1,5 +1,7 @@
 """The network is found within another model; where that is not certain, one line says what is."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ def network(prefix="", shapes=BODY):
     return {f"{prefix}{name}": np.full(shape, len(name)) for name, shape in shapes.items()}
 
 
-def names(arrays, layout="torchvision", body=BODY):
+def names(arrays, layout: Any = "torchvision", body=BODY):
     raw, beside = unwrapped("net", RawWeights(layout, arrays, {}, "FILE"), set(body))
     return set(raw.arrays), set(beside)
 
