@@ -13,14 +13,23 @@ STAMP  := $(VENV)/.installed
 PARITY := .venv-parity
 PEERS  := .venv-peers
 PIP    := -m pip install --quiet --disable-pip-version-check
+HASHED := $(PIP) --require-hashes
+
+# Installs requirements.lock into the environment $(1). One of its packages is published as source
+# only; the lock's own setuptools builds it, so no other build tool is fetched.
+define locked
+	$(PYTHON) -m venv --clear $(1)
+	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > $(1)/build_tools.txt
+	$(1)/bin/python $(HASHED) -r $(1)/build_tools.txt
+	$(1)/bin/python $(HASHED) --no-build-isolation --use-pep517 -r requirements.lock
+endef
 
 .PHONY: setup demo test slow docs lint lock parity peers soak fuzz audit newest
 
 setup: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python $(PIP) --require-hashes -r requirements.lock
+	$(call locked,$(VENV))
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -68,21 +77,17 @@ parity: $(PARITY)/.installed
 	$(PARITY)/bin/python -m tools.parity
 	$(PARITY)/bin/python -m tools.preprocessing
 
-$(PARITY)/.installed: requirements.lock tools/parity_requirements.txt
-	$(PYTHON) -m venv --clear $(PARITY)
-	$(PARITY)/bin/python $(PIP) --require-hashes -r requirements.lock
-	$(PARITY)/bin/python $(PIP) -r tools/parity_requirements.txt
-	$(PARITY)/bin/python $(PIP) --no-deps torchvision==0.28.0
+$(PARITY)/.installed: requirements.lock tools/parity_requirements.txt tools/torch_requirements.txt
+	$(call locked,$(PARITY))
+	$(PARITY)/bin/python $(HASHED) --no-deps -r tools/parity_requirements.txt
 	touch $@
 
 # Installs what `benchmarks/run.py --peers` compares with. Python 3.11.
 peers: $(PEERS)/.installed
 
-$(PEERS)/.installed: requirements.lock benchmarks/peers_requirements.txt
-	$(PYTHON) -m venv --clear $(PEERS)
-	$(PEERS)/bin/python $(PIP) --require-hashes -r requirements.lock
-	$(PEERS)/bin/python $(PIP) torch==2.13.0
-	$(PEERS)/bin/python $(PIP) --no-deps -r benchmarks/peers_requirements.txt
+$(PEERS)/.installed: requirements.lock benchmarks/peers_requirements.txt tools/torch_requirements.txt
+	$(call locked,$(PEERS))
+	$(PEERS)/bin/python $(HASHED) --no-deps -r benchmarks/peers_requirements.txt
 	touch $@
 
 # Pins every version with its hash, for every supported Python. Needs the network.

@@ -43,6 +43,7 @@ def main() -> None:
     save_matched(target, matched, source)
     count = sum(array.size for array in matched.arrays.values())
     head = f"{matched.num_classes} classes" if matched.num_classes else "no head"
+    head += f" ({', '.join(matched.left_out[:4])} … left out)" if matched.left_out else ""
     print(
         f"{target}: {matched.name} of {matched.source}, {head}, {count:,} numbers; {checked}",
         end="",

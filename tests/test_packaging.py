@@ -1,5 +1,6 @@
 """What the wheel holds, and that it works away from the source folder."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -83,3 +84,27 @@ def test_clean_install(source: Path, tmp_path: Path):
     _run(python, "-m", "pip", "install", "--quiet", source)
     assert str(tmp_path) in _run(python, "-I", "-c", USE, cwd=tmp_path)
     _run(python, "-I", "-c", "import medadv_jax.experiment.run, medadv_jax.report", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["requirements.lock", "benchmarks/peers_requirements.txt", "tools/parity_requirements.txt",
+     "tools/torch_requirements.txt"],
+)  # fmt: skip
+def test_every_requirement_has_its_hash(file):
+    text = (ROOT / file).read_text().replace("\\\n", " ")
+    pinned = [line for line in text.splitlines() if re.match(r"\w", line)]
+    assert pinned
+    assert all("==" in line and "--hash=sha256:" in line for line in pinned)
+
+
+@pytest.mark.parametrize("target", ["setup", "parity", "peers"])
+def test_environments_are_installed_by_hashes_with_the_build_tool_of_the_lock(target):
+    command = ["make", "--dry-run", "--always-make", target]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    installed = [line for line in said.splitlines() if "pip install" in line]
+    assert len(installed) == 3
+    assert "build_tools.txt" in installed[0]
+    assert "--no-build-isolation" in installed[1]
+    own = "--no-deps --no-build-isolation -e ."
+    assert all("--require-hashes" in line or line.endswith(own) for line in installed)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -27,6 +28,13 @@ class Call:
 
     name: str
     arguments: tuple
+
+
+@dataclasses.dataclass
+class Plain:
+    """Any importable value, pickled as it is."""
+
+    value: Any
 
 
 @dataclasses.dataclass
@@ -59,6 +67,8 @@ def _opcodes(value: Any) -> bytes:
         return "c{}\n{}\n".format(*value.name.rsplit(".", 1)).encode()
     if isinstance(value, Call):
         return _opcodes(Name(value.name)) + _opcodes(value.arguments) + b"R"
+    if isinstance(value, Plain):
+        return pickle.dumps(value.value, 2)[2:-1]
     assert isinstance(value, Persistent)
     return _opcodes(value.identity) + b"Q"
 
@@ -84,6 +94,13 @@ def state_dict(arrays: dict[str, np.ndarray], legacy: bool = False) -> dict[str,
         name: tensor(storage(str(i), array, legacy=legacy), array.shape)
         for i, (name, array) in enumerate(arrays.items())
     }
+
+
+def nested_tuples(depth: int) -> bytes:
+    """The opcodes of a tuple of two equal tuples of two equal tuples …: 2**depth in words."""
+    pairs = b"".join(b"h" + bytes([at]) + b"h" + bytes([at]) + b"\x86q" + bytes([at + 1])
+                     for at in range(depth))  # fmt: skip
+    return b")q\x00" + pairs
 
 
 def torch_zip(path: Path, state: Any, storages: list[np.ndarray]) -> Path:
@@ -150,6 +167,24 @@ def keras_h5(
                 inner.attrs[f"weight_names{part}"] = np.array([name.encode()])
             for name, array in zip(names, variables.values(), strict=True):
                 inner.create_dataset(name, data=array)
+    return path
+
+
+def keras_nested_h5(
+    path: Path, base: str, inner: dict[str, np.ndarray], outer: dict[str, np.ndarray]
+) -> Path:
+    """Writes a whole model that has the model `base` as one of its layers, as Keras 2 does."""
+    with h5py.File(path, "w") as file:
+        layers = {base: inner} | {
+            layer: {f"{layer}/{name}": array for name, array in variables.items()}
+            for layer, variables in layers_of(outer).items()
+        }
+        file.attrs["layer_names"] = np.array([name.encode() for name in layers])
+        for layer, variables in layers.items():
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = np.array([f"{name}:0".encode() for name in variables])
+            for name, array in variables.items():
+                group.create_dataset(f"{name}:0", data=array)
     return path
 
 

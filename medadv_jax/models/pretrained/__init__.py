@@ -3,8 +3,9 @@
     net, variables = load_pretrained("resnet50", "resnet50.pth", num_classes=None)
     logits = net.apply(variables, images, train=False)   # images normalised as for the original
 
-`read.py` reads a file (`torch_files.py` and `keras_files.py` its formats), `torchvision_names.py`
-and `keras_names.py` name the arrays, `load.py` matches them with a network, `download.py` gets the
+`read.py` reads a file (`listing/` finds its arrays in a subprocess, `keras_files.py` names Keras').
+`torchvision_names.py` and `keras_names.py` name the arrays of the networks, `match.py` finds these
+in a file, `wrappers.py` within another model. `load.py` builds networks, `download.py` gets the
 published files, `verify.py` compares logits with the original library's.
 """
 
@@ -12,10 +13,10 @@ from medadv_jax.models.pretrained.load import (
     Pretrained,
     load_network,
     load_pretrained,
-    match_arrays,
     save_converted,
     save_matched,
 )
+from medadv_jax.models.pretrained.match import match_arrays
 from medadv_jax.models.pretrained.read import RawWeights, read_weights
 
 __all__ = [

@@ -158,6 +158,8 @@ def _download(url: str, target: Path) -> None:
 
 
 def _verify(path: Path, published: Published, shown: str) -> None:
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        raise UserError(f"{shown}: no regular file of at most {_MAX_BYTES} bytes; delete it")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, published.algorithm).hexdigest()
     if not digest.startswith(published.digest):

@@ -1,29 +1,16 @@
-"""Keras' weight files, read without Keras: `.h5`, `.weights.h5` and `.keras`.
+"""Names the arrays of Keras' weight files, `.h5`, `.weights.h5` and `.keras`, without Keras.
 
 Arrays get the names of keras.applications, `layer/variable`: `conv1_conv/kernel`,
-`conv2d_17/kernel`, `predictions/bias`. A subprocess (`hdf5_listing.py`) asks the HDF5 library for
-the arrays' offsets in the file; the arrays are then read from there.
+`conv2d_17/kernel`, `predictions/bias`. The layers of a model within a model have the name of the
+inner model before them: `vgg16/block1_conv1/kernel`.
 """
 
-import json
-import math
-import os
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-from medadv_jax.models.pretrained.torch_files import WeightsFileError
-
-_TIMEOUT = 120  # seconds for listing a file; it takes less than 1
-_LISTING = Path(__file__).with_name("hdf5_listing.py")
-_DTYPES = {"<f2", "<f4", "<f8"}
+_DTYPES = {"<f2", "<f4", "<f8", "bfloat16"}
 _BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 # The variables of a layer in Keras 3's order, by their number.
 _VARIABLES: dict[str, dict[int, tuple[str, ...]]] = {
@@ -49,68 +36,75 @@ _CLASSIFIERS = {"probs": "predictions", "fc1000": "predictions"}
 _KERAS_1 = re.compile(r"_(W|b)(_\d+)?$")  # block1_conv1_W_1:0, in the published VGG files
 
 
-def read_keras(path: Path, config: Any = None) -> tuple[dict[str, np.ndarray], str]:
-    """Returns name → array, and the version of Keras that wrote the file, or "".
+class FileFault(Exception):
+    """Why a file cannot be read; `read_weights` adds the path and raises a UserError."""
+
+
+def name_arrays(listing: dict[str, Any]) -> tuple[dict[str, list], str]:
+    """Returns name → entry of the listing, and the version of Keras that wrote the file, or "".
 
     Args:
-        path: an HDF5 file.
-        config: the parsed `config.json` of a `.keras` file, used only for the layers' names.
+        listing: of an HDF5 file; see `listing/`. The "config" of a `.keras` file is used only for
+            the layers' names.
 
     Raises:
-        WeightsFileError: the file is damaged or not a Keras weights file.
+        FileFault: the file is damaged or not a Keras weights file.
     """
-    listing = _list(path)
     groups, stored = listing["groups"], listing["arrays"]
     version = ""
     for root in ("", "model_weights"):
         version = version or str(groups.get(root, {}).get("keras_version", ""))
         if isinstance(groups.get(root, {}).get("layer_names"), list):
-            names = _names_by_group(groups, stored, root)
-            order = groups[root]["layer_names"]
-            return _read_arrays(path, stored, _renumber(names, order)), version
+            return _entries(stored, _names_by_group(groups, stored, root)), version
     for root in ("layers", "_layer_checkpoint_dependencies"):  # the second: TensorFlow 2.13
         if root in groups:
-            names = _names_by_class(groups, stored, root, config)
-            return _read_arrays(path, stored, _renumber(names)), version
-    raise WeightsFileError(
-        "an HDF5 file, but not one of Keras: it has neither layer_names nor layers/"
-    )
+            return _entries(
+                stored, _names_by_class(groups, stored, root, listing.get("config"))
+            ), version
+    raise FileFault("an HDF5 file, but not one of Keras: it has neither layer_names nor layers/")
 
 
-def _list(path: Path) -> dict[str, dict[str, Any]]:
-    command = [sys.executable, "-I", str(_LISTING), str(path.resolve())]
-    # "::": no plugins, which HDF5 would load for a compression that the file names.
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::"}
-    try:
-        result = subprocess.run(
-            command, capture_output=True, timeout=_TIMEOUT, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise WeightsFileError(f"HDF5 did not come to an end with it in {_TIMEOUT} s") from error
-    if result.returncode:
-        reason = result.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise WeightsFileError(
-            f"HDF5: {reason[-1] if reason else 'the library crashes or hangs with it'}"
-        )
-    return json.loads(result.stdout)
+def _entries(stored: dict[str, list], names: dict[str, str]) -> dict[str, list]:
+    for name, place in names.items():
+        if stored[place][0] not in _DTYPES:
+            raise FileFault(
+                f"{name[:80]} is of type {str(stored[place][0])[:20]}, not floating point"
+            )
+    return {name: stored[place] for name, place in names.items()}
 
 
 def _names_by_group(groups: dict, stored: dict, root: str) -> dict[str, str]:
     """Canonical name → HDF5 path, where a group is a layer and lists its arrays: files of
-    keras.applications, of `model.save_weights` in Keras 1 and 2, and of `model.save("….h5")`."""
-    names: dict[str, str] = {}
+    keras.applications, of `model.save_weights` in Keras 1 and 2, and of `model.save("….h5")`.
+
+    A model within the model is one group, which lists the arrays of all its layers.
+    """
+    flat: dict[str, str] = {}
+    nested: dict[str, str] = {}
     for layer in groups[root]["layer_names"]:
         group = f"{root}/{layer}" if root else layer
         weights = groups.get(group, {}).get("weight_names", [])
-        for weight in weights if isinstance(weights, list) else []:
-            known = _CLASSIFIERS.get(layer, layer)
-            place, canonical = f"{group}/{weight}", f"{known}/{_variable(weight)}"
-            if place not in stored:
-                raise WeightsFileError(f"{place[:120]} is listed, but not there")
-            if canonical in names:
-                raise WeightsFileError(f"{canonical[:120]} is there twice")
-            names[canonical] = place
-    return names
+        weights = weights if isinstance(weights, list) else []
+        inner: dict[str, str] = {}
+        layers = [weight.rpartition("/")[0].rpartition("/")[2] for weight in weights]
+        within = len(set(layers)) > 1
+        for weight, own in zip(weights, layers, strict=True):
+            name = str(own if within else layer)
+            _add(inner, f"{_CLASSIFIERS.get(name, name)}/{_variable(weight)}", f"{group}/{weight}")
+        if within:
+            inner = {f"{layer}/{name}": at for name, at in _renumber(inner, layers).items()}
+        for name, place in inner.items():
+            _add(nested if within else flat, name, place)
+    for place in (flat | nested).values():
+        if place not in stored:
+            raise FileFault(f"{place[:120]} is listed, but not there")
+    return _renumber(flat, groups[root]["layer_names"]) | nested
+
+
+def _add(names: dict[str, str], name: str, place: str) -> None:
+    if name in names:
+        raise FileFault(f"{name[:120]} is there twice")
+    names[name] = place
 
 
 def _variable(weight: str) -> str:
@@ -123,26 +117,34 @@ def _variable(weight: str) -> str:
 def _names_by_class(groups: dict, stored: dict, root: str, config: Any) -> dict[str, str]:
     """Canonical name → HDF5 path, where a group is named by the class of its layer and a number
     (Keras 3). The layer's name comes from its `name` attribute, else from config.json, else from
-    the order of layers in the known networks."""
+    the order of layers in the known networks. A model within the model has layers of its own."""
     variables: dict[str, dict[int, str]] = defaultdict(dict)
+    models: dict[str, None] = {}
     for place in stored:
-        match = re.fullmatch(rf"{root}/([^/]+)/vars/(\d{{1,4}})", place)
-        if match:
+        if match := re.fullmatch(rf"{re.escape(root)}/([^/]+)/vars/(\d{{1,4}})", place):
             variables[match[1]][int(match[2])] = place
+        elif match := re.match(rf"{re.escape(root)}/([^/]+)/layers/", place):
+            models[match[1]] = None
     layers = _layer_names(groups, root, sorted(variables), config)
 
     names: dict[str, str] = {}
     for group, places in variables.items():
-        kinds = _VARIABLES.get(re.sub(r"_\d+$", "", group), {})
-        if sorted(places) != list(range(len(places))) or len(places) not in kinds:
-            raise WeightsFileError(
-                f"{group[:80]} with {len(places)} arrays is no layer of these networks"
-            )
-        for number, variable in enumerate(kinds[len(places)]):
-            names[f"{layers[group]}/{variable}"] = places[number]
-    if len(names) != sum(map(len, variables.values())):
-        raise WeightsFileError("two of its layers have one name")
+        for number, variable in enumerate(_variables(group, places)):
+            _add(names, f"{layers[group]}/{variable}", places[number])
+    names = _renumber(names)
+    for group in models:
+        within = _names_by_class(groups, stored, f"{root}/{group}/layers", _within(config, group))
+        names |= {f"{group}/{name}": place for name, place in within.items()}
     return names
+
+
+def _variables(group: str, places: dict[int, str]) -> Sequence[str]:
+    """The names of a layer's variables in order; numbers, where its class is none of ours."""
+    kinds = _VARIABLES.get(re.sub(r"_\d+$", "", group))
+    known = kinds is None or len(places) in kinds
+    if sorted(places) != list(range(len(places))) or not known:
+        raise FileFault(f"{group[:80]} with {len(places)} arrays is no layer of these networks")
+    return kinds[len(places)] if kinds else [str(number) for number in sorted(places)]
 
 
 def _layer_names(groups: dict, root: str, used: list[str], config: Any) -> dict[str, str]:
@@ -150,27 +152,34 @@ def _layer_names(groups: dict, root: str, used: list[str], config: Any) -> dict[
     written = {group: groups.get(f"{root}/{group}/vars", {}).get("name") for group in used}
     if all(isinstance(name, str) and name for name in written.values()):
         return {group: str(name) for group, name in written.items()}
-    names = _names_of_config(config) if config is not None else _names_of_counts(used)
+    if config is not None:
+        names = {group: str(layer["config"]["name"]) for group, layer in _layers(config).items()}
+    else:
+        names = _names_of_counts(used)
     unknown = [group for group in used if group not in names]
     if unknown:
-        raise WeightsFileError(
-            f"the name of its layer {unknown[0][:80]} is not known; save it as .keras"
-        )
+        raise FileFault(f"the name of its layer {unknown[0][:80]} is not known; save it as .keras")
     return names
 
 
-def _names_of_config(config: Any) -> dict[str, str]:
-    """Names from class and name of each layer in a config, in order; no object is built."""
+def _layers(config: Any) -> dict[str, Any]:
+    """Group → layer of a config, named by class and number in order; no object is built."""
     seen: Counter[str] = Counter()
-    names: dict[str, str] = {}
+    layers: dict[str, Any] = {}
     try:
         for layer in config["config"]["layers"]:
             kind = _snake_case(layer["class_name"])
             number, seen[kind] = seen[kind], seen[kind] + 1
-            names[f"{kind}_{number}" if number else kind] = str(layer["config"]["name"])
+            str(layer["config"]["name"])
+            layers[f"{kind}_{number}" if number else kind] = layer
     except (KeyError, TypeError) as error:
-        raise WeightsFileError("its config.json lists no layers") from error
-    return names
+        raise FileFault("its config.json lists no layers") from error
+    return layers
+
+
+def _within(config: Any, group: str) -> Any:
+    """The config of a model within the model; None if it is not known."""
+    return None if config is None else _layers(config).get(group)
 
 
 def _names_of_counts(used: list[str]) -> dict[str, str]:
@@ -195,7 +204,7 @@ def _names_of_counts(used: list[str]) -> dict[str, str]:
         for kind in ("conv2d", "batch_normalization"):
             names |= _numbered(kind, [f"{kind}_{n}" if n else kind for n in _inception_order()])
         return names
-    raise WeightsFileError(
+    raise FileFault(
         f"with {convs} convolutions it is none of the known networks; save it as .keras"
     )
 
@@ -243,29 +252,3 @@ def _renumber(names: dict[str, str], order: Sequence[str] = ()) -> dict[str, str
         f"{renamed.get(layer, layer)}/{variable}": names[name]
         for name, (layer, _, variable) in split.items()
     }
-
-
-def _read_arrays(path: Path, stored: dict, names: dict[str, str]) -> dict[str, np.ndarray]:
-    """Reads the arrays from their offsets; their total size is bounded by the file's."""
-    size = path.stat().st_size
-    arrays: dict[str, np.ndarray] = {}
-    total = 0
-    with path.open("rb") as file:
-        for name, place in names.items():
-            shape, dtype, offset = stored[place]
-            if dtype not in _DTYPES and dtype != "bfloat16":
-                raise WeightsFileError(
-                    f"{name[:80]} is of type {str(dtype)[:20]}, not floating point"
-                )
-            if offset is None:
-                raise WeightsFileError(
-                    f"{name[:80]} is not stored in one piece; save it with Keras"
-                )
-            kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-            count = math.prod(shape)
-            total += count * kind.itemsize
-            if offset + count * kind.itemsize > size or total > size:
-                raise WeightsFileError(f"{name[:80]} of shape {shape} reaches outside the file")
-            file.seek(offset)
-            arrays[name] = np.fromfile(file, kind, count).reshape(shape)
-    return arrays

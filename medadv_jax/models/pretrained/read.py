@@ -1,47 +1,60 @@
 """Reads a weights file of any known format into arrays by name, and writes safetensors files.
 
-Files are untrusted: no pickle is executed, no object is built from a config, and every size is
-checked against the file before memory is allocated. Any fault of a file is a one-line UserError.
+Files are untrusted: no pickle is executed, no object is built from a config. A subprocess with
+limits of time and memory (`listing/`) finds where the arrays lie; every size is checked against the
+file before memory is allocated. Any fault of a file is a one-line UserError.
 """
 
-import contextlib
 import dataclasses
 import json
-import shutil
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
 from medadv_jax.errors import UserError
-from medadv_jax.models.pretrained.keras_files import read_keras
-from medadv_jax.models.pretrained.torch_files import (
-    WeightsFileError,
-    read_torch_legacy,
-    read_torch_zip,
-)
+from medadv_jax.models.pretrained.keras_files import FileFault, name_arrays
 
 Layout = Literal["torchvision", "keras", "medadv_jax"]
 
 FORMAT = "medadv_jax"  # the value of `format` in the metadata of our own files
 _MAX_FILE = 4 << 30  # bytes; the largest published file, VGG19, has 0.6e9
-_MAX_ENTRIES = 100_000  # of a zip archive
-_MAX_CONFIG = 1 << 26  # bytes of a config.json
+_MAX_ARRAYS = 2 << 30  # bytes of all arrays; a checkpoint's optimizer is not read
+_LISTING = Path(__file__).with_name("listing")
+_TIMEOUT = 300  # seconds for it; a file of 4 GiB takes 10
+_TYPES = {
+    **{name: np.dtype(name) for name in ("<f2", "<f4", "<f8", "|b1", "|i1", "<i2", "<i4", "<i8")},
+    **{name: np.dtype(name) for name in ("|u1", "<u2", "<u4", "<u8")},
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+# What torch.compile, data parallelism and averaged models put into names, at any place.
+_WRAPPERS = {
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    "_forward_module",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class RawWeights:
     """The content of a weights file, with the file's own names, shapes and dtypes.
 
+    Only the parts that PyTorch's wrappers put into names are taken off.
+
     Attributes:
       layout: how arrays are named: "torchvision" (keys of a state_dict), "keras" (`layer/variable`)
         or "medadv_jax" (`collection/layer/array`, a converted file).
-      arrays: name → array; some are read-only.
+      arrays: name → array.
       metadata: name → text; for a converted file, what `save_converted` wrote.
       path: the file's path, for error messages.
     """
@@ -56,23 +69,27 @@ def read_weights(path: str | Path) -> RawWeights:
     """Reads `.pth` `.pt` `.safetensors` `.h5` `.weights.h5` or `.keras`; the content decides which.
 
     Raises:
-        UserError: the file is missing, damaged, too large, or holds anything but weights.
+        UserError: the file is missing, damaged, too large, no regular file, or holds no weights.
     """
     path = Path(path).expanduser()
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(16)
-        if size > _MAX_FILE:
-            raise WeightsFileError(
-                f"it has {size} bytes, and no file of weights needs over {_MAX_FILE}"
-            )
-        return _reader(start)(path)
+        _check_file(path)
+        with tempfile.TemporaryDirectory() as folder:
+            extracted = Path(folder) / "weights.h5"
+            listing = _list(path, extracted)
+            layout, metadata, arrays = listing["layout"], listing["metadata"], listing["arrays"]
+            if layout == "torchvision":
+                arrays = _without_wrappers(arrays)
+            elif layout == "keras":
+                arrays, version = name_arrays(listing)
+                metadata = {"keras_version": version}
+            found = _read_arrays(extracted if listing.get("extracted") else path, arrays)
+        return RawWeights(layout, found, metadata, str(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; give a file of weights") from error
-    except WeightsFileError as error:
+    except FileFault as error:
         raise UserError(f"{path}: {_line(error)}") from error
-    except Exception as error:  # libraries fail in many ways on arbitrary bytes
+    except (ValueError, TypeError, LookupError, RecursionError) as error:  # a listing that lies
         reason = _line(error) or type(error).__name__
         raise UserError(f"{path}: damaged, or no file of weights: {reason}") from error
 
@@ -81,69 +98,80 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _reader(start: bytes) -> Any:
-    if start[:4] == b"PK\x03\x04":
-        return _read_zip
-    if start[:8] == b"\x89HDF\r\n\x1a\n":
-        return _read_hdf5
-    if start[8:9] == b"{":
-        return _read_safetensors
-    if start[:1] == b"\x80":
-        return _read_legacy
-    if not start:
-        raise WeightsFileError("the file is empty")
-    raise WeightsFileError(
-        "not a file of weights; known are .pth .pt .safetensors .h5 .weights.h5 .keras"
-    )
+def _without_wrappers(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Renames `module.conv1.weight`, `features._orig_mod.0.weight` … of PyTorch's wrappers.
+
+    Names stay as they are where two of them would become one.
+    """
+    short = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in arrays]
+    distinct = len(set(short)) == len(arrays)
+    return dict(zip(short if distinct else arrays, arrays.values(), strict=True))
 
 
-def _read_legacy(path: Path) -> RawWeights:
-    return RawWeights("torchvision", read_torch_legacy(path.read_bytes()), {}, str(path))
+def _check_file(path: Path) -> None:
+    """Raises an error for a pipe or device, which may have no end, and for a file too large."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise FileFault("is a directory; give a file of weights")
+    if not stat.S_ISREG(found.st_mode):
+        raise FileFault("not a regular file but a pipe or device; copy its content into a file")
+    if found.st_size > _MAX_FILE:
+        raise FileFault(
+            f"it has {found.st_size} bytes, and no file of weights needs over {_MAX_FILE}"
+        )
+    with path.open("rb"):  # may not be readable
+        pass
 
 
-def _read_hdf5(path: Path) -> RawWeights:
-    arrays, version = read_keras(path)
-    return RawWeights("keras", arrays, {"keras_version": version}, str(path))
-
-
-def _read_zip(path: Path) -> RawWeights:
-    with zipfile.ZipFile(path) as archive:
-        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
-        # A Keras file may be compressed; floating-point numbers hardly are.
-        if len(sizes) > _MAX_ENTRIES or sum(sizes.values()) > 4 * path.stat().st_size:
-            raise WeightsFileError("its entries would be over 4 times the size of the file")
-        if "model.weights.h5" not in sizes:
-            return RawWeights("torchvision", read_torch_zip(archive), {}, str(path))
-        if sizes.get("config.json", 0) > _MAX_CONFIG:
-            raise WeightsFileError(f"its config.json has {sizes['config.json']} bytes")
-        config = json.loads(archive.read("config.json")) if "config.json" in sizes else None
-        with _extracted(archive, "model.weights.h5") as inner:
-            arrays, version = read_keras(inner, config)
-    return RawWeights("keras", arrays, {"keras_version": version}, str(path))
-
-
-@contextlib.contextmanager
-def _extracted(archive: zipfile.ZipFile, name: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "weights.h5"  # never the name in the archive
-        with archive.open(name) as source, target.open("wb") as file:
-            shutil.copyfileobj(source, file, 1 << 20)
-        yield target
-
-
-def _read_safetensors(path: Path) -> RawWeights:
-    """The library checks first that the arrays fill the file exactly and do not overlap."""
+def _list(path: Path, scratch: Path) -> dict[str, Any]:
+    """Runs `listing/` on a file."""
+    command = [sys.executable, "-I", str(_LISTING), str(path.resolve()), str(scratch)]
+    # "::": no plugins, which HDF5 would load for a compression that the file names.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::"}
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata, arrays = dict(file.metadata() or {}), file.get_tensors()
-    except safetensors.SafetensorError as error:
-        if "not fully covered" in str(error):
-            raise WeightsFileError("its arrays do not fill the file: it is cut short") from error
-        raise
-    if not arrays:
-        raise WeightsFileError("it holds no array")
-    ours = metadata.get("format") == FORMAT
-    return RawWeights("medadv_jax" if ours else "torchvision", arrays, metadata, str(path))
+        result = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FileFault(f"listing its arrays did not end in {_TIMEOUT} s: damaged") from error
+    if result.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise FileFault("listing its arrays takes more time or memory than for any file of weights")
+    if result.returncode:
+        reason = result.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise FileFault(reason[-1] if reason else "damaged: the library that reads it crashes")
+    return json.loads(result.stdout)
+
+
+def _read_arrays(path: Path, listed: Mapping[str, list]) -> dict[str, np.ndarray]:
+    """Reads name → [dtype, shape, strides, offset]; see `listing/`."""
+    arrays: dict[str, np.ndarray] = {}
+    size, total = path.stat().st_size, 0
+    with path.open("rb") as file:
+        for name, (dtype, shape, strides, offset) in listed.items():
+            if dtype not in _TYPES:
+                raise FileFault(f"{name[:80]} is of type {str(dtype)[:20]}, not of numbers")
+            if offset is None:
+                raise FileFault(f"{name[:80]} is not stored in one piece; save it with Keras")
+            kind, count = _TYPES[dtype], math.prod(shape)
+            if strides is not None:
+                count = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+            total += count * kind.itemsize
+            if total > _MAX_ARRAYS:
+                raise FileFault(f"its arrays have over {_MAX_ARRAYS} bytes, more than any network")
+            if offset + count * kind.itemsize > size:
+                raise FileFault(f"{name[:80]} of shape {shape} reaches outside the file")
+            file.seek(offset)
+            numbers = np.fromfile(file, kind, count)
+            if strides is not None:
+                steps = tuple(stride * kind.itemsize for stride in strides)
+                numbers = np.lib.stride_tricks.as_strided(numbers, shape, steps)
+            arrays[name] = np.ascontiguousarray(numbers).reshape(shape)
+    return arrays
 
 
 def write_safetensors(

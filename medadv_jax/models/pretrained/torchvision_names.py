@@ -44,9 +44,9 @@ NORMALIZATION: dict[str, str] = {
     "inception_v3": "symmetric",
 }
 
-# Patterns (re.fullmatch) of arrays that a file may hold without our using them: a counter, and the
-# auxiliary head, which does not affect the logits.
-IGNORED: tuple[str, ...] = (r".*\.num_batches_tracked", r"AuxLogits\..*")
+# Patterns (re.fullmatch) of arrays that a file may hold without our using them: counters of batches
+# and of averaged models, and the auxiliary head, which does not affect the logits.
+IGNORED: tuple[str, ...] = (r".*\.num_batches_tracked", r"n_averaged", r"AuxLogits\..*")
 
 _BIASED = {"vgg16", "vgg19"}  # architectures whose convolutions have a bias
 

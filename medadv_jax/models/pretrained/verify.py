@@ -15,7 +15,8 @@ import numpy as np
 
 from medadv_jax.errors import UserError
 from medadv_jax.models import create_model
-from medadv_jax.models.pretrained.load import MatchedWeights, build_variables, images_of
+from medadv_jax.models.pretrained.load import build_variables
+from medadv_jax.models.pretrained.match import MatchedWeights, images_of, original_arrays
 from medadv_jax.models.pretrained.read import RawWeights
 
 BOUND = 1e-4  # largest difference of the logits, relative to the largest logit
@@ -42,7 +43,8 @@ def verify(raw: RawWeights, matched: MatchedWeights) -> float:
         raise UserError(f"{raw.path}: is converted already; verify with the original file")
     images = np.random.default_rng(0).standard_normal(images_of(matched.name, 2).shape, np.float32)
     try:
-        theirs = originals[raw.layout](matched.name, raw.arrays, matched.num_classes, images)
+        arrays = original_arrays(raw, matched)
+        theirs = originals[raw.layout](matched.name, arrays, matched.num_classes, images)
     except ImportError as error:
         raise UserError(
             f"{error.name or raw.layout} is not installed, so there is nothing to verify with; "

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import importlib
 import inspect
+import os
 import re
 import threading
 import time
@@ -81,6 +82,16 @@ def test_another_digest_is_refused_and_nothing_kept(server, tmp_path):
     message = refusal("one", tmp_path, registry)
     assert str(tmp_path / "w.pth") in message
     assert "delete it" in message
+
+
+def test_a_pipe_or_an_endless_file_in_the_cache_is_refused(tmp_path):
+    registry = published("http://127.0.0.1:9/w.pth")
+    os.mkfifo(tmp_path / "w.pth")
+    assert "no regular file" in refusal("one", tmp_path, registry)
+    (tmp_path / "w.pth").unlink()
+    (tmp_path / "w.pth").touch()
+    os.truncate(tmp_path / "w.pth", 6 << 30)
+    assert "no regular file of at most" in refusal("one", tmp_path, registry)
 
 
 @pytest.mark.parametrize("page", ["absent", "short"])

@@ -176,6 +176,47 @@ def test_new_head_is_drawn_from_the_seed_and_all_else_is_kept(raw):
     assert np.abs(same - whole["params"]["fc"]["kernel"]).max() > 0
 
 
+FOREIGN_HEAD = {
+    "torchvision": {"fc.1.weight": np.ones((7, 9)), "fc.1.bias": np.ones(7)},
+    "keras": {"dense_3/kernel": np.ones((9, 7)), "dense_3/bias": np.ones(7)},
+}
+
+
+def test_a_head_of_another_form_is_left_out_and_named(raw):
+    names = LAYOUTS[raw.layout].sources("resnet50")
+    own = [names["params", "fc", part].name for part in ("kernel", "bias")]
+    other = changed(raw, FOREIGN_HEAD[raw.layout], own)
+    matched = match_arrays("resnet50", other)
+    assert matched.num_classes is None
+    assert matched.left_out == tuple(FOREIGN_HEAD[raw.layout])
+    _, variables = convert("resnet50", other, 2)
+    first = variables["params"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(first, convert("resnet50", raw)[1]["params"]["conv1"]["kernel"])
+    # A layer of another name within the network is another network.
+    inside = "layer1.0.se.weight" if raw.layout == "torchvision" else "extra/kernel"
+    wrong = {inside: np.ones((3, 3, 4, 4))}
+    assert f"1 extra ({inside})" in refusal(match_arrays, "resnet50", changed(other, wrong))
+
+
+def test_a_head_that_will_be_replaced_may_have_any_form(raw):
+    names = LAYOUTS[raw.layout].sources("resnet50")
+    kernel, bias = (names["params", "fc", part].name for part in ("kernel", "bias"))
+    for other in changed(raw, removed=[bias]), changed(raw, {kernel: np.full((3, 4, 5), np.nan)}):
+        assert {path[1] for path in match_arrays("resnet50", other, new_head=True).arrays} >= {
+            "bn1"
+        }
+        assert refusal(match_arrays, "resnet50", other)
+
+
+def test_a_wrapped_network_is_the_network(raw):
+    prefix = "net." if raw.layout == "torchvision" else "base/"
+    arrays = {f"{prefix}{name}": array for name, array in raw.arrays.items()}
+    inside = match_arrays("resnet50", dataclasses.replace(raw, arrays=arrays)).arrays
+    expected = match_arrays("resnet50", raw).arrays
+    assert inside.keys() == expected.keys()
+    assert all(np.array_equal(inside[path], expected[path]) for path in expected)
+
+
 def test_a_file_without_head_needs_num_classes():
     raw = raw_weights("keras", top=False)
     assert match_arrays("resnet50", raw).num_classes is None

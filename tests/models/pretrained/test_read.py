@@ -1,6 +1,5 @@
 """Every format gives back what was written; what is not weights ends in one line, unexecuted."""
 
-import resource
 import zipfile
 
 import h5py
@@ -98,7 +97,7 @@ FOREIGN = {
     "posix.system": Call("posix.system", ("touch {}",)),
     "builtins.eval": Call("builtins.eval", ("open('{}', 'w')",)),
     "torch.nn.modules.linear.Linear": Call("torch.nn.modules.linear.Linear", ()),
-    "numpy.core.multiarray.scalar": Name("numpy.core.multiarray.scalar"),
+    "numpy.load": Name("numpy.load"),
 }
 
 
@@ -281,6 +280,49 @@ def test_keras_3_names_layers_in_attributes_or_config(tmp_path):
     assert "lists no layers" in refusal(path)
 
 
+def prefixed(prefix, arrays):
+    return {f"{prefix}/{name}": array for name, array in arrays.items()}
+
+
+def test_keras_models_within_models_keep_their_name_as_a_prefix(tmp_path):
+    """The layers inside are renumbered on their own: outside there may be a `conv2d` too."""
+    numbers = weight_files.arrays((3, 3, 3, 2), (3, 3, 2, 2), (2, 5), (3, 3, 5, 5))
+    inner = {"conv2d_7/kernel": numbers[0], "conv2d_8/kernel": numbers[1]}
+    outer = {"out/kernel": numbers[2], "conv2d_9/kernel": numbers[3]}
+    path = weight_files.keras_nested_h5(tmp_path / "w.h5", "base", inner, outer)
+    expected = {"base/conv2d/kernel": numbers[0], "base/conv2d_1/kernel": numbers[1]}
+    equal(
+        read_weights(path).arrays,
+        {**expected, "out/kernel": numbers[2], "conv2d/kernel": numbers[3]},
+    )
+
+
+def test_keras_3_models_within_models(tmp_path):
+    """With names in attributes, and with those of the config of the inner model."""
+    groups = {f"functional/layers/{group}": arrays for group, arrays in GROUPS.items()}
+    names = {f"functional/layers/{group}": name for group, name in LAYERS.items()}
+    outer = {"dense": weight_files.arrays((5, 2), (2,), seed=4)}
+    expected = {
+        **prefixed("functional", NAMED),
+        **{"out/kernel": outer["dense"][0], "out/bias": outer["dense"][1]},
+    }
+    given = {**groups, **outer}
+    path = weight_files.keras_weights_h5(tmp_path / "a.h5", given, {**names, "dense": "out"})
+    equal(read_weights(path).arrays, expected)
+    classes = ["Conv2D", "Conv2D", "BatchNormalization", "BatchNormalization", "Dense"]
+    layers = [
+        {"class_name": kind, "config": {"name": name}}
+        for kind, name in zip(classes, LAYERS.values(), strict=True)
+    ]
+    whole = [
+        {"class_name": "Functional", "config": {"name": "base", "layers": layers}},
+        {"class_name": "Dense", "config": {"name": "out"}},
+    ]
+    inner = weight_files.keras_weights_h5(tmp_path / "b.h5", given)
+    path = weight_files.keras_zip(tmp_path / "b.keras", inner, {"config": {"layers": whole}})
+    equal(read_weights(path).arrays, expected)
+
+
 def hdf5(path, change):
     weight_files.keras_h5(path, KERAS)
     with h5py.File(path, "r+") as file:
@@ -358,42 +400,3 @@ def test_no_file_a_folder_and_a_picture(tmp_path):
     assert "directory" in refusal(tmp_path).lower()
     (tmp_path / "a.pth").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))
     assert "not a file of weights" in refusal(tmp_path / "a.pth")
-
-
-def mutated(whole, rng):
-    """A few bytes changed, blocks overwritten, cut out or doubled."""
-    contents = bytearray(whole)
-    for _ in range(rng.integers(1, 5)):
-        place = int(rng.integers(len(contents)))
-        match rng.integers(5):
-            case 0 | 1:
-                contents[place] = rng.integers(256)
-            case 2:
-                extreme = [b"\xff" * 8, bytes(8), b"\xff" * 7 + b"\x7f", b"\x00" * 5 + b"\x01"]
-                contents[place : place + 8] = extreme[rng.integers(4)]
-            case 3:
-                del contents[place : place + int(rng.integers(1, 9))]
-            case 4:
-                contents[place:place] = contents[place : place + 16]
-        if not contents:
-            return b"x"
-    return bytes(contents)
-
-
-@pytest.mark.parametrize(
-    ("kind", "count"), [("zip", 500), ("legacy", 800), ("safetensors", 500), ("h5", 12)]
-)
-def test_mutated_files_end_in_a_user_error_or_are_read(tmp_path, kind, count):
-    """No other exception, no crash, and no memory beyond some times the file: 64 MiB for all."""
-    path = written(tmp_path)[kind]
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused = 0
-    for _ in range(count):
-        path.write_bytes(mutated(whole, rng))
-        try:
-            read_weights(path)
-        except UserError:
-            refused += 1
-    assert refused > count / 4
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
