@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medadv_jax.errors import UserError
-from medadv_jax.files import write_text
+from medadv_jax.files import file_name, write_text
 from medadv_jax.report import run_page, runs_page
 from medadv_jax.report.records import expand, load_run
 from medadv_jax.report.run_figures import robustness_curves
@@ -49,11 +49,11 @@ def write_report(runs: Sequence[Path], out: Path, png: bool = False) -> Path:
         shutil.rmtree(out / folder, ignore_errors=True)
         (out / folder).mkdir(parents=True)
     for picture in page.pictures:
-        write_text(out / "figures" / f"{picture.name}.svg", picture.svg)
+        write_text(out / "figures" / f"{file_name(picture.name)}.svg", picture.svg)
     if png:
         (out / "figures" / "robustness_curves.png").write_bytes(robustness)
     for table in page.tables:
-        write_text(out / "tables" / f"{table.name}.csv", as_csv(table))
-        write_text(out / "tables" / f"{table.name}.tex", as_latex(table))
+        write_text(out / "tables" / f"{file_name(table.name)}.csv", as_csv(table))
+        write_text(out / "tables" / f"{file_name(table.name)}.tex", as_latex(table))
     write_text(out / "index.html", page.html())
     return out / "index.html"

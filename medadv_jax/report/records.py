@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import io
 import json
 import zipfile
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from medadv_jax.evaluation.predictions import (
     to_columns,
 )
 from medadv_jax.evaluation.statistics import Interval, cluster_weights, proportion_interval
+from medadv_jax.files import read_json, read_record
 
 DEFENSES = ("base", "adversarial", "autoencoder", "hybrid")  # the order of every table
 PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not know the purifier
@@ -334,23 +336,19 @@ def _align(path: Path, columns: Columns) -> tuple[dict[str, np.ndarray], dict[Ke
 
 
 def _json(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); let the run write it again") from error
+    return read_json(path, read=dict) if path.is_file() else {}
 
 
 def _training(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    content = read_record(path) if path.is_file() else b""
     try:
-        return [json.loads(line) for line in lines if line.strip()]
+        return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); take the broken line out") from error
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = read_record(path).decode(errors="replace") if path.is_file() else ""
     return list(csv.DictReader(text.splitlines()))
 
 
@@ -358,7 +356,7 @@ def _pictures(path: Path) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read_record(path)), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged; delete it, and let the run write it again") from error
@@ -405,8 +403,9 @@ def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / JOURNAL
     if not path.is_file():
         return {}
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+    def read(content: Any) -> dict[str, dict[str, Any]]:
+        rows = content["cells"]
         return {name: {**row, "failure": str(row["failure"])} for name, row in rows.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a journal ({error!r}); remove it") from error
+
+    return read_json(path, "remove it", read)
