@@ -22,7 +22,8 @@ from medadv_jax.errors import UserError
 DIGESTS = "digests.json"
 _AGAIN = "put it back, or delete it, and the same command makes it anew"
 WITHOUT_DIGESTS = (
-    'delete it and take "digests" out of config.json: the records are then read unverified'
+    'delete it and take "digests" out of a config.json beside it: the records are then read'
+    " unverified"
 )
 _TEMPORARY = ".medadv-tmp"  # ends the names of files that are being written
 

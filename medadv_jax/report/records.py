@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medadv_jax.config import read_saved_config
+from medadv_jax.config import flatten, read_saved_config
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.metrics import Metrics, metric_intervals, summarize, worst_prediction
@@ -35,6 +35,10 @@ _NEEDED = (
     "defense", "threat_model", "evaluation", "epsilon", "example", "group", "magnification",
     "label", "score", "predicted",
 )  # fmt: skip
+_CONFIG_NEEDED = {
+    "seed": int, "data.name": str, "data.num_folds": int, "data.fold": int, "model.name": str,
+    "attack.epsilon": int | float, "eval.num_steps": int,
+}  # fmt: skip
 CLASS_NAMES = {
     PHANTOMS: ("negative", "positive"),
     "chest_xray": ("normal", "pneumonia"),
@@ -276,7 +280,20 @@ def load_run(path: Path) -> RunRecords:
         raise UserError(f"{path}: not a run directory, it has no config.json; give a --workdir")
     if not (path / "predictions.parquet").is_file():
         raise UserError(f"{path}: it has no predictions.parquet; let the run come to its end")
-    return load_records(path, read_saved_config(path / "config.json"))
+    about = read_saved_config(path / "config.json")
+    _check_config(path / "config.json", about["config"])
+    return load_records(path, about)
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """Raises UserError unless the fields that a report reads are there, and of their types."""
+    fields = flatten(config)
+    for name, kind in _CONFIG_NEEDED.items():
+        value = fields.get(name, 0 if name in ("seed", "data.num_folds", "data.fold") else None)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise UserError(f"{path}: config.{name}={value!r} cannot be; put the file back")
+    if not 0 <= fields["attack.epsilon"] < float("inf"):
+        raise UserError(f"{path}: config.attack.epsilon must be a finite number of at least 0")
 
 
 def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
