@@ -40,7 +40,7 @@ def tiny_config() -> Config:
 
 
 def age_config(workdir: Path) -> None:
-    """Rewrites `config.json` as earlier versions wrote it: an old name, fewer fields, no digests."""
+    """Rewrites `config.json` as earlier versions wrote it: an old name, fewer fields, no digest."""
     path = workdir / "config.json"
     saved = json.loads(path.read_text())
     config = saved["config"]

@@ -9,7 +9,7 @@ import pytest
 from medadv_jax.errors import UserError
 from medadv_jax.training.checkpoints import Checkpoints, tree_sha256
 
-STATE = {"step": np.int32(3), "a": np.arange(6, dtype=np.float32).reshape(2, 3)}
+STATE = {"step": np.array(3, np.int32), "a": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_an_earlier_version_is_restored(saved):
 def test_the_digest_is_of_names_types_shapes_and_bits():
     others = (
         {**STATE, "b": STATE["a"]}, {"step": STATE["step"], "b": STATE["a"]},
-        {**STATE, "step": np.int64(3)}, {**STATE, "a": STATE["a"].reshape(3, 2)},
+        {**STATE, "step": np.array(3, np.int64)}, {**STATE, "a": STATE["a"].reshape(3, 2)},
         {**STATE, "a": STATE["a"] + 1},
     )  # fmt: skip
     assert len({tree_sha256(tree) for tree in (STATE, *others)}) == 1 + len(others)
