@@ -71,9 +71,8 @@ def _clear(out: Path) -> None:
     for folder, suffixes in kinds.items():
         found = [path for path in (out / folder).glob("*") if path.suffix in suffixes]
         if not ours and (found or index.exists()):
-            raise UserError(
-                f"{out}: holds other files ({(found or [index])[0]}); give a new folder"
-            )
+            other = (found or [index])[0]
+            raise UserError(f"{other}: is of no report; give another --output than {out}")
         for path in found:
             path.unlink()
         (out / folder).mkdir(parents=True, exist_ok=True)
