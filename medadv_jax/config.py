@@ -6,7 +6,6 @@ flatten(config)["train.epochs"]  # 5
 """
 
 import difflib
-import json
 import runpy
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from medadv_jax.errors import UserError
+from medadv_jax.files import DIGESTS, WITHOUT_DIGESTS, read_json
 
 # An ml_collections.ConfigDict, whose own annotations let no arithmetic on a field pass a type
 # checker. `experiment/validate.py` checks the values once, before a run.
@@ -130,26 +130,31 @@ def read_saved_config(path: Path) -> dict[str, Any]:
       "config": the config as nested dicts; "versions", "device", "git_commit": strings of the run.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is missing or damaged, or it says that there are digests, and there are
+        none.
     """
+    remedy = "put it back, or give another --workdir"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        config = saved["config"]
-        for old, new in _RENAMED_FIELDS.items():
-            section, name = _section(config, old)
-            if name in section:
-                place, field = _section(config, new)
-                place.setdefault(field, section.pop(name))
-        for field, value in _ADDED_FIELDS.items():
-            section, name = _section(config, field)
-            section.setdefault(name, value)
-        flatten(config)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise UserError(
-            f"{path}: damaged ({type(error).__name__}: {reason}); put it back, or give another"
-            " --workdir"
-        ) from error
+        saved = read_json(path, remedy, _complete)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    if "digests" in saved and not (path.parent / DIGESTS).is_file():
+        raise UserError(f"{path.parent / DIGESTS}: is missing; put it back, or {WITHOUT_DIGESTS}")
+    return saved
+
+
+def _complete(saved: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of `config.json` with today's fields in its config."""
+    config = saved["config"]
+    for old, new in _RENAMED_FIELDS.items():
+        section, name = _section(config, old)
+        if name in section:
+            place, field = _section(config, new)
+            place.setdefault(field, section.pop(name))
+    for field, value in _ADDED_FIELDS.items():
+        section, name = _section(config, field)
+        section.setdefault(name, value)
+    flatten(config)
     return saved
 
 

@@ -1,17 +1,31 @@
-"""Atomic writing: a file under its own name is complete, and is on disk."""
+"""Files under their own name are complete and on disk; records are verified by their SHA-256.
+
+A record is a file that a later stage or a report reads. The folder's `digests.json` holds the
+SHA-256 of every record in it, and of itself. A record that it does not name, such as one of an
+earlier version, is read unverified.
+"""
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from medadv_jax.errors import UserError
+
+DIGESTS = "digests.json"
+_AGAIN = "put it back, or delete it, and the same command makes it anew"
+WITHOUT_DIGESTS = (
+    'delete it and take "digests" out of a config.json beside it: the records are then read'
+    " unverified"
+)
+_TEMPORARY = ".medadv-tmp"  # ends the names of files that are being written
 
 
 @contextlib.contextmanager
@@ -21,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     When the block raises, the temporary file is removed and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         yield beside
         sync(beside)
@@ -47,19 +61,128 @@ def sync(path: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Removes temporary files of killed processes; no other process may write to the folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if re.fullmatch(r"\..+\.\d+", path.name) and path.is_file():
+        if re.fullmatch(rf"\..+\.\d+{re.escape(_TEMPORARY)}", path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
+def file_name(text: str) -> str:
+    """Returns text of any origin as one file name: at most 100 ASCII letters, digits, "-_."."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in text)
+    return re.sub(r"^\.", "_", kept[:100]) or "_"
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
+    """Writes UTF-8 text atomically; no record."""
     with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
+@contextlib.contextmanager
+def write_record(path: Path) -> Iterator[Path]:
+    """Yields a temporary path, as `atomic_write`, and keeps the digest of what is written.
+
+    The old and the new digest are both valid while the file is renamed, so a process that is killed
+    leaves a file that its digest fits.
+    """
+    with atomic_write(path) as beside:
+        yield beside
+        known, new = read_digests(path.parent), sha256(beside.read_bytes())
+        old = known.get(path.name) or ([sha256(path.read_bytes())] if path.exists() else [])
+        _write_digests(path.parent, {**known, path.name: sorted({*old, new})})
+    _write_digests(path.parent, {**known, path.name: [new]})
+
+
+def read_record(path: Path, remedy: str = _AGAIN) -> bytes:
+    """Returns the content of a record.
+
+    Args:
+      path: the file.
+      remedy: what the user can do about a damaged file.
+
+    Raises:
+      UserError: the content is not what was written, or `digests.json` is damaged.
+    """
+    content, known = path.read_bytes(), read_digests(path.parent)
+    if path.name in known and sha256(content) not in known[path.name]:
+        raise UserError(f"{path}: damaged: its SHA-256 is not the one in {DIGESTS}; {remedy}")
+    return content
+
+
+def verify_records(folder: Path) -> None:
+    """Raises UserError if a record of a folder is damaged; derived tables (CSV) are not read."""
+    for name in read_digests(folder):
+        if (folder / name).is_file() and not name.endswith(".csv"):
+            read_record(folder / name)
+
+
+def keep_digest(path: Path) -> None:
+    """Makes a file that was written otherwise a record."""
+    digests = {**read_digests(path.parent), path.name: [sha256(path.read_bytes())]}
+    _write_digests(path.parent, digests)
+
+
+def drop_digest(path: Path) -> None:
+    """Makes a file no record, before lines are appended to it."""
+    digests = dict(read_digests(path.parent))
+    if digests.pop(path.name, None):
+        _write_digests(path.parent, digests)
+
+
+def read_digests(folder: Path) -> Mapping[str, list[str]]:
+    """Returns name -> SHA-256 of every record of a folder; two while a file is replaced.
+
+    Raises:
+      UserError: `digests.json` is damaged.
+    """
+    path = folder / DIGESTS
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        files, own = content["files"], content["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        files, own = {}, ""
+    if sha256(json.dumps(files, sort_keys=True).encode()) != own:
+        raise UserError(f"{path}: damaged; put it back, or {WITHOUT_DIGESTS}")
+    return files
+
+
+def _write_digests(folder: Path, files: Mapping[str, list[str]]) -> None:
+    own = sha256(json.dumps(files, sort_keys=True).encode())
+    content = {"sha256": own, "files": dict(sorted(files.items()))}
+    write_text(folder / DIGESTS, json.dumps(content, indent=2) + "\n")
+
+
+def sha256(content: bytes) -> str:
+    """Returns the SHA-256 of bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes indented JSON atomically."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Writes a record of indented JSON."""
+    with write_record(path) as beside:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        beside.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, remedy: str = _AGAIN, read: Callable[[Any], Any] = lambda x: x) -> Any:
+    """Returns what a JSON record holds.
+
+    Args:
+      path: the file.
+      remedy: what the user can do about a damaged file.
+      read: makes of the content what is returned; what it raises of a content of another form is
+        damage, too.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    content = read_record(path, remedy)
+    try:
+        return read(json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {reason}); {remedy}") from error
 
 
 @contextlib.contextmanager
@@ -78,14 +201,17 @@ def file_lock(
       remedy: what to do when it is held, for the error.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds it, or the file is something else.
     """
-    with path.open("r" if shared else "a+", encoding="utf-8") as file:
+    with path.open("r" if shared else "a+", encoding="utf-8", errors="replace") as file:
         if not _lock(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(f"{owner}: {holder} is at work in it; {remedy}")
         if not shared:
+            file.seek(0)
+            if not re.match(r"process \d+ on |$", file.read(200)):
+                raise UserError(f"{path}: is not a lock of this program; {remedy}")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()

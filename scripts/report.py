@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from medadv_jax.errors import UserError
+from medadv_jax import cli
 from medadv_jax.report import write_report
 
 _PNG = flags.DEFINE_bool("png", False, "Also write figures/robustness_curves.png, of one run.")
@@ -24,15 +24,14 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the report and prints its path; a UserError is one line and exit code 2."""
+    """Writes the report and prints its path; a user's error is one line, exit code 2."""
     runs = [Path(path) for path in argv[1:]]
-    try:
+
+    def report() -> None:
         default = runs[0] / "report" if len(runs) == 1 else Path("report")
-        page = write_report(runs, Path(_OUTPUT.value or default), png=_PNG.value)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(page)
+        print(write_report(runs, Path(_OUTPUT.value or default), png=_PNG.value))
+
+    sys.exit(cli.guard(report))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from medadv_jax.experiment import run_dir
+from medadv_jax.files import write_json
 from tests.helpers import bad_input_child
 
 ROOT = Path(__file__).parents[1]
@@ -239,7 +240,7 @@ def other_images(place):
     path = place.run / "splits.json"
     splits = json.loads(path.read_text())
     splits["test"] = splits["test"][1:]
-    path.write_text(json.dumps(splits))
+    write_json(path, splits)
 
 
 @case("is a file: give another path", "workdir is a file")

@@ -13,24 +13,24 @@ PACKAGE = "medadv_jax"
 # room -> floor; a room imports only rooms on lower floors, and itself.
 FLOORS = {
     "errors": 0,
-    "config": 1,
     "distributed": 1,
     "files": 1,
     "interrupts": 1,
     "progress": 1,
-    "attacks": 2,
-    "data": 2,
-    "error_messages": 2,
-    "models": 2,
-    "classifier": 3,
-    "cli": 3,
-    "defenses": 4,
-    "evaluation": 5,
-    "report": 6,
-    "training": 6,
-    "deployment": 7,
-    "experiment": 8,
-    "": 9,  # medadv_jax/__init__.py, the package's front door
+    "config": 2,
+    "attacks": 3,
+    "data": 3,
+    "error_messages": 3,
+    "models": 3,
+    "classifier": 4,
+    "cli": 4,
+    "defenses": 5,
+    "evaluation": 6,
+    "report": 7,
+    "training": 7,
+    "deployment": 8,
+    "experiment": 9,
+    "": 10,  # medadv_jax/__init__.py, the package's front door
 }
 OUTSIDE = ("main", "configs", "data", "scripts", "benchmarks", "tools", "tests")
 
@@ -134,7 +134,10 @@ def test_models_know_no_attack():
 
 
 def test_few_rooms_import_the_report():
-    """Records are derived and read without drawing: only the order of the stages draws."""
+    """Records are derived and read without drawing: only the order of the stages draws.
+
+    Outside, one tool compares the report's tables after each flip of a byte.
+    """
     users = {_room(name) for name, ts in GRAPH.items() if "report" in {_room(t) for t in ts}}
     assert users <= {"report", "deployment", "experiment"}
     outside = [
@@ -143,7 +146,7 @@ def test_few_rooms_import_the_report():
         for file in _tracked(f"{folder}/*.py")
         if any(_room(t) == "report" for t in imports(file.read_text(), set(GRAPH)))
     ]
-    assert not outside
+    assert [file.name for file in outside] == ["flip_bytes.py"]
 
 
 def test_few_files_and_folders_at_the_top():

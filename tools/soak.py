@@ -44,7 +44,7 @@ OVERRIDES = {
 }  # fmt: skip
 SAME_BYTES = (
     "predictions.parquet", "results.csv", "splits.json", "detection.parquet", "detection.csv",
-    "curves.parquet", "self_checks.json",
+    "curves.parquet", "self_checks.json", "networks.json",
 )  # fmt: skip
 _MAX_GROWTH = 0.05  # of memory over all steps; more is a leak
 _STAGE = re.compile(r"(train|evaluate|check) (\w+):|(detectors|pictures):|self-checks of the (m)")

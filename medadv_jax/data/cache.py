@@ -27,6 +27,7 @@ from absl import logging
 
 from medadv_jax.config import Config
 from medadv_jax.errors import UserError
+from medadv_jax.files import read_json, write_record
 
 IMAGE_VERSION = "1.1.0"  # raise it when the decoded pixels or the fields of the index change
 INDEX_FILE = "index.json"
@@ -143,7 +144,8 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield position, record
             self.advance(1)
         content = json.dumps({"examples": index, "report": report}, ensure_ascii=False)
-        (Path(self.data_dir) / INDEX_FILE).write_text(content, encoding="utf-8")
+        with write_record(Path(self.data_dir) / INDEX_FILE) as beside:
+            beside.write_text(content, encoding="utf-8")
 
     def _download_and_prepare(self, dl_manager: tfds.download.DownloadManager, download_config):
         """Streams the examples to disk in order; TFDS would shuffle them in memory."""
@@ -203,17 +205,24 @@ def open_cache(
         _build(builder, folder)
         builder = _make_builder(builder_class, spec.config, root)
     open_source: Any = builder.as_data_source  # its decorator hides the arguments from pyright
+    remedy = f"delete {folder}, and it is made anew"
+    index = read_json(folder / INDEX_FILE, remedy)
     try:
-        return open_source("all"), json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    except (ValueError, RuntimeError) as error:  # not JSON, no records
-        raise UserError(
-            f"config.data.cache_dir: {folder} is damaged; delete it, and it is made anew"
-        ) from error
+        return open_source("all"), index
+    except Exception as error:  # TFDS raises nearly anything on broken files
+        raise UserError(f"config.data.cache_dir: {folder} is damaged; {remedy}") from error
 
 
 def _make_builder(builder_class: Any, config: ImageConfig, cache_dir: Path) -> CachedBuilder:
     with _quiet_absl():  # TFDS warns of configs that the class does not list
-        return builder_class(data_dir=cache_dir, config=config, file_format="array_record")
+        try:
+            return builder_class(data_dir=cache_dir, config=config, file_format="array_record")
+        except Exception as error:  # it reads the cache's description, and raises nearly anything
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"config.data.cache_dir: {cache_dir} is damaged ({reason}); delete it, and it is"
+                " made anew"
+            ) from error
 
 
 def _build(builder: CachedBuilder, folder: Path) -> None:

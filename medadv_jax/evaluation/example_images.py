@@ -12,7 +12,7 @@ from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.splits import Example
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source, Target
-from medadv_jax.files import atomic_write
+from medadv_jax.files import write_record
 
 PER_CLASS = 3
 
@@ -71,6 +71,6 @@ def take(
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes `pictures.npz`, whole or not at all."""
-    with atomic_write(path) as beside, beside.open("wb") as file:
+    """Writes `pictures.npz`, a record."""
+    with write_record(path) as beside, beside.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -20,7 +20,7 @@ from medadv_jax.data.splits import Example
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.metrics import Metrics, correct_in_all, summarize
 from medadv_jax.evaluation.statistics import wilson_interval
-from medadv_jax.files import atomic_write, write_text
+from medadv_jax.files import read_record, write_record
 
 KEYS = ("defense", "threat_model", "evaluation", "epsilon")  # of a row of results.csv
 METRICS = (
@@ -78,9 +78,9 @@ def prediction_rows(
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a parquet file, whole or not at all."""
-    with atomic_write(path) as beside:
-        pq.write_table(table, beside)
+    """Writes a record as a parquet file with checksums of its pages."""
+    with write_record(path) as beside:
+        pq.write_table(table, beside, write_page_checksum=True)
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
@@ -91,8 +91,9 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
     """
     if not path.exists():
         return (schema or pa.schema([])).empty_table()
+    content = io.BytesIO(read_record(path))
     try:
-        return pq.read_table(path, schema=schema)
+        return pq.read_table(content, schema=schema, page_checksum_verification=True)
     except (pa.ArrowException, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
@@ -114,11 +115,10 @@ def group_rows(columns: Columns, names: Sequence[str]) -> dict[tuple, np.ndarray
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Writes lines of cells; None, a number that has no meaning, is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-    write_text(path, text.getvalue())
+    """Writes a record of lines of cells; None, a number without meaning, is an empty cell."""
+    with write_record(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
 
 
 def read_predictions(path: Path) -> pa.Table:

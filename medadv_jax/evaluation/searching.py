@@ -7,7 +7,6 @@ Each gradient that the attacker has is tried on the images that are left; an ima
 when the deployed classifier misclassifies it.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from medadv_jax.attacks.stepwise import StepwiseAttack
 from medadv_jax.data.splits import Example
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source
-from medadv_jax.files import write_json
+from medadv_jax.files import read_json, write_json
 
 
 class SearchingAttacks:
@@ -114,4 +113,4 @@ def write_attack_record(
 
 def read_attack_record(path: Path) -> dict[str, Any]:
     """Returns what `write_attack_record` wrote so far, {} if there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, read=dict) if path.exists() else {}

@@ -64,6 +64,7 @@ from medadv_jax.evaluation.threat_models import (
     searching_attacks,
     threats,
 )
+from medadv_jax.files import read_record
 from medadv_jax.progress import StageProgress, say
 
 
@@ -257,7 +258,7 @@ class Evaluation:
             hashes = run_all.difference_hashes(
                 _counted((dataset.source[i] for i in used), progress)
             )
-        training = (self.workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        training = read_record(self.workdir / "metrics.jsonl").decode().splitlines()
         return run_all.check_splits(
             splits.to_json(dataset.examples),
             dataset.examples,

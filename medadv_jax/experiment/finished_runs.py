@@ -6,7 +6,6 @@ Runs of other networks, seeds or training are comparable where they test the sam
 same attacks; others are an error.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,10 @@ from medadv_jax.evaluation.predictions import (
     write_results,
     write_table,
 )
+from medadv_jax.evaluation.stale_records import read_networks
 from medadv_jax.evaluation.threat_models import evaluation_attacks
 from medadv_jax.experiment.validate import validate
-from medadv_jax.files import write_json
+from medadv_jax.files import read_json, write_json
 from medadv_jax.progress import StageProgress, default_console, say
 from medadv_jax.training.classifiers import Classifiers
 
@@ -124,7 +124,7 @@ def load_runs(runs: Sequence[Path]) -> tuple[Config, list[str], list[Classifiers
                     f"{run}: config.{name}={other[name]}, and {value} in {runs[0]}; give runs of"
                     " the same images and attacks"
                 )
-    tests = [json.loads((run / "splits.json").read_text(encoding="utf-8"))["test"] for run in runs]
+    tests = [read_json(run / "splits.json", read=lambda content: content["test"]) for run in runs]
     for run, test in zip(runs, tests, strict=True):
         if test != tests[0]:
             raise UserError(f"{run}: tests other images than {runs[0]}; give runs of one split")
@@ -133,7 +133,13 @@ def load_runs(runs: Sequence[Path]) -> tuple[Config, list[str], list[Classifiers
 
 
 def load_models(runs: Sequence[Path], made: Sequence[Classifiers]) -> list[TrainedModel]:
-    """Returns every classifier of every run; `made` from `load_runs`."""
+    """Returns every classifier of every run; `made` from `load_runs`.
+
+    Raises:
+      UserError: a checkpoint is not the one that the records of its run are of, or two runs are
+        copies of one.
+    """
+    _refuse_other_checkpoints(runs, made)
     names = [run.resolve().name for run in runs]
     if len({*names}) < len(names):
         names = [str(run) for run in runs]
@@ -143,6 +149,22 @@ def load_models(runs: Sequence[Path], made: Sequence[Classifiers]) -> list[Train
             target = classifiers.target(get_defense(defense))
             models.append(TrainedModel(name, defense, classifiers.predictor, target))
     return models
+
+
+def _refuse_other_checkpoints(runs: Sequence[Path], made: Sequence[Classifiers]) -> None:
+    copies: dict[str, Path] = {}
+    for run, classifiers in zip(runs, made, strict=True):
+        known, defenses = read_networks(run), _config(run).defenses.split(",")
+        networks = {name: classifiers.sha256(get_defense(name)) for name in defenses}
+        for name, network in networks.items():
+            if known.get(name, network) != network:
+                raise UserError(
+                    f"{run}: its records are of another checkpoint of {name} than"
+                    f" checkpoints/{name} holds; repeat the command of this run first"
+                )
+        first = copies.setdefault(str(networks), run)
+        if first != run:
+            raise UserError(f"{run}: a copy of {first}; give each run once")
 
 
 def _config(run: Path) -> Config:

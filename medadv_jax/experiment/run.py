@@ -18,6 +18,7 @@ from medadv_jax.data.loader import Dataset, count_listed, load_dataset
 from medadv_jax.data.splits import Splits, make_splits
 from medadv_jax.defenses import get_defense
 from medadv_jax.evaluation.stages import Evaluation, with_fewer_tests
+from medadv_jax.evaluation.stale_records import remove_stale
 from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.validate import check_batch, validate
 from medadv_jax.files import write_json
@@ -83,6 +84,9 @@ class Run:
         """The stages in their order; what is finished is not done again."""
         dataset, splits = self._split()
         self._train(dataset, splits)
+        networks = {defense.name: self.classifiers.sha256(defense) for defense in self.defenses}
+        for name in remove_stale(self.workdir, networks):
+            self._note(f"{name}: its records are of another checkpoint, and are made anew")
         evaluation = self._evaluation(dataset, splits)
         for defense in self.defenses:
             evaluation.attack(defense.name)

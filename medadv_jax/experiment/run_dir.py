@@ -1,7 +1,6 @@
 """The run directory: of one config, which `config.json` holds, and of one process at a time."""
 
 import contextlib
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +13,15 @@ import jax
 from medadv_jax.config import FIELDS_WITHOUT_RESULT, Config, flatten, read_saved_config
 from medadv_jax.data.splits import SPLITS
 from medadv_jax.errors import UserError
-from medadv_jax.files import file_lock, remove_leftovers, sync, write_json
+from medadv_jax.files import (
+    DIGESTS,
+    file_lock,
+    read_json,
+    remove_leftovers,
+    sync,
+    verify_records,
+    write_json,
+)
 
 _PACKAGES = ("medadv_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -66,7 +73,7 @@ LOCK = ".lock"  # in a run directory; held by the process that is at work in it
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of a workdir, and removes what killed ones left half written.
+    """Keeps other processes out of a workdir.
 
     Raises:
       UserError: another process is at work in it, which the message names.
@@ -74,25 +81,37 @@ def locked(workdir: Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     remedy = "wait for it, or give another --workdir"
     with file_lock(workdir / LOCK, str(workdir), remedy=remedy):
-        for folder in (workdir, workdir / "report"):
-            remove_leftovers(folder)
         yield
 
 
 def claim(workdir: Path, config: Config) -> list[str]:
     """Writes `config.json`, or checks that the workdir belongs to the same config.
 
+    Then removes what killed processes left half written.
+
     Returns:
       Lines for the user: versions or device differ from those at the start of the run.
+
+    Raises:
+      UserError: the workdir belongs to another config, or a record in it is damaged.
     """
+    notes = _claim(workdir, config)
+    for folder in (workdir, workdir / "report"):
+        remove_leftovers(folder)
+    return notes
+
+
+def _claim(workdir: Path, config: Config) -> list[str]:
     path = workdir / "config.json"
     if path.exists():
         saved = read_saved_config(path)
         _refuse_other_config(workdir, flatten(saved["config"]), flatten(config))
+        verify_records(workdir)
         now = _about()
         changed = [name for name in ("versions", "device") if saved.get(name) != now[name]]
         return [f"{workdir} was begun with other {name}" for name in changed]
-    write_json(path, {"config": config.to_dict(), **_about(), "git_commit": _git_commit()})
+    content = {"config": config.to_dict(), **_about(), "git_commit": _git_commit()}
+    write_json(path, {**content, "digests": DIGESTS})
     return []
 
 
@@ -113,12 +132,12 @@ def refuse_other_images(path: Path, content: dict[str, Any]) -> None:
     """
     if not path.exists():
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+
+    def compare(before: dict[str, Any]) -> tuple[list[int], bool]:
         sizes = [sum(len(part[name]) for name in SPLITS) for part in (before, content)]
-        same = all(before[name] == content[name] for name in SPLITS)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged; delete it, and it is written again") from error
+        return sizes, all(before[name] == content[name] for name in SPLITS)
+
+    sizes, same = read_json(path, "delete it, and it is written again", compare)
     if not same:
         raise UserError(
             f"{path}: the run began with other images or other splits ({sizes[0]} images then,"

@@ -5,17 +5,19 @@
 writes index.html, which needs no other file, figures/*.svg, tables/*.csv and tables/*.tex.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from medadv_jax.errors import UserError
 from medadv_jax.files import write_text
 from medadv_jax.report import run_page, runs_page
+from medadv_jax.report.aggregate import without_copies
 from medadv_jax.report.records import expand, load_run
 from medadv_jax.report.run_figures import robustness_curves
 from medadv_jax.report.tables import as_csv, as_latex
 from medadv_jax.report.transfer import is_transfer, load_transfer
+
+_MARK = '<div class="cards">'  # in every page that was written here
 
 
 def write_report(runs: Sequence[Path], out: Path, png: bool = False) -> Path:
@@ -31,10 +33,12 @@ def write_report(runs: Sequence[Path], out: Path, png: bool = False) -> Path:
       The path of the page.
 
     Raises:
-      UserError: a directory holds no finished run, or `png` with several runs.
+      UserError: a directory holds no finished run, `png` with several runs, or `out` holds other
+        files where the report would write.
     """
     paths, missing = expand([Path(run) for run in runs])
-    records = [load_run(path) for path in paths if not is_transfer(path)]
+    records, copies = without_copies([load_run(p) for p in paths if not is_transfer(p)])
+    missing += copies
     transfers = [load_transfer(path, records) for path in paths if is_transfer(path)]
     if not records:
         raise UserError("no run: give at least one run directory, as in report.py runs/x")
@@ -45,9 +49,7 @@ def write_report(runs: Sequence[Path], out: Path, png: bool = False) -> Path:
         page = run_page.build(records[0])
     else:
         page = runs_page.build(records, transfers, missing)
-    for folder in ("figures", "tables"):
-        shutil.rmtree(out / folder, ignore_errors=True)
-        (out / folder).mkdir(parents=True)
+    _clear(out)
     for picture in page.pictures:
         write_text(out / "figures" / f"{picture.name}.svg", picture.svg)
     if png:
@@ -57,3 +59,20 @@ def write_report(runs: Sequence[Path], out: Path, png: bool = False) -> Path:
         write_text(out / "tables" / f"{table.name}.tex", as_latex(table))
     write_text(out / "index.html", page.html())
     return out / "index.html"
+
+
+def _clear(out: Path) -> None:
+    """Removes the files of an earlier report; UserError where others would be overwritten."""
+    kinds = {"figures": (".svg", ".png"), "tables": (".csv", ".tex")}
+    index = out / "index.html"
+    ours = (out.parent / "config.json").is_file()  # a run's own
+    if index.is_file():
+        ours = _MARK in index.read_text(encoding="utf-8", errors="replace")
+    for folder, suffixes in kinds.items():
+        found = [path for path in (out / folder).glob("*") if path.suffix in suffixes]
+        if not ours and (found or index.exists()):
+            other = (found or [index])[0]
+            raise UserError(f"{other}: is of no report; give another --output than {out}")
+        for path in found:
+            path.unlink()
+        (out / folder).mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,6 +75,30 @@ def all_series(runs: Sequence[RunRecords]) -> list[Series]:
         for d in ordered
         for threat in (("oblivious", "adaptive") if d in PURIFIED else ("adaptive",))
     ]
+
+
+def without_copies(runs: Sequence[RunRecords]) -> tuple[list[RunRecords], list[str]]:
+    """Returns the runs without copies of an earlier one, and a sentence about each copy.
+
+    A copy has the same config, whatever its seed, and the same predictions to the last bit: it is
+    no independent repetition.
+    """
+    first: dict[tuple, RunRecords] = {}
+    copies = []
+    for run in runs:
+        original = first.setdefault((*_compared_fields(run).items(), _content(run)), run)
+        if original is not run:
+            copies.append(f"{run.path} is a copy of {original.path}: counted once.")
+    return list(first.values()), copies
+
+
+def _content(run: RunRecords) -> str:
+    """Returns a digest of the test examples and of all predictions."""
+    digest = hashlib.sha256("\0".join(map(str, [*run.example, *run.label])).encode())
+    for key in sorted(run.outcomes):
+        outcome = run.outcomes[key]
+        digest.update(f"{key}".encode() + outcome.score.tobytes() + outcome.predicted.tobytes())
+    return digest.hexdigest()
 
 
 def make_groups(runs: Sequence[RunRecords]) -> list[Group]:

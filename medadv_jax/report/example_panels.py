@@ -79,11 +79,7 @@ def compact(run: RunRecords, label: str) -> Graphic:
         f" ε = {float(arrays['epsilon']):g}. Numbers: the probability of the class that is named."
     )
     size = (1.9 * (1 + len(defenses)), 2.3 * len(chosen))
-    return draw(f"figures_08_to_13_{_file_name(run.name)}", caption, size, paint)
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in text)
+    return draw(f"figures_08_to_13_{run.name}", caption, size, paint)
 
 
 def _choose(label: np.ndarray, most: int = MOST_EXAMPLES) -> list[int]:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import io
 import json
 import zipfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medadv_jax.config import read_saved_config
+from medadv_jax.config import flatten, read_saved_config
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.metrics import Metrics, metric_intervals, summarize, worst_prediction
@@ -25,6 +26,7 @@ from medadv_jax.evaluation.predictions import (
     to_columns,
 )
 from medadv_jax.evaluation.statistics import Interval, cluster_weights, proportion_interval
+from medadv_jax.files import read_json, read_record
 
 DEFENSES = ("base", "adversarial", "autoencoder", "hybrid")  # the order of every table
 PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not know the purifier
@@ -34,6 +36,10 @@ _NEEDED = (
     "defense", "threat_model", "evaluation", "epsilon", "example", "group", "magnification",
     "label", "score", "predicted",
 )  # fmt: skip
+_CONFIG_NEEDED = {
+    "seed": int, "data.name": str, "data.num_folds": int, "data.fold": int, "model.name": str,
+    "attack.epsilon": int | float, "eval.num_steps": int,
+}  # fmt: skip
 CLASS_NAMES = {
     PHANTOMS: ("negative", "positive"),
     "chest_xray": ("normal", "pneumonia"),
@@ -280,7 +286,20 @@ def load_run(path: Path) -> RunRecords:
         raise UserError(f"{path}: not a run directory, it has no config.json; give a --workdir")
     if not (path / "predictions.parquet").is_file():
         raise UserError(f"{path}: it has no predictions.parquet; let the run come to its end")
-    return load_records(path, read_saved_config(path / "config.json"))
+    about = read_saved_config(path / "config.json")
+    _check_config(path / "config.json", about["config"])
+    return load_records(path, about)
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """Raises UserError unless the fields that a report reads are there, and of their types."""
+    fields = flatten(config)
+    for name, kind in _CONFIG_NEEDED.items():
+        value = fields.get(name, 0 if name in ("seed", "data.num_folds", "data.fold") else None)
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise UserError(f"{path}: config.{name}={value!r} cannot be; put the file back")
+    if not 0 <= fields["attack.epsilon"] < float("inf"):
+        raise UserError(f"{path}: config.attack.epsilon must be a finite number of at least 0")
 
 
 def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
@@ -340,23 +359,19 @@ def _align(path: Path, columns: Columns) -> tuple[dict[str, np.ndarray], dict[Ke
 
 
 def _json(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); let the run write it again") from error
+    return read_json(path, read=dict) if path.is_file() else {}
 
 
 def _training(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    content = read_record(path) if path.is_file() else b""
     try:
-        return [json.loads(line) for line in lines if line.strip()]
+        return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); take the broken line out") from error
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = read_record(path).decode(errors="replace") if path.is_file() else ""
     return list(csv.DictReader(text.splitlines()))
 
 
@@ -364,7 +379,7 @@ def _pictures(path: Path) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read_record(path)), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged; delete it, and let the run write it again") from error
@@ -411,8 +426,9 @@ def read_sweep(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / JOURNAL
     if not path.is_file():
         return {}
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+    def read(content: Any) -> dict[str, dict[str, Any]]:
+        rows = content["cells"]
         return {name: {**row, "failure": str(row["failure"])} for name, row in rows.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a journal ({error!r}); remove it") from error
+
+    return read_json(path, "remove it", read)

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from medadv_jax.files import file_name
 from medadv_jax.report.records import DEFENSES
 
 WIDTH = 9.4  # inches, the width of the page
@@ -108,7 +109,7 @@ def draw(
 ) -> Picture:
     """Returns a figure of `size` inches; `paint` draws on it."""
     svg = _save(size, paint, "svg", metadata={"Date": None, "Creator": None})
-    return Picture(name, caption, svg.decode())
+    return Picture(file_name(name), caption, svg.decode())
 
 
 def draw_png(size: tuple[float, float], paint: Callable[[Figure], None]) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from medadv_jax.evaluation.statistics import Interval
+from medadv_jax.files import file_name
 
 NOTHING = "–"
 
@@ -47,6 +48,9 @@ class Table:
     rows: list[tuple[Cell, ...]]
     notes: tuple[str, ...] = ()
     rules: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", file_name(self.name))  # may hold texts of a run
 
     @property
     def numeric(self) -> list[bool]:

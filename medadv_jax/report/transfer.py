@@ -3,7 +3,6 @@
 import copy
 import csv
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medadv_jax.errors import UserError
+from medadv_jax.files import read_json, read_record
 from medadv_jax.report.page import Section
 from medadv_jax.report.records import RunRecords, load_records
 from medadv_jax.report.run_tables import headline_table
@@ -42,11 +42,6 @@ class TransferRecords:
     lines: list[list[str]]
     ensemble: RunRecords | None
 
-    @property
-    def suffix(self) -> str:
-        """The name as a part of file names."""
-        return "".join(c if c.isalnum() else "_" for c in self.name)
-
 
 def is_transfer(path: Path) -> bool:
     """Returns whether a folder was written by evaluate_runs.py, and is no run."""
@@ -63,21 +58,23 @@ def load_transfer(path: Path, runs: Sequence[RunRecords]) -> TransferRecords:
     Raises:
       UserError: no run is a member, or a file is missing.
     """
-    content = json.loads((path / "runs.json").read_text(encoding="utf-8"))
-    members = tuple(Path(run).name for run in content["runs"])
+    members = read_json(path / "runs.json", read=_members)
     member = next((run for run in runs if run.name in members), None)
     if member is None:
         raise UserError(f"{path}: none of its runs is given; add {members[0]} to the command")
     if not (path / "transfer.csv").is_file():
         raise UserError(f"{path}: it has no transfer.csv; let evaluate_runs.py come to its end")
-    with (path / "transfer.csv").open(encoding="utf-8", newline="") as file:
-        header, *lines = csv.reader(file)
+    header, *lines = csv.reader(read_record(path / "transfer.csv").decode().splitlines())
     ensemble = None
     if (path / "predictions.parquet").is_file():
         config = copy.deepcopy(member.config)
         config["model"]["name"] = f"ensemble of {len(members)}"
         ensemble = load_records(path, {"config": config})
     return TransferRecords(path.resolve().name, members, header, lines, ensemble)
+
+
+def _members(content: dict[str, list[str]]) -> tuple[str, ...]:
+    return tuple(Path(run).name for run in content["runs"])
 
 
 def transfer_section(records: TransferRecords) -> Section:
@@ -97,7 +94,7 @@ def _ensemble_table(records: TransferRecords, ensemble: RunRecords) -> Table:
         " adaptive: through the gradients of all members at once."
     )
     title = f"The ensemble: {len(records.members)} networks vote"
-    name = f"ensemble_{records.suffix}"
+    name = f"ensemble_{records.name}"
     return dataclasses.replace(table, name=name, title=title, notes=(*table.notes, note))
 
 
@@ -105,7 +102,7 @@ def transfer_table(records: TransferRecords) -> Table:
     """Returns the transfer matrix as a table for the files; it is too wide for the page."""
     rows: list[tuple[Cell, ...]] = [(line[0], *map(float, line[1:])) for line in records.lines]
     title = "Transfer: accuracy on each other's examples"
-    return Table(f"transfer_{records.suffix}", title, tuple(records.header), rows, (_NOTE,))
+    return Table(f"transfer_{records.name}", title, tuple(records.header), rows, (_NOTE,))
 
 
 def transfer_heatmap(records: TransferRecords) -> Graphic:
@@ -120,5 +117,5 @@ def transfer_heatmap(records: TransferRecords) -> Graphic:
         axes.set_yticks(range(values.shape[0]), [line[0] for line in records.lines])
         axes.set(xlabel="tried on", ylabel="made on")
 
-    name, caption = f"transfer_{records.suffix}", f"Transfer matrix. {_NOTE}"
+    name, caption = f"transfer_{records.name}", f"Transfer matrix. {_NOTE}"
     return draw(name, caption, (WIDTH, 2.2 + 0.3 * len(values)), paint)

@@ -1,6 +1,13 @@
-"""Orbax checkpoints of one defence: the newest to resume from, the best to evaluate."""
+"""Orbax checkpoints of one defence: the newest to resume from, the best to evaluate.
 
+Beside the arrays lies their SHA-256, which is verified when they are restored. A checkpoint of an
+earlier version has none, and is restored unverified.
+"""
+
+import hashlib
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +17,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from medadv_jax.errors import UserError
+from medadv_jax.files import sha256
 
 _OLD = ".old"  # superseded checkpoints are renamed to this before they are deleted
+_SEAL = ("arrays_sha256", "sha256")  # of the arrays, and of the JSON beside them
 
 
 def _rank(metrics: Any) -> float:
@@ -52,7 +61,8 @@ class Checkpoints:
         """Stores a state after `epochs` epochs with its validation `accuracy` and `loss`."""
         self._manager.wait_until_finished()
         self._purge()
-        self._manager.save(epochs, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+        sealed = _seal(metrics, state)
+        self._manager.save(epochs, args=ocp.args.StandardSave(state), metrics=sealed, force=True)
 
     def latest(self) -> int:
         """Returns the number of epochs of the newest checkpoint, 0 if there is none."""
@@ -66,7 +76,7 @@ class Checkpoints:
         if not metrics:
             raise KeyError(f"no checkpoint in {self.folder}")
         best = max(metrics, key=lambda step: (_rank(metrics[step]), step))
-        return best, metrics[best]
+        return best, {name: metrics[best][name] for name in ("accuracy", "loss")}
 
     def restore(self, epochs: int, like: Any) -> Any:
         """Returns the state after `epochs` epochs, shaped and placed like `like`.
@@ -80,7 +90,7 @@ class Checkpoints:
             state = self._manager.restore(epochs, args=arguments)
         except Exception as error:  # Orbax and TensorStore raise nearly anything on broken files
             raise self._unreadable(self.folder / str(epochs), error) from error
-        return self._checked(self.folder / str(epochs), state, like)
+        return self._checked(self.folder / str(epochs), state, like, self._metrics(epochs))
 
     def save_partial(self, state: Any, position: dict[str, Any]) -> None:
         """Stores a state within an epoch; returns when it is on disk.
@@ -90,7 +100,8 @@ class Checkpoints:
           position: where in the epoch it is; JSON-serialisable.
         """
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+            state=ocp.args.StandardSave(state),
+            position=ocp.args.JsonSave(_seal(position, state)),
         )
         with self._partial_manager() as manager:
             if manager.latest_step() == int(state.step):
@@ -113,9 +124,12 @@ class Checkpoints:
             path = self._partial_folder / str(step)
             try:
                 found = manager.restore(step, args=items)
+                position = dict(found["position"])
+                _verify_seal(position)
             except Exception as error:  # as in `restore`
                 raise self._unreadable(path, error) from error
-        return self._checked(path, found["state"], like), found["position"]
+        state = self._checked(path, found["state"], like, position)
+        return state, {name: position[name] for name in position if name not in _SEAL}
 
     def drop_partial(self) -> None:
         """Deletes the states within epochs, once the epochs' checkpoints are on disk."""
@@ -144,14 +158,16 @@ class Checkpoints:
 
     def _metrics(self, epochs: int) -> Any:
         try:
-            metrics = self._manager.metrics(epochs)
+            metrics: Any = self._manager.metrics(epochs)
+            _verify_seal(metrics)
             _rank(metrics)
         except Exception as error:  # the metrics file is damaged
             raise self._unreadable(self.folder / str(epochs), error) from error
         return metrics
 
-    def _checked(self, path: Path, state: Any, like: Any) -> Any:
-        """Returns the state; raises UserError unless it is finite and has the shapes of `like`."""
+    def _checked(self, path: Path, state: Any, like: Any, beside: Mapping[str, Any]) -> Any:
+        """Returns the state; raises UserError unless it is finite, has the shapes of `like`, and is
+        what was saved with the sealed JSON `beside` it."""
         for place, leaf in jax.tree_util.tree_leaves_with_path(state):
             if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
                 name = jax.tree_util.keystr(place, simple=True, separator="/")
@@ -162,6 +178,8 @@ class Checkpoints:
         shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), t) for t in (state, like)]
         if shapes[0] != shapes[1]:
             raise self._unreadable(path, ValueError("arrays have other shapes"))
+        if tree_sha256(state) != beside.get("arrays_sha256", tree_sha256(state)):
+            raise self._unreadable(path, ValueError("the SHA-256 of the arrays is another"))
         return state
 
     def _unreadable(self, path: Path, error: Exception) -> UserError:
@@ -170,6 +188,31 @@ class Checkpoints:
             f"{path}: damaged, or of another network: {reason}; delete this folder to go on from"
             f" an earlier checkpoint, or {self.folder} to train anew"
         )
+
+
+def tree_sha256(tree: Any) -> str:
+    """Returns the SHA-256 of the names, types, shapes and bytes of all arrays of a tree."""
+    digest = hashlib.sha256()
+    for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(place, simple=True, separator="/")
+        digest.update(f"{name} {array.dtype} {np.shape(leaf)}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _seal(content: Mapping[str, Any], state: Any) -> dict[str, Any]:
+    """Returns JSON with the SHA-256 of the state's arrays, and its own."""
+    sealed = {**content, "arrays_sha256": tree_sha256(state)}
+    return {**sealed, "sha256": sha256(json.dumps(sealed, sort_keys=True).encode())}
+
+
+def _verify_seal(sealed: Mapping[str, Any]) -> None:
+    """Raises ValueError unless JSON has either the `sha256` of its content, or no seal at all."""
+    content = {name: value for name, value in sealed.items() if name != "sha256"}
+    own = sha256(json.dumps(content, sort_keys=True).encode())
+    if not sealed.keys().isdisjoint(_SEAL) and sealed.get("sha256") != own:
+        raise ValueError("the SHA-256 of the JSON beside the arrays is another")
 
 
 def _abstract(like: Any) -> Any:

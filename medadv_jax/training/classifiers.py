@@ -19,7 +19,7 @@ from medadv_jax.evaluation.predictor import Predictor, accuracy_and_loss, predic
 from medadv_jax.evaluation.threat_models import Source, Target, Threat, validation_attack
 from medadv_jax.progress import StageProgress
 from medadv_jax.training.build import assemble, training_classifier
-from medadv_jax.training.checkpoints import Checkpoints
+from medadv_jax.training.checkpoints import Checkpoints, tree_sha256
 from medadv_jax.training.metric_writer import MetricsWriter
 from medadv_jax.training.state import abstract_state, create_state, make_optimizer, split
 from medadv_jax.training.step import make_train_step
@@ -55,6 +55,10 @@ class Classifiers:
         if defense.name not in self._best:
             self._best[defense.name] = self._restore(defense)
         return self._best[defense.name]
+
+    def sha256(self, defense: Defense) -> str:
+        """Returns the SHA-256 of a trained classifier's variables."""
+        return tree_sha256(self.variables(defense))
 
     def eval_batch(self) -> int:
         """Returns the evaluation batch, rounded up to a multiple of the devices."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from medadv_jax.files import write_text
+from medadv_jax.files import drop_digest, keep_digest, write_text
 
 
 class MetricsWriter:
@@ -16,10 +16,13 @@ class MetricsWriter:
 
     Each defence has its own folder of events: resuming from a step hides all later events of a
     folder.
+
+    `metrics.jsonl` is a record of the workdir except while a writer is open.
     """
 
     def __init__(self, workdir: Path):
         self._workdir = workdir
+        drop_digest(workdir / "metrics.jsonl")
         self._file = self._open()
         self._events: dict[str, SummaryWriter] = {}
 
@@ -49,7 +52,9 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and closes the file and the events."""
+        self.flush()
         self._file.close()
+        keep_digest(self._workdir / "metrics.jsonl")
         for defense in [*self._events]:
             self._close_events(defense)
 

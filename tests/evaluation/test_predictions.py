@@ -35,7 +35,7 @@ def test_results_are_derived_from_stored_predictions(tmp_path):
     path = tmp_path / "predictions.parquet"
     assert read_predictions(path).num_rows == 0
     write_table(path, table())
-    assert [p.name for p in tmp_path.iterdir()] == ["predictions.parquet"]
+    assert {p.name for p in tmp_path.iterdir()} == {"predictions.parquet", "digests.json"}
     rows = derive_results(read_predictions(path))
     write_results(tmp_path / "results.csv", "breakhis", "resnet50", rows)
     clean, pgd = read_results(tmp_path / "results.csv")

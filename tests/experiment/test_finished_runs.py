@@ -23,6 +23,7 @@ from medadv_jax.evaluation.predictions import read_predictions
 from medadv_jax.evaluation.threat_models import evaluation_attacks
 from medadv_jax.experiment import finished_runs
 from medadv_jax.experiment.run import run as run_experiment
+from medadv_jax.files import write_json
 from tests.helpers.tiny import TinyNet, read_results, tiny_config
 
 
@@ -128,7 +129,7 @@ def test_where_images_lie_and_how_they_are_augmented_may_differ(runs, tmp_path, 
     content = json.loads((folder / "config.json").read_text())
     content["config"]["data"]["dir"] = "elsewhere"
     content["config"]["data"]["augment"]["shift"] = 0.25
-    (folder / "config.json").write_text(json.dumps(content))
+    write_json(folder / "config.json", content)
     _, _, made = finished_runs.load_runs([runs / "one", folder])
     assert len(made) == 2
 
@@ -142,7 +143,7 @@ def test_a_run_of_an_earlier_version_is_evaluated(runs, tmp_path, monkeypatch):
     content = json.loads((folder / "config.json").read_text())
     del content["config"]["deterministic"], content["config"]["eval"]["images"]
     content["config"]["model"]["forms"] = content["config"]["model"].pop("conv_impl")
-    (folder / "config.json").write_text(json.dumps(content))
+    write_json(folder / "config.json", content)
     config, _, _ = finished_runs.load_runs([folder, runs / "one"])
     expected, _, _ = finished_runs.load_runs([runs / "one"])
     assert config.to_dict()["model"] == expected.to_dict()["model"]
@@ -150,9 +151,12 @@ def test_a_run_of_an_earlier_version_is_evaluated(runs, tmp_path, monkeypatch):
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
-    ignored = shutil.ignore_patterns("checkpoints")
+    ignored = shutil.ignore_patterns("checkpoints", "networks.json")
     folders = [shutil.copytree(runs / "one", tmp_path / n / "x", ignore=ignored) for n in "ab"]
-    made: Any = [SimpleNamespace(target=lambda defense: None, predictor=None)] * 2
+    made: Any = [
+        SimpleNamespace(target=lambda defense: None, predictor=None, sha256=lambda defense, n=n: n)
+        for n in "ab"
+    ]
     names = [model.run for model in finished_runs.load_models(folders, made)]
     assert names == [str(folder) for folder in folders]
     other = shutil.copytree(folders[1], tmp_path / "y", ignore=ignored)
@@ -169,17 +173,17 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
     def other_radius(folder):
         content = json.loads((folder / "config.json").read_text())
         content["config"]["attack"]["epsilon"] = 0.02
-        (folder / "config.json").write_text(json.dumps(content))
+        write_json(folder / "config.json", content)
 
     def other_images(folder):
         content = json.loads((folder / "splits.json").read_text())
         content["test"] = content["validation"]
-        (folder / "splits.json").write_text(json.dumps(content))
+        write_json(folder / "splits.json", content)
 
     def another_defense(folder):
         content = json.loads((folder / "config.json").read_text())
         content["config"]["defenses"] = "base,adversarial"
-        (folder / "config.json").write_text(json.dumps(content))
+        write_json(folder / "config.json", content)
 
     for folder, text in (
         (tmp_path, "config.json is missing"),
@@ -193,3 +197,18 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
     with pytest.raises(UserError, match="no run"):
         finished_runs.evaluate_runs([], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_is_no_second_network_and_another_checkpoint_has_no_records(
+    runs, tmp_path, monkeypatch
+):
+    """Two votes of one network would look like agreement."""
+    monkeypatch.setitem(models.MODELS, "resnet50", TinyNet)
+    copied = shutil.copytree(runs / "one", tmp_path / "copy")
+    both = [runs / "one", copied]
+    with pytest.raises(UserError, match=r"copy: a copy of .*one; give each run once"):
+        finished_runs.load_models(both, finished_runs.load_runs(both)[2])
+    shutil.rmtree(copied / "checkpoints")
+    shutil.copytree(runs / "two" / "checkpoints", copied / "checkpoints")
+    with pytest.raises(UserError, match="another checkpoint of base"):
+        finished_runs.load_models([copied], finished_runs.load_runs([copied])[2])

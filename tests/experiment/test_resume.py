@@ -197,10 +197,11 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         beside.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
-    (tmp_path / ".a.txt.123").write_text("of a process that was killed")
-    (tmp_path / ".lock").write_text("")
+    (tmp_path / ".a.txt.123.medadv-tmp").write_text("of a process that was killed")
+    for name in (".lock", ".notes.2024", ".viminfo.1"):
+        (tmp_path / name).write_text("a user's")
     remove_leftovers(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"a.txt", ".lock"}
+    assert {p.name for p in tmp_path.iterdir()} == {"a.txt", ".lock", ".notes.2024", ".viminfo.1"}
 
 
 def test_whole_files_are_on_disk_before_they_have_their_name(tmp_path, monkeypatch):

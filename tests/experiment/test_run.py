@@ -52,7 +52,8 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
     names = {path.name for path in workdir.iterdir()} - {".lock"}
     assert names == {
         "config.json", "splits.json", "checkpoints", "metrics.jsonl", "tensorboard",
-        "predictions.parquet", "results.csv", "pictures.npz", "report",
+        "predictions.parquet", "results.csv", "pictures.npz", "report", "digests.json",
+        "networks.json",
     }  # fmt: skip
     assert "train adversarial: epoch 2/2" in text
     ends = re.findall(r"^([a-z ]+): \d+ [a-z]+ in \d+ s$", text, re.MULTILINE)

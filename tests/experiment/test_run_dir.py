@@ -34,10 +34,8 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert (tmp_path / ".lock").read_text() == "process 1 on elsewhere"  # stale, and no obstacle
-    (tmp_path / ".results.csv.77").write_text("half")
     with run_dir.locked(tmp_path):
         assert "elsewhere" not in (tmp_path / ".lock").read_text()
-        assert not (tmp_path / ".results.csv.77").exists()
         with pytest.raises(UserError, match="is at work"), run_dir.locked(tmp_path):
             pass
     with run_dir.locked(tmp_path):  # given back
@@ -110,3 +108,41 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         run_dir.refuse_other_images(path, content)
+
+
+def test_nothing_of_a_user_is_touched_and_leftovers_go_only_from_a_folder_of_ours(tmp_path):
+    config = tiny_config()
+    half = tmp_path / ".results.csv.77.medadv-tmp"
+    mine = [tmp_path / name for name in (".notes.2024", ".viminfo.1", ".config.json.5")]
+    for path in (half, *mine):
+        path.write_text("mine")
+    with run_dir.locked(tmp_path):
+        assert half.exists()
+        run_dir.claim(tmp_path, config)
+        assert not half.exists()
+    half.write_text("half")
+    config.seed = 7
+    with run_dir.locked(tmp_path), pytest.raises(UserError, match="another config"):
+        run_dir.claim(tmp_path, config)
+    assert half.exists()
+    assert {path.read_text() for path in mine} == {"mine"}
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".lock").write_text("my own")
+    with pytest.raises(UserError, match="not a lock of this program"), run_dir.locked(other):
+        pass
+    assert (other / ".lock").read_text() == "my own"
+
+
+def test_a_damaged_record_stops_the_run_before_anything_is_written(tmp_path):
+    run_dir.claim(tmp_path, tiny_config())
+    path = tmp_path / "self_checks.json"
+    write_json(path, {"checks": []})
+    path.write_text(path.read_text().replace("checks", "chicks"))
+    with pytest.raises(UserError, match=r"self_checks\.json: damaged: its SHA-256"):
+        run_dir.claim(tmp_path, tiny_config())
+    path.unlink()
+    run_dir.claim(tmp_path, tiny_config())  # as the message says
+    (tmp_path / "digests.json").unlink()
+    with pytest.raises(UserError, match=r"digests\.json: is missing"):
+        run_dir.claim(tmp_path, tiny_config())

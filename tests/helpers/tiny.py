@@ -11,6 +11,7 @@ from configs import default
 from medadv_jax.config import Config
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
+from medadv_jax.files import DIGESTS
 from tools.soak import TinyNet
 
 __all__ = ["SIZE", "TinyNet", "age_config", "read_results", "tiny_config", "tiny_dataset"]
@@ -39,14 +40,16 @@ def tiny_config() -> Config:
 
 
 def age_config(workdir: Path) -> None:
-    """Rewrites `config.json` as earlier versions wrote it: another name, and fewer fields."""
+    """Rewrites `config.json` as earlier versions wrote it: an old name, fewer fields, no digest."""
     path = workdir / "config.json"
     saved = json.loads(path.read_text())
     config = saved["config"]
     config["model"]["forms"] = config["model"].pop("conv_impl")
     del config["deterministic"], config["compile_cache"]
     del config["eval"]["images"], config["train"]["checkpoint_minutes"]
+    del saved["digests"]
     path.write_text(json.dumps(saved))
+    (workdir / DIGESTS).unlink()
 
 
 def tiny_dataset(count: int, seed: int = 0) -> Dataset:

@@ -1,7 +1,9 @@
 """Several runs in one report, damaged records, and tables as files."""
 
+import functools
 import json
 import re
+import shutil
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from medadv_jax.config import FIELDS_WITHOUT_RESULT
 from medadv_jax.errors import UserError
 from medadv_jax.report import runs_page, write_report
-from medadv_jax.report.aggregate import Series, make_groups
+from medadv_jax.report.aggregate import Series, make_groups, without_copies
 from medadv_jax.report.page import Page
 from medadv_jax.report.records import load_run
 from medadv_jax.report.style import Omitted
@@ -202,5 +204,73 @@ def test_a_sweep_stands_for_its_finished_cells(tmp_path):
     with pytest.raises(UserError, match="no cell of this sweep is finished"):
         write_report([tmp_path], tmp_path / "report")
     (tmp_path / "sweep.json").write_text("[]")
-    with pytest.raises(UserError, match=r"sweep\.json: not a journal"):
+    with pytest.raises(UserError, match=r"sweep\.json: damaged.*; remove it"):
         write_report([tmp_path], tmp_path / "report")
+
+
+def test_a_copy_of_a_run_is_no_second_seed(tmp_path):
+    """Its config may say another seed: what it predicts is the same to the last bit."""
+    make = functools.partial(make_run, images=20, patients=10, optional=False, defenses=["base"])
+    one, two = make(tmp_path / "one", seed=1), make(tmp_path / "two", seed=2)
+    copied = shutil.copytree(one, tmp_path / "copy")
+    content = json.loads((copied / "config.json").read_text())
+    content["config"]["seed"] = 7
+    (copied / "config.json").write_text(json.dumps(content))
+    kept, copies = without_copies([load_run(path) for path in (one, copied, two)])
+    assert [run.name for run in kept] == ["one", "two"]
+    assert copies == [f"{copied} is a copy of {one}: counted once."]
+    page = write_report([one, copied], tmp_path / "out").read_text(encoding="utf-8")
+    assert f"{copied} is a copy of {one}: counted once." in page
+    assert "2 runs" not in page
+
+
+def test_names_in_a_config_lead_to_no_file_outside(tmp_path):
+    deep = tmp_path / "deep" / "er"
+    paths = [deep / name for name in ("one", "two")]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_run(path, images=20, patients=10, optional=False, seed=seed)
+        content = json.loads((path / "config.json").read_text())
+        content["config"]["data"]["name"] = "x/../../../../evil"
+        content["config"]["data"] |= {"num_folds": 2, "fold": seed}
+        (path / "config.json").write_text(json.dumps(content))
+    before = set(tmp_path.rglob("*"))
+    write_report(paths[:1], deep / "alone")
+    write_report(paths, deep / "both")
+    new = set(tmp_path.rglob("*")) - before
+    assert all({deep / "alone", deep / "both"} & {path, *path.parents} for path in new)
+    assert len([path for path in new if "evil" in path.name and path.suffix == ".svg"]) > 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("data.name", 3), ("model.name", None), ("attack.epsilon", "x"), ("attack.epsilon", -1.0),
+     ("seed", []), ("eval.num_steps", True)],
+)  # fmt: skip
+def test_a_config_of_other_types_is_refused(tmp_path, field, value):
+    path = make_run(tmp_path / "x", images=20, patients=10, optional=False)
+    content = json.loads((path / "config.json").read_text())
+    *sections, name = field.split(".")
+    place = content["config"]
+    for section in sections:
+        place = place[section]
+    place[name] = value
+    (path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"config\.json: config\.{field}"):
+        load_run(path)
+
+
+def test_only_an_earlier_report_is_replaced(tmp_path):
+    run = make_run(tmp_path / "x", images=20, patients=10, optional=False)
+    out = tmp_path / "paper"
+    mine = out / "figures" / "mine.svg"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("drawn by hand")
+    with pytest.raises(UserError, match=r"mine\.svg: is of no report"):
+        write_report([run], out)
+    assert mine.read_text() == "drawn by hand"
+    mine.unlink()
+    write_report([run], out)
+    (out / "figures" / "old.svg").write_text("of an earlier report")
+    write_report([run], out)
+    assert not (out / "figures" / "old.svg").exists()

@@ -1,14 +1,12 @@
 """The result of a self-check: its number, pass, warn or fail, and why in one line."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import scipy  # `stats` is loaded at its first use: half a second
 
-from medadv_jax.errors import UserError
-from medadv_jax.files import write_json
+from medadv_jax.files import read_json, write_json
 
 NAMES = {
     1: "attacks what is deployed",
@@ -98,8 +96,5 @@ def read_self_checks(path: Path) -> list[Check]:
     """Returns the checks of a run so far, none if the file is missing."""
     if not path.exists():
         return []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [Check(**each) for each in content["checks"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged; delete it, and the checks are made anew") from error
+    remedy = "delete it, and the checks are made anew"
+    return read_json(path, remedy, lambda content: [Check(**each) for each in content["checks"]])
