@@ -28,7 +28,7 @@ from medadv_jax.attacks.apgd import Apgd, sample_keys
 from medadv_jax.attacks.fab import Fab
 from medadv_jax.attacks.lanes import fingerprint
 from medadv_jax.attacks.square import Square
-from medadv_jax.attacks.stepwise import StepwiseAttack, StepwiseQueue, target_classes
+from medadv_jax.attacks.stepwise import StepwiseAttack, StepwiseQueue
 
 VERSIONS = ("auto", "standard", "binary", "rand")
 NUM_TARGETS = 9
@@ -177,21 +177,15 @@ class AutoAttackQueue:
         broken_by = np.where(logits.argmax(axis=1) == labels, -2, -1).astype(np.int32)
         stages = []
         for number, queue in enumerate(self._queues):
-            before, left = time.perf_counter(), broken_by == -2
-            ranks = queue.attack.num_targets
-            targets = np.asarray(target_classes(jnp.asarray(logits), jnp.asarray(labels), ranks))
-            passes = 0
-            for rank in range(targets.shape[1]) if ranks else (None,):
-                rows = np.flatnonzero(broken_by == -2)
-                found = queue.run(
-                    variables, images[rows], labels[rows],
-                    None if rank is None else targets[rows, rank], jax.random.fold_in(key, number),
-                )  # fmt: skip
-                fallen = rows[found.success]
-                pixels[fallen], broken_by[fallen] = found.pixels[found.success], number
-                passes += found.passes
-            broken, seconds = int((broken_by == number).sum()), time.perf_counter() - before
-            stages.append(Stage(queue.attack.name, int(left.sum()), broken, passes, seconds))
+            before, rows = time.perf_counter(), np.flatnonzero(broken_by == -2)
+            found = queue.run_targets(
+                variables, images[rows], labels[rows], logits[rows],
+                jax.random.fold_in(key, number),
+            )  # fmt: skip
+            fallen = rows[found.success]
+            pixels[fallen], broken_by[fallen] = found.pixels[found.success], number
+            seconds = time.perf_counter() - before
+            stages.append(Stage(queue.attack.name, len(rows), len(fallen), found.passes, seconds))
         return AutoAttackResult(pixels, broken_by == -2, broken_by, tuple(stages))
 
     def _all_logits(self, variables: Any, images: np.ndarray, key: jax.Array) -> np.ndarray:

@@ -195,8 +195,12 @@ class StepwiseQueue:
         labels: np.ndarray,
         targets: np.ndarray | None,
         key: jax.Array,
+        advance: Callable[[int], None] = lambda images: None,
     ) -> Found:
-        """Attacks images (n, H, W, C) of labels (n,), any n; `targets` (n,) if targeted."""
+        """Attacks images (n, H, W, C) of labels (n,), any n; `targets` (n,) if targeted.
+
+        `advance` is told the number of images that are finished.
+        """
         targets = labels if targets is None else targets
         rows, waiting = np.full(self.slots, -1), list(range(len(images)))[::-1]
         held = np.zeros(self.slots, int)  # image of each row; a free row keeps its last one
@@ -219,4 +223,35 @@ class StepwiseQueue:
                 pixels[places] = np.asarray(state.best)[finished]
                 success[places] = np.asarray(state.success)[finished]
                 rows[finished] = -1
+                advance(len(places))
+        return Found(pixels, success, passes)
+
+    def run_targets(
+        self,
+        variables: Any,
+        images: np.ndarray,
+        labels: np.ndarray,
+        logits: np.ndarray,
+        key: jax.Array,
+        advance: Callable[[int], None] = lambda images: None,
+    ) -> Found:
+        """Attacks images (n, H, W, C), any n; a targeted attack aims at one class after the other.
+
+        `logits` (n, K) of the images rank the targets, each of which is tried on the images that
+        those before it left. `advance` is told the number of attacks that are finished or not
+        needed: one for each image, or for each image and target.
+        """
+        ranks = self.attack.num_targets
+        if not ranks:
+            return self.run(variables, images, labels, None, key, advance)
+        targets = np.asarray(target_classes(jnp.asarray(logits), jnp.asarray(labels), ranks))
+        pixels, success, passes = images.copy(), np.zeros(len(images), bool), 0
+        for rank in range(targets.shape[1]):
+            rows = np.flatnonzero(~success)
+            advance(len(images) - len(rows))
+            found = self.run(
+                variables, images[rows], labels[rows], targets[rows, rank], key, advance
+            )
+            pixels[rows], success[rows] = found.pixels, found.success
+            passes += found.passes
         return Found(pixels, success, passes)
