@@ -69,9 +69,10 @@ def evaluate(
 
     Raises:
       ValueError: for input that cannot be evaluated, with the remedy: pixels outside [0, 1] or
-        integer, labels that are one-hot or out of range, one logit, NaN, a function that JAX cannot
+        integer, labels that are one-hot or out of range, one logit, NaN or infinite logits, a function that JAX cannot
         trace, an unknown attack.
     """
+    epsilon = float(epsilon)
     images, chosen = as_images(pixels), choose_attacks(attacks, epsilon, norm)
     if batch_size < 1 or check_images < 0:
         raise ValueError(f"batch_size={batch_size} must be at least 1, check_images not negative")
@@ -81,14 +82,14 @@ def evaluate(
     )  # fmt: skip
     classes = as_labels(labels, len(images), function.num_classes)
     logits = function.logits(images)
-    if np.isnan(logits).any():
-        first = int(np.isnan(logits).any(axis=1).argmax())
-        raise ValueError(f"logits_fn: the logits of image {first} are NaN")
+    if not np.isfinite(logits).all():
+        first = int((~np.isfinite(logits)).any(axis=1).argmax())
+        raise ValueError(f"logits_fn: the logits of image {first} are NaN or infinite")
     console = default_console() if progress else Console(file=sys.stdout, quiet=True)
     run = _Run(function, images, classes, logits, console)
     correct = np.stack([run.attack(attack) for attack in chosen], axis=1)
     found = Robustness(
-        attacks=tuple(attack.name for attack in chosen), epsilon=float(epsilon), norm=norm,
+        attacks=tuple(attack.name for attack in chosen), epsilon=epsilon, norm=norm,
         labels=classes, predicted=logits.argmax(axis=1).astype(np.int32), correct=correct,
         broken_by=np.array(run.broken_by), pixels=run.pixels, records=tuple(run.records),
     )  # fmt: skip

@@ -282,5 +282,6 @@ def _gap(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest relative difference of a row; infinite where one is NaN."""
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     size = np.linalg.norm(expected, axis=1)
-    gaps = np.linalg.norm(found - expected, axis=1) / np.where(size > 0, size, 1.0)
+    with np.errstate(invalid="ignore"):
+        gaps = np.linalg.norm(found - expected, axis=1) / np.where(size > 0, size, 1.0)
     return float(np.where(np.isfinite(gaps), gaps, np.inf).max())
