@@ -69,8 +69,8 @@ def evaluate(
 
     Raises:
       ValueError: for input that cannot be evaluated, with the remedy: pixels outside [0, 1] or
-        integer, labels that are one-hot or out of range, one logit, NaN or infinite logits, a function that JAX cannot
-        trace, an unknown attack.
+        integer, labels that are one-hot or out of range, one logit, NaN or infinite logits, a
+        function that JAX cannot trace, an unknown attack.
     """
     epsilon = float(epsilon)
     images, chosen = as_images(pixels), choose_attacks(attacks, epsilon, norm)

@@ -214,10 +214,8 @@ def test_autoattack_says_which_part_broke_what():
     assert result.broken_by[3] == "clean"
     assert not result.correct[3].any()
     parts = [(record.attack, record.part) for record in result.records]
-    assert parts == [
-        ("fgsm", "fgsm"),
-        *(("autoattack", p) for p in ("apgd_ce", "apgd_t", "fab_t", "square")),
-    ]
+    names = ["apgd_ce", "apgd_t", "fab_t", "square"]
+    assert parts == [("fgsm", "fgsm"), *(("autoattack", name) for name in names)]
     assert [record.attacked for record in result.records[:2]] == [COUNT - 1] * 2
     assert all(record.passes > 0 for record in result.records if record.attacked)
     assert {*result.broken_by} <= {"", "clean", "fgsm", *names}
