@@ -15,7 +15,7 @@ from medadv_jax.evaluation.evaluate import CHECK_IMAGES, choose_attacks, evaluat
 from medadv_jax.evaluation.model_under_test import choose_examples, read_images
 from medadv_jax.evaluation.predictions import write_csv
 from medadv_jax.evaluation.robustness import Robustness
-from medadv_jax.experiment.finished_runs import load_runs, find_examples
+from medadv_jax.experiment.finished_runs import find_examples, load_runs
 from medadv_jax.progress import default_console, say
 
 
