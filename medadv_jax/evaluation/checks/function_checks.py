@@ -161,8 +161,8 @@ def _no_other_breaks_more(found: Robustness, evidence: Evidence, rows: np.ndarra
     for attack in others:
         result = function.attack(attack, evidence.images[left], labels[left], function.key)
         more[left[result.broken_through >= 0]] = True
-    unseen, extra = int((free & ~own & ~surrogate).sum()), int(more.sum())
-    unseen *= bool(own.any() or surrogate.any() or _has_gradient_attack(evidence.attempts))
+    gradients = any(not isinstance(attempt.attack, Square) for attempt in evidence.attempts)
+    unseen, extra = int((free & ~own & ~surrogate).sum()) * gradients, int(more.sum())
     through = int((surrogate & ~own).sum())
     names = " and ".join(attack.name for attack in others)
     text = f"{names}: {extra} of {size} images" if others else "no further attack was needed"
@@ -189,10 +189,6 @@ def _broken(attempts: Sequence[Attempt], n: int) -> tuple[np.ndarray, np.ndarray
             masks[0][attempt.rows[through == 0]] = True
             masks[1][attempt.rows[through > 0]] = True
     return masks[0], masks[1], masks[2]
-
-
-def _has_gradient_attack(attempts: Sequence[Attempt]) -> bool:
-    return any(not isinstance(attempt.attack, Square) for attempt in attempts)
 
 
 def _other_attacks(found: Robustness, attempts: Sequence[Attempt], randomized: bool) -> list[Any]:
