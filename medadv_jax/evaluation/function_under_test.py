@@ -27,11 +27,13 @@ class Traced(NamedTuple):
       run: (constants, *arguments) -> logits (N, K).
       constants: the arrays that it holds.
       num_classes: K.
+      dtype: of the logits.
     """
 
     run: Callable[..., jax.Array]
     constants: Sequence[Any]
     num_classes: int
+    dtype: Any
 
 
 class Attacked(NamedTuple):
@@ -68,6 +70,7 @@ class FunctionUnderTest:
     Attributes:
       sources: names of the functions whose gradients attackers use; the first is `logits_fn`.
       num_classes: K.
+      dtype: of the logits of `logits_fn`.
       slots: N.
       key: of `seed`.
     """
@@ -94,7 +97,12 @@ class FunctionUnderTest:
             for name, function in zip(names, functions, strict=True)
         ]
         self.sources, self._traced = tuple(names), dict(zip(names, traced, strict=True))
-        self.num_classes = traced[0].num_classes
+        self.num_classes, self.dtype = traced[0].num_classes, traced[0].dtype
+        for name, each in self._traced.items():
+            if each.num_classes != self.num_classes:
+                raise ValueError(
+                    f"{name}: returns {each.num_classes} logits, logits_fn {self.num_classes}"
+                )
         self._variables = {name: each.constants for name, each in self._traced.items()}
         self._queue = AttackQueue(self._mean_logits, slots, norm)
         self._forward = jax.jit(self._mean_logits, static_argnums=2)
@@ -116,7 +124,7 @@ class FunctionUnderTest:
         return self._randomized.clean_logits(function, pixels, self.key)
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns the logits of `logits_fn`, any (m, H, W, C) -> (m, K), in batches of one shape.
+        """Returns the logits of `logits_fn`, any (m, H, W, C) -> (m, K) float32, in batches.
 
         Of a randomised function: the mean of `SAMPLES` draws, which depend on the pixels.
         """
@@ -125,17 +133,17 @@ class FunctionUnderTest:
             part = pixels[first : first + self.slots]
             whole = part[np.arange(self.slots) % len(part)]
             logits = self._forward(self._variables, whole, self.sources[0])
-            found.append(np.asarray(logits)[: len(part)])
+            found.append(np.asarray(logits)[: len(part)].astype(np.float32))
         return np.concatenate(found)
 
-    def call(self, pixels: np.ndarray, draw: int = 0) -> np.ndarray:
+    def call(self, pixels: np.ndarray) -> np.ndarray:
         """Returns what `logits_fn` itself says, not compiled here, (N, H, W, C) -> (N, K).
 
-        `draw`: chooses the keys that a randomised function is given.
+        A randomised function is given the same keys in each call.
         """
         if self._randomized is None:
             return np.asarray(self._function(jnp.asarray(pixels)))
-        keys = jax.random.split(jax.random.fold_in(self.key, draw), len(pixels))
+        keys = jax.random.split(self.key, len(pixels))
         return np.asarray(self._function(jnp.asarray(pixels), keys))
 
     def gradients(self, pixels: np.ndarray, labels: np.ndarray, source: str) -> np.ndarray:
@@ -206,10 +214,10 @@ class FunctionUnderTest:
         return queue.run_targets(self._variables, images, labels, logits, key, advance)
 
     def _compiled(self, attack: Any, source: str) -> StepwiseQueue:
-        def logits_fn(variables: Any, *arguments: jax.Array) -> jax.Array:
-            if getattr(attack, "samples", 0):  # it is given keys, and averages over them itself
-                return self._traced[source].run(variables[source], *arguments)
-            return self._mean_logits(variables, *arguments, source)
+        def logits_fn(variables: Any, pixels: jax.Array, *keys: jax.Array) -> jax.Array:
+            if keys:  # the attack averages over draws itself
+                return self._traced[source].run(variables[source], pixels, *keys)
+            return self._mean_logits(variables, pixels, source)
 
         return StepwiseQueue(attack, logits_fn, self.slots)
 
@@ -239,4 +247,4 @@ def trace(function: Callable[..., jax.Array], name: str, arguments: Sequence[jax
         (logits,) = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, constants))(*arguments)
         return logits
 
-    return Traced(run, closed.consts, shapes[0][1])
+    return Traced(run, closed.consts, shapes[0][1], closed.out_avals[0].dtype)

@@ -49,8 +49,8 @@ def evaluate_run(
     """
     config, test, (made,) = load_runs([run])
     names = list(defenses) or config.defenses.split(",")
-    epsilon = config.attack.epsilon if epsilon is None else epsilon
-    _check(config, run, names, attacks, epsilon)
+    radius: float = config.attack.epsilon if epsilon is None else epsilon
+    _check(config, run, names, attacks, radius)
     dataset, console = load_dataset(config.data), default_console()
     indices = find_examples(dataset, test, run)
     if count:
@@ -63,7 +63,7 @@ def evaluate_run(
         function = functools.partial(made.predictor.classifier.logits, target.variables)
         purified = get_defense(name).purified
         results[name] = evaluate(
-            functools.partial(function, gradient=target.deployed), images, labels, epsilon,
+            functools.partial(function, gradient=target.deployed), images, labels, radius,
             config.attack.norm, attacks,
             surrogates=[functools.partial(function, gradient="bpda")] if purified else [],
             batch_size=made.eval_batch(), seed=config.seed, check_images=check_images,

@@ -191,6 +191,11 @@ def test_always_the_same_class_is_flagged():
     assert {6, 12} <= flags(result)
 
 
+def test_coarse_logits_are_flagged():
+    result = evaluate(lambda pixels: honest(pixels).astype(jnp.bfloat16), attacks="fgsm")
+    assert 9 in flags(result)
+
+
 def test_results_depend_on_neither_batch_nor_order():
     options = {"check_images": 0, "attacks": "pgd,apgd"}
     first = evaluate(honest, batch_size=5, **options)
@@ -264,6 +269,7 @@ class Training(nnx.Module):
         ({"logits_fn": lambda x: honest(x) / 0}, "the logits of image 0 are NaN or infinite"),
         ({"logits_fn": lambda x: np.asarray(x)[:, 0, 0, :2]}, "needs jax.pure_callback"),
         ({"logits_fn": Training()}, "put the model in evaluation mode"),
+        ({"surrogates": [three_classes]}, "surrogate 1: returns 3 logits, logits_fn 2"),
         ({"attacks": "pgd,nothing"}, "unknown attack 'nothing'"),
         ({"attacks": "pgd,pgd"}, "a name stands twice"),
         ({"attacks": []}, "attacks: none"),

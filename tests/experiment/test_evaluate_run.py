@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,12 +74,13 @@ def test_a_part_of_the_images_at_another_radius(run):
 
 
 def test_what_the_run_lacks_is_refused(run, tmp_path):
-    for arguments, text in (
+    cases: tuple[tuple[Any, str], ...] = (
         ((tmp_path,), "config.json is missing"),
         ((run, ["hybrid"]), "--defense=hybrid: .* has base, autoencoder"),
         ((run, [], "nothing"), "--attacks=nothing, .*: unknown attack 'nothing'"),
         ((run, [], "pgd", -1.0), "--epsilon=-1: .*at least 0"),
-    ):
+    )
+    for arguments, text in cases:
         with pytest.raises(UserError, match=text):
             evaluate_run(*arguments)
 

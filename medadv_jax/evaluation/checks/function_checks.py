@@ -230,8 +230,9 @@ def _are_logits(found: Robustness, evidence: Evidence, _: np.ndarray) -> Check:
     logits = evidence.logits.astype(np.float64)
     off = float(np.abs(logits.sum(axis=1) - 1).max())
     verdict, text = "pass", "logits are no probabilities"
-    if evidence.logits.dtype != np.float32:
-        verdict, text = "warn", f"logits are {evidence.logits.dtype}: cast the last layer's input"
+    if evidence.function.dtype != np.float32:
+        verdict = "warn"
+        text = f"logits are {evidence.function.dtype}: compute the last layer in float32"
     if logits.min() >= 0 and off <= 1e-3:
         verdict = "fail"
         text = "logits are probabilities, as after softmax: return what goes into it"
