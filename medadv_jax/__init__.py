@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from os import PathLike
 
+    from medadv_jax.evaluation.evaluate import evaluate
+
     __version__: str
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "evaluate", "load"]
 
 
 def load(path: "str | PathLike[str]", *, defense: str | None = None) -> Any:
@@ -30,8 +32,12 @@ def load(path: "str | PathLike[str]", *, defense: str | None = None) -> Any:
     )
 
 
-def __getattr__(name: str) -> str:
-    """Returns `__version__`, which is looked up only when it is asked for."""
+def __getattr__(name: str) -> Any:
+    """Returns what is imported or looked up only when it is asked for."""
+    if name == "evaluate":
+        from medadv_jax.evaluation.evaluate import evaluate
+
+        return evaluate
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import PackageNotFoundError, version

@@ -16,9 +16,8 @@ parameter-free attacks". Versions:
 
 import dataclasses
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +28,7 @@ from medadv_jax.attacks.apgd import Apgd, sample_keys
 from medadv_jax.attacks.fab import Fab
 from medadv_jax.attacks.lanes import fingerprint
 from medadv_jax.attacks.square import Square
-from medadv_jax.attacks.stepwise import Found, StepwiseAttack, StepwiseQueue, target_classes
+from medadv_jax.attacks.stepwise import Found, StepwiseAttack, StepwiseQueue
 
 VERSIONS = ("auto", "standard", "binary", "rand")
 NUM_TARGETS = 9
@@ -208,14 +207,12 @@ class AutoAttackQueue:
         for number, queues in enumerate(self._queues):
             before, left, passes = time.perf_counter(), int((broken_by == -2).sum()), 0
             attack, own_key = queues[0].attack, jax.random.fold_in(key, number)
-            runs = [*itertools.product(_aims(attack, logits, labels), queues)]
-            for run, (targets, queue) in enumerate(runs, start=1):
+            for queue in queues:
                 rows = np.flatnonzero(broken_by == -2)
-                is_last = number + 1 == len(self._queues) and run == len(runs)
-                found = queue.run(
-                    variables, images[rows], labels[rows],
-                    None if targets is None else targets[rows], own_key, epsilon,
-                    advance if is_last else lambda images: None,
+                is_last = queue is self._queues[-1][-1] and not attack.num_targets
+                found = queue.run_targets(
+                    variables, images[rows], labels[rows], logits[rows], own_key,
+                    advance if is_last else lambda images: None, epsilon,
                 )  # fmt: skip
                 fallen = _confirmed(found, labels[rows], deployed_fn)
                 pixels[rows[fallen]], broken_by[rows[fallen]] = found.pixels[fallen], number
@@ -233,17 +230,6 @@ class AutoAttackQueue:
             whole = part[np.arange(self._slots) % len(part)]
             found.append(np.asarray(self._logits(variables, self._put(whole), key))[: len(part)])
         return np.concatenate(found)
-
-
-def _aims(
-    attack: StepwiseAttack, logits: np.ndarray, labels: np.ndarray
-) -> Iterator[np.ndarray | None]:
-    """Yields the classes (n,) to aim at in turn; None: untargeted."""
-    if not attack.num_targets:
-        yield None
-        return
-    targets = target_classes(jnp.asarray(logits), jnp.asarray(labels), attack.num_targets)
-    yield from np.asarray(targets).T
 
 
 def _confirmed(

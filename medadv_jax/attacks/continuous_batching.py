@@ -103,6 +103,9 @@ class AttackQueue:
       norm: of balls and steps.
       put: places a tree of arrays on the devices, split along their first axes.
       fold: variables -> those of `logits_fn`, called once per call; see `Classifier.fold`.
+
+    Attributes:
+      passes: gradients taken in all runs so far, summed over images.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class AttackQueue:
         fold: Callable[[Any], Any] = lambda variables: variables,
     ):
         self.slots, self.norm, self.put, self._fold = slots, norm, put, fold
+        self.passes = 0
         self._gradients = jax.jit(
             functools.partial(_gradients, logits_fn), static_argnames="gradient"
         )
@@ -177,6 +181,7 @@ class AttackQueue:
             found = self._gradients(
                 variables, state.point, targets, numbers.loss, gradient=gradient
             )
+            self.passes += sum(task is not None for task in slots.tasks)
             finished = slots.count_gradient(np.asarray(found.success))
             before, state = state, _step(state, found, numbers.step, centres, norm=self.norm)
             if finished:

@@ -233,3 +233,34 @@ class StepwiseQueue:
                 rows[finished] = -1
                 advance(int(finished.sum()))
         return Found(pixels, success, passes)
+
+    def run_targets(
+        self,
+        variables: Any,
+        images: np.ndarray,
+        labels: np.ndarray,
+        logits: np.ndarray,
+        key: jax.Array,
+        advance: Callable[[int], None] = lambda images: None,
+        epsilon: float | None = None,
+    ) -> Found:
+        """Attacks images (n, H, W, C), any n; a targeted attack aims at one class after the other.
+
+        `logits` (n, K) of the images rank the targets, each of which is tried on the images that
+        those before it left. `advance` is told the number of attacks that are finished or not
+        needed: one for each image, or for each image and target. `epsilon`: see `run`.
+        """
+        ranks = self.attack.num_targets
+        if not ranks:
+            return self.run(variables, images, labels, None, key, epsilon, advance)
+        targets = np.asarray(target_classes(jnp.asarray(logits), jnp.asarray(labels), ranks))
+        pixels, success, passes = images.copy(), np.zeros(len(images), bool), 0
+        for rank in range(targets.shape[1]):
+            rows = np.flatnonzero(~success)
+            advance(len(images) - len(rows))
+            found = self.run(
+                variables, images[rows], labels[rows], targets[rows, rank], key, epsilon, advance
+            )
+            pixels[rows], success[rows] = found.pixels, found.success
+            passes += found.passes
+        return Found(pixels, success, passes)

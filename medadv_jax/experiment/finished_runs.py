@@ -62,7 +62,7 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
         raise UserError("no run: give run directories, as in evaluate_runs.py runs/x runs/y")
     config, test, made = load_runs(runs)
     dataset, console = load_dataset(config.data), default_console()
-    indices = _positions(dataset, test, runs[0])
+    indices = find_examples(dataset, test, runs[0])
     if count:
         indices = indices[choose_examples(dataset.labels[indices], count, config.seed)]
     models, attacks = load_models(runs, made), evaluation_attacks(config)
@@ -96,8 +96,8 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
     say(console, str(output))
 
 
-def _positions(dataset: Dataset, ids: Sequence[str], run: Path) -> np.ndarray:
-    """Returns the positions of examples in the data set."""
+def find_examples(dataset: Dataset, ids: Sequence[str], run: Path) -> np.ndarray:
+    """Returns the positions of a run's test examples in the data set."""
     position = {example.id: i for i, example in enumerate(dataset.examples)}
     lost = [name for name in ids if name not in position]
     if lost:

@@ -31,7 +31,7 @@ class Check(NamedTuple):
     Attributes:
       number: 1 to 12, as in `NAMES`.
       name: from `NAMES`.
-      defense: whose; "all" where it is about the run.
+      defense: whose; "all" where it is about the run, "" where there is only one classifier.
       verdict: "pass", "warn" or "fail".
       value: what was measured; None if nothing could be.
       explanation: one line: what was measured, the limit, on how many.
@@ -81,7 +81,10 @@ def headline(checks: Sequence[Check]) -> str:
             failed.setdefault(each.name, []).append(each.defense)
     if not failed:
         return "trusted"
-    reasons = (f"“{name}” fails ({', '.join(of)})" for name, of in failed.items())
+    reasons = (
+        f"“{name}” fails" + (f" ({', '.join(of)})" if any(of) else "")
+        for name, of in failed.items()
+    )
     return f"not to be trusted, because {'; '.join(reasons)}"
 
 
