@@ -26,6 +26,7 @@ import numpy as np
 
 from medadv_jax.attacks.apgd import Apgd, sample_keys
 from medadv_jax.attacks.fab import Fab
+from medadv_jax.attacks.inputs import check_classes, check_images, check_logits
 from medadv_jax.attacks.lanes import fingerprint
 from medadv_jax.attacks.square import Square
 from medadv_jax.attacks.stepwise import StepwiseAttack, StepwiseQueue, target_classes
@@ -90,6 +91,8 @@ class AutoAttack:
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Returns adversarial images (B, H, W, C); arguments: see `StepwiseAttack`."""
+        check_images(images, labels)
+        logits_fn = check_logits(logits_fn, labels)
         key = jax.random.key(0) if key is None else key
         logits = self.clean_logits(logits_fn, images, key)
         best, fallen = images, jnp.argmax(logits, axis=-1) != labels
@@ -159,7 +162,7 @@ class AutoAttackQueue:
         self._slots, self._put = slots, put
         self._logits = jax.jit(
             lambda variables, images, key: attack.clean_logits(
-                functools.partial(logits_fn, variables), images, key
+                check_logits(functools.partial(logits_fn, variables)), images, key
             )
         )
         self._queues = [
@@ -171,8 +174,10 @@ class AutoAttackQueue:
         self, variables: Any, images: np.ndarray, labels: np.ndarray, key: jax.Array
     ) -> AutoAttackResult:
         """Attacks images (n, H, W, C) float32 in [0, 1] with labels (n,) integer, any n."""
+        check_images(images, labels)
         labels = np.asarray(labels, np.int32)
         logits = self._all_logits(variables, images, key)
+        check_classes(labels, logits.shape[1])
         pixels = np.array(images, np.float32)
         broken_by = np.where(logits.argmax(axis=1) == labels, -2, -1).astype(np.int32)
         stages = []
