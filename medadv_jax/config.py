@@ -45,11 +45,15 @@ def load_config(path: Path | str) -> Config:
     Raises:
       UserError: no such file, or whatever its program raises.
     """
+    path = expand_path(path, "--config")
     try:
         return call_config_file(path, "get_config")
     except Exception as error:  # a config file is a program, and may fail in any way
+        given = "" if str(path) == "." else path
+        where = "" if path.exists() else f", from the current folder {Path.cwd()}"
         raise UserError(
-            f"--config={path}: cannot be read; it must be the path of a file like configs/demo.py"
+            f"--config={given}: cannot be read; it must be the path of a file like"
+            f" configs/demo.py{where}"
         ) from error
 
 

@@ -62,6 +62,30 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a `metrics.jsonl`, none if it is missing, by today's names.
+
+    Earlier versions called validation under attack just `validation_accuracy` and `_loss`.
+
+    Raises:
+      UserError: a line is damaged.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return [_renamed(json.loads(line)) for line in lines if line.strip()]
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); take the broken line out") from error
+
+
+_CHOSEN_UNDER_ATTACK = ("adversarial", "autoencoder", "hybrid")  # in those versions
+
+
+def _renamed(line: dict[str, Any]) -> dict[str, Any]:
+    if line.get("defense") not in _CHOSEN_UNDER_ATTACK or "validation_adversarial_loss" in line:
+        return line
+    return {re.sub("^validation_", "validation_adversarial_", k): v for k, v in line.items()}
+
+
 @contextlib.contextmanager
 def file_lock(
     path: Path, owner: str, *, shared: bool = False, remedy: str = "wait for it"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 LARGEST = 1e6  # of radius and step: squares of it, summed over an image, stay inside float32
+LINF_RADIUS = "at most 1 with norm=linf, as pixels lie in [0, 1]: take 8/255 = 0.0314, not 8"
 MOST_STEPS = 10**6
 LARGEST_POWER = 1e30  # of decay ** num_steps, which bounds the momentum
 _ROUNDING = 1e-5  # that pixels may lie outside [0, 1]
@@ -78,13 +79,7 @@ def check_radius(name: str, epsilon: Any, norm: str) -> None:
     """Raises ValueError unless a radius suits pixels of [0, 1]; a traced one passes."""
     check_number(name, "epsilon", epsilon)
     if norm == "linf" and _number(epsilon) > 1:
-        raise ValueError(f"{name}: epsilon={epsilon} must be {radius_remedy(_number(epsilon))}")
-
-
-def radius_remedy(epsilon: float) -> str:
-    """Returns what an L∞ radius above 1 must be, and the one that was probably meant."""
-    meant = f"; {epsilon:g}/255 = {epsilon / 255:.4f}" if epsilon <= 255 else ""
-    return f"at most 1 with norm=linf, as pixels lie in [0, 1]{meant}"
+        raise ValueError(f"{name}: epsilon={epsilon} must be {LINF_RADIUS}")
 
 
 def check_number(name: str, field: str, value: Any, high: float = LARGEST) -> None:

@@ -4,7 +4,6 @@ A stage whose file is there is not repeated. What reads these files runs no mode
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -47,6 +46,7 @@ from medadv_jax.evaluation.threat_models import (
     record_keys,
     threats,
 )
+from medadv_jax.files import read_metrics
 from medadv_jax.progress import StageProgress, say
 
 
@@ -199,12 +199,11 @@ class Evaluation:
             hashes = run_all.difference_hashes(
                 _counted((dataset.source[i] for i in used), progress)
             )
-        training = (self.workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return run_all.check_splits(
             splits.to_json(dataset.examples),
             dataset.examples,
             predictions,
-            [json.loads(line) for line in training],
+            read_metrics(self.workdir / "metrics.jsonl"),
             {dataset.examples[i].id: row for i, row in zip(used, hashes, strict=True)},
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS
-from medadv_jax.attacks.inputs import LARGEST_POWER, radius_remedy
+from medadv_jax.attacks.inputs import LARGEST_POWER, LINF_RADIUS
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
 from medadv_jax.classifier import NORMALIZATIONS
@@ -167,7 +167,7 @@ def _check_attack(config: Config) -> None:
     """Refuses radii that hold every image, and momentum that leaves the range of float32."""
     attack = config.attack
     if attack.norm == "linf" and attack.epsilon > 1:
-        raise _refuse("attack.epsilon", attack.epsilon, radius_remedy(attack.epsilon))
+        raise _refuse("attack.epsilon", attack.epsilon, LINF_RADIUS)
     diagonal = math.sqrt(3) * config.data.image_size
     if attack.epsilon > diagonal:
         allowed = f"at most {diagonal:.1f} with norm=l2, which holds every image"

@@ -24,6 +24,7 @@ from medadv_jax.evaluation.predictions import (
     to_columns,
 )
 from medadv_jax.evaluation.statistics import Interval, cluster_weights, proportion_interval
+from medadv_jax.files import read_metrics
 
 DEFENSES = ("base", "adversarial", "autoencoder", "hybrid")  # the order of every table
 PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not know the purifier
@@ -295,7 +296,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
         about={name: value for name, value in about.items() if name != "config"},
         **examples,
         outcomes=outcomes,
-        training=_training(path / "metrics.jsonl"),
+        training=read_metrics(path / "metrics.jsonl"),
         curves=to_columns(read_table(path / "curves.parquet")) or None,
         pictures=_pictures(path / "pictures.npz"),
         detection=_csv(path / "detection.csv"),
@@ -339,14 +340,6 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); let the run write it again") from error
-
-
-def _training(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    try:
-        return [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); take the broken line out") from error
 
 
 def _csv(path: Path) -> list[dict[str, str]]:
