@@ -18,7 +18,6 @@ from absl import flags
 
 from medadv_jax import cli
 from medadv_jax.config import expand_path
-from medadv_jax.experiment.run import check_name
 from medadv_jax.experiment.sweep import run_sweep
 from medadv_jax.experiment.sweep.display import print_plan
 from medadv_jax.experiment.sweep.grids import make_cells
@@ -48,7 +47,6 @@ def main() -> None:
     default = f"runs/{Path(_GRID.value or 'sweep').stem}"
     folder = expand_path(_WORKDIR.value or default, "--workdir")
     grid = run_sweep.make_grid(_GRID.value, _CONFIGS.value, _SEEDS.value, _FOLDS.value, _fields)
-    check_name(folder)
     cells, console = make_cells(grid, folder), default_console()
     if _DRY_RUN.value:
         return print_plan(console, initial_statuses(cells))
