@@ -142,8 +142,8 @@ def _parse(argv: list[str]) -> list[str]:
         if path.startswith("~"):
             argv = [arg.replace(path, str(expand_path(path, "--config"))) for arg in argv]
         rest = flags.FLAGS(argv)
-        if "config" in flags.FLAGS:
-            _ = flags.FLAGS.config  # only this raises the error of an unreadable file
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            _ = flags.FLAGS.config.items  # only this raises the error of an unreadable file
         return rest
     except Exception as error:  # a config file is a program: it can raise anything
         explanation = _explain(argv) or " ".join(str(error).split()) or type(error).__name__

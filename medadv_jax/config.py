@@ -95,9 +95,9 @@ def nearest_field(field: str, fields: Iterable[str]) -> str:
     """Returns a field that an unknown one may mean, of its section if possible, else the known."""
     section, _, name = field.rpartition(".")
     own = {f.rpartition(".")[2]: f for f in fields if f.rpartition(".")[0] == section}
-    near = [f for f in fields if f.rpartition(".")[2] == name]
-    near = near or [own[n] for n in difflib.get_close_matches(name, own, n=1)]
-    near = near or difflib.get_close_matches(field, fields, n=1)
+    near = [own[n] for n in difflib.get_close_matches(name, own, n=1)]
+    near = near or difflib.get_close_matches(field, fields, n=1, cutoff=0.8)
+    near = near or [f for f in fields if f.rpartition(".")[2] == name]
     if near:
         return f"did you mean config.{near[0]}? --help lists all"
     sections = [f"{f.partition('.')[0]}.…" if "." in f else f for f in fields]

@@ -88,8 +88,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _environment(error: BaseException) -> str:
     """Returns one line about devices, home folder or shared memory that are missing, else ""."""
     frames = traceback.extract_tb(error.__traceback__)
-    file = frames[-1].filename.replace(os.sep, "/") if frames else ""
-    if file.endswith("jax/_src/xla_bridge.py"):
+    files = [frame.filename.replace(os.sep, "/") for frame in frames]
+    if files and files[-1].endswith("jax/_src/xla_bridge.py"):
         asked = [f"{n}={os.environ[n]}" for n in _PLATFORM_VARIABLES if os.environ.get(n)]
         reason = " ".join(str(error).split())[:160]
         return (
@@ -99,11 +99,12 @@ def _environment(error: BaseException) -> str:
         )
     if isinstance(error, RuntimeError) and "determine home directory" in str(error):
         return "a path with ~: no home folder is known; set HOME, or give the path without ~"
-    if isinstance(error, OSError) and file.endswith("multiprocessing/synchronize.py"):
+    if isinstance(error, OSError) and any(f.endswith(_LOCKS) for f in files):
         return f"/dev/shm: processes cannot share memory ({error}); mount it, and give it room"
     return ""
 
 
+_LOCKS = "multiprocessing/synchronize.py"
 _PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "CUDA_VISIBLE_DEVICES")
 
 

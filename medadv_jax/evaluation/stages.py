@@ -47,7 +47,6 @@ from medadv_jax.evaluation.threat_models import (
     threats,
 )
 from medadv_jax.files import read_metrics
-from medadv_jax.files import read_metrics
 from medadv_jax.progress import StageProgress, say
 
 
