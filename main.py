@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from medadv_jax import cli, distributed
+from medadv_jax.config import expand_path
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.run import run
 
@@ -36,7 +37,7 @@ def main() -> None:
     if _DISTRIBUTED.value or _COORDINATOR.value:
         distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    run(_CONFIG.value, Path(_WORKDIR.value or f"runs/{name}"))
+    run(_CONFIG.value, expand_path(_WORKDIR.value or f"runs/{name}", "--workdir"))
 
 
 if __name__ == "__main__":

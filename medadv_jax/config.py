@@ -6,14 +6,15 @@ flatten(config)["train.epochs"]  # 5
 """
 
 import difflib
+import re
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from medadv_jax.errors import UserError
 from medadv_jax.files import DIGESTS, WITHOUT_DIGESTS, read_json
@@ -52,11 +53,15 @@ def load_config(path: Path | str) -> Config:
     Raises:
       UserError: no such file, or whatever its program raises.
     """
+    path = expand_path(path, "--config")
     try:
         return call_config_file(path, "get_config")
     except Exception as error:  # a config file is a program, and may fail in any way
+        given = "" if str(path) == "." else path
+        where = "" if path.exists() else f", from the current folder {Path.cwd()}"
         raise UserError(
-            f"--config={path}: cannot be read; it must be the path of a file like configs/demo.py"
+            f"--config={given}: cannot be read; it must be the path of a file like"
+            f" configs/demo.py{where}"
         ) from error
 
 
@@ -85,18 +90,27 @@ def explain_field(field: str, value: str | None, fields: dict[str, Any]) -> str:
       fields: "section.field" -> value of the config file, which gives the types.
     """
     if field not in fields:
-        section, _, name = field.rpartition(".")
-        elsewhere = [other for other in fields if other.rpartition(".")[2] == name]
-        near = elsewhere or difflib.get_close_matches(field, fields, n=1)
-        known = [other for other in fields if other.rpartition(".")[0] == section] or list(fields)
-        hint = f"did you mean config.{near[0]}? " if near else ""
-        return f"config.{field}={value}: unknown field; {hint}known are {', '.join(known)}"
+        return f"config.{field}={value}: unknown field; {nearest_field(field, fields)}"
     try:
         _parse(value, type(fields[field]))
     except ValueError:
         names = {int: "an integer", float: "a number", bool: "true or false"}
         return f"config.{field}={value}: must be {names[type(fields[field])]}"
     return ""
+
+
+def nearest_field(field: str, fields: Iterable[str]) -> str:
+    """Returns a field that an unknown one may mean, of its section if possible, else the known."""
+    section, _, name = field.rpartition(".")
+    own = {f.rpartition(".")[2]: f for f in fields if f.rpartition(".")[0] == section}
+    near = [own[n] for n in difflib.get_close_matches(name, own, n=1)]
+    near = near or difflib.get_close_matches(field, fields, n=1, cutoff=0.8)
+    near = near or [f for f in fields if f.rpartition(".")[2] == name]
+    if near:
+        return f"did you mean config.{near[0]}? --help lists all"
+    sections = [f"{f.partition('.')[0]}.…" if "." in f else f for f in fields]
+    known = list(own.values()) if section and own else list(dict.fromkeys(sections))
+    return f"known are {', '.join(known)}"
 
 
 def set_field(config: Config, field: str, value: str) -> None:
@@ -114,7 +128,60 @@ def set_field(config: Config, field: str, value: str) -> None:
 def _parse(value: str | None, kind: type) -> Any:
     if kind is bool:
         return flags.BooleanParser().parse(value if value is not None else "true")
+    if kind is float and value is not None:
+        return parse_number(value)
     return value if value is None else kind(value)
+
+
+def parse_number(text: str) -> float:
+    """Returns a number, or a fraction of two, such as 8/255; ValueError for anything else."""
+    above, slash, below = text.partition("/")
+    if slash and not float(below):
+        raise ValueError(f"{text}: division by zero")
+    return float(above) / float(below) if slash else float(text)
+
+
+class _NumberParser(flags.FloatParser):
+    """Reads --config.FIELD=8/255 of a number."""
+
+    def convert(self, argument: Any) -> float:
+        """Returns the number that is typed."""
+        return parse_number(argument) if isinstance(argument, str) else float(argument)
+
+
+config_flags.register_flag_parser_for_type(float, _NumberParser())
+
+
+def expand_path(text: str | Path, name: str) -> Path:
+    """Returns a path as a user types it, with ~ as the home folder.
+
+    Raises:
+      UserError: no home folder is known; names `name`, the flag or field of the path.
+    """
+    try:
+        return Path(text).expanduser()
+    except (RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{name}={text}: no home folder is known; set HOME, or give a path without ~"
+        ) from error
+
+
+def describe_fields(path: Path) -> dict[str, str]:
+    """Returns "section.field" -> comment, of a file that sets fields like configs/default.py.
+
+    Reads the source: a field's comment stands behind it, or in the line above.
+    """
+    sections, comments, above = {"config": ""}, {}, ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = re.match(r"\s+(\w+)\.(\w+) = (?:(\w+) = )?[^#]*(?:# (.*))?$", line)
+        if found and found[1] in sections:
+            parent, name, section, comment = found.groups()
+            if section:
+                sections[section] = f"{sections[parent]}{name}."
+            else:
+                comments[sections[parent] + name] = comment or above
+        above = line.strip()[2:] if line.strip().startswith("# ") else ""
+    return comments
 
 
 def read_saved_config(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ part of every batch, and Orbax saves from all of them.
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,13 +36,21 @@ def make_deterministic() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
 
 
+def use_own_settings() -> None:
+    """Sets what a run's numbers depend on, whatever the environment has for other programs."""
+    jax.config.update("jax_enable_x64", False)  # JAX_ENABLE_X64
+    jax.config.update("jax_numpy_dtype_promotion", "standard")  # JAX_NUMPY_DTYPE_PROMOTION
+    jax.config.update("jax_default_prng_impl", "threefry2x32")  # JAX_DEFAULT_PRNG_IMPL
+
+
 def enable_compilation_cache(folder: str) -> None:
     """Keeps programs that took over 0.2 s to compile in `folder`, for later processes.
 
-    "" leaves JAX's own settings as they are.
+    "" leaves JAX's own settings as they are, and so does a path with ~ where no home is known.
     """
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+    path = os.path.expanduser(folder)
+    if folder and not path.startswith("~"):
+        jax.config.update("jax_compilation_cache_dir", path)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -1,7 +1,9 @@
-"""Errors of disk and memory, explained in one line with the remedy."""
+"""Errors of disk, memory and environment, explained in one line with the remedy."""
 
 import contextlib
 import errno
+import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,7 +61,7 @@ def explain(error: BaseException, config: Config | None, folder: Path | None) ->
     for cause in _causes(error):
         if isinstance(cause, UserError):  # raised in a thread, and wrapped
             return str(cause)
-        line = _disk(cause, folder)
+        line = _environment(cause) or _disk(cause, folder)
         if line:
             return line
     for cause in _causes(error):
@@ -83,9 +85,34 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         waiting += [e for e in (found.__cause__, found.__context__, *inner) if e is not None]
 
 
+def _environment(error: BaseException) -> str:
+    """Returns one line about devices, home folder or shared memory that are missing, else ""."""
+    frames = traceback.extract_tb(error.__traceback__)
+    files = [frame.filename.replace(os.sep, "/") for frame in frames]
+    if files and files[-1].endswith("jax/_src/xla_bridge.py"):
+        asked = [f"{n}={os.environ[n]}" for n in _PLATFORM_VARIABLES if os.environ.get(n)]
+        reason = " ".join(str(error).split())[:160]
+        return (
+            f"{', '.join(asked) or 'JAX_PLATFORMS is not set'}: JAX finds no such device"
+            f"{f' ({reason})' if reason else ''}; unset it, or install JAX for that device, as by"
+            ' pip install "jax[cuda12]"'
+        )
+    if isinstance(error, RuntimeError) and "determine home directory" in str(error):
+        return "a path with ~: no home folder is known; set HOME, or give the path without ~"
+    if isinstance(error, OSError) and any(f.endswith(_LOCKS) for f in files):
+        return f"/dev/shm: processes cannot share memory ({error}); mount it, and give it room"
+    return ""
+
+
+_LOCKS = "multiprocessing/synchronize.py"
+_PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "CUDA_VISIBLE_DEVICES")
+
+
 def _disk(error: BaseException, folder: Path | None) -> str:
     number = error.errno if isinstance(error, OSError) else None
     name = getattr(error, "filename", None) or folder or "a file"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM) and not getattr(error, "filename", None):
+        return f"the system refuses an operation that names no file ({error}); --debug shows where"
     if number in _DISK:
         return f"{name}: {_DISK[number]}; what was finished is kept, and the same command goes on"
     text = str(error)

@@ -185,6 +185,31 @@ def read_json(path: Path, remedy: str = _AGAIN, read: Callable[[Any], Any] = lam
         raise UserError(f"{path}: damaged ({type(error).__name__}: {reason}); {remedy}") from error
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a `metrics.jsonl`, none if it is missing, by today's names.
+
+    Earlier versions called validation under attack just `validation_accuracy` and `_loss`.
+
+    Raises:
+      UserError: the file, or a line of it, is damaged.
+    """
+    content = read_record(path) if path.is_file() else b""
+    try:
+        lines = content.decode().splitlines()
+        return [_renamed(json.loads(line)) for line in lines if line.strip()]
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); take the broken line out") from error
+
+
+_CHOSEN_UNDER_ATTACK = ("adversarial", "autoencoder", "hybrid")  # in those versions
+
+
+def _renamed(line: dict[str, Any]) -> dict[str, Any]:
+    if line.get("defense") not in _CHOSEN_UNDER_ATTACK or "validation_adversarial_loss" in line:
+        return line
+    return {re.sub("^validation_", "validation_adversarial_", k): v for k, v in line.items()}
+
+
 @contextlib.contextmanager
 def file_lock(
     path: Path, owner: str, *, shared: bool = False, remedy: str = "wait for it"

@@ -1,5 +1,6 @@
 """What a person sees of a run: a bar on a terminal, plain lines anywhere else."""
 
+import os
 import sys
 import threading
 import time
@@ -30,8 +31,9 @@ class StageProgress:
 
     On a terminal: a bar with stage, detail, units/s and time left. Elsewhere a plain line with the
     share done and the time left, whenever nothing was printed for `silence` seconds; a thread
-    prints it, so that a single long unit does not keep the stage silent. In both cases a line with
-    the seconds that the stage took, at its end, if it did anything.
+    prints it, so that a single long unit does not keep the stage silent. Both say "compiling" while
+    XLA compiles. In both cases a line with the seconds that the stage took, at its end, if it did
+    anything.
 
     Args of the constructor:
       console: where to print.
@@ -75,8 +77,7 @@ class StageProgress:
     def __enter__(self) -> "StageProgress":
         """Shows the bar, or starts the thread that prints."""
         self._bar.start()
-        if not self._console.is_terminal:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -124,12 +125,29 @@ class StageProgress:
         left = "time left unknown" if done < self._total else "finishing"
         if self._done and done < self._total:
             left = f"about {duration((self._total - done) * passed / self._done)} left"
-        detail = f"{self._detail}, " if self._detail else ""
+        parts = [self._detail, "compiling" if is_compiling() else ""]
+        detail = "".join(f"{part}, " for part in parts if part)
         self.line(f"{detail}{share} after {duration(passed)}, {left}")
 
     def _watch(self) -> None:
         while not self._ended.wait(min(_POLL, self._silence)):
-            self.break_silence()
+            if not self._console.is_terminal:
+                self.break_silence()
+            elif is_compiling():
+                self._bar.update(
+                    self._task,
+                    description=f"{self._stage} {self._detail} compiling".replace("  ", " "),
+                )
+
+
+def is_compiling() -> bool:
+    """Returns whether the main thread waits for XLA to compile a program."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if frame.f_code.co_filename.replace(os.sep, "/").endswith("jax/_src/compiler.py"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def duration(seconds: float) -> str:

@@ -7,11 +7,10 @@ Reads .pth .pt .safetensors .h5 .weights.h5 .keras, with or without a head; the 
 which. A run takes the result, or the original file itself, as `--config.model.weights=FILE`.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from medadv_jax import cli
+from medadv_jax.config import expand_path
 from medadv_jax.errors import UserError
 from medadv_jax.models import MODELS
 from medadv_jax.models.pretrained.load import match_arrays, save_matched
@@ -32,7 +31,8 @@ def main() -> None:
     for name, flag in (("arch", _ARCH), ("input", _INPUT), ("output", _OUTPUT)):
         if not flag.value:
             raise UserError(f"--{name} is missing; see the head of scripts/convert_weights.py")
-    source, target = Path(_INPUT.value), Path(_OUTPUT.value)
+    source = expand_path(_INPUT.value, "--input")
+    target = expand_path(_OUTPUT.value, "--output")
     if source.resolve() == target.resolve():
         raise UserError(f"--output={target}: is the input; give another file")
     raw = read_weights(source)

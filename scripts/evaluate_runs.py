@@ -12,13 +12,12 @@ own classifiers. The output folder gets:
     runs.json             which runs
 """
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from medadv_jax import cli
+from medadv_jax.config import expand_path
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.finished_runs import evaluate_runs
 
@@ -28,16 +27,12 @@ _IMAGES = flags.DEFINE_integer(
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    """Evaluates the runs that are named; a user's error is one line, exit code 2."""
-
-    def evaluate() -> None:
-        if not _OUTPUT.value:
-            raise UserError("--output is missing: name the folder for the records")
-        evaluate_runs([Path(path) for path in argv[1:]], Path(_OUTPUT.value), _IMAGES.value)
-
-    sys.exit(cli.guard(evaluate))
+def main(runs: list[Path]) -> None:
+    """Evaluates the runs that are named."""
+    if not _OUTPUT.value:
+        raise UserError("--output is missing: name the folder for the records")
+    evaluate_runs(runs, expand_path(_OUTPUT.value, "--output"), _IMAGES.value)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run_on_paths(main)

@@ -8,13 +8,12 @@ Reads run directories, and beside them folders of evaluate_runs.py, which give a
 and an ensemble; runs no model and imports no JAX.
 """
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from medadv_jax import cli
+from medadv_jax.config import expand_path
 from medadv_jax.report import write_report
 
 _PNG = flags.DEFINE_bool("png", False, "Also write figures/robustness_curves.png, of one run.")
@@ -23,16 +22,12 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    """Writes the report and prints its path; a user's error is one line, exit code 2."""
-    runs = [Path(path) for path in argv[1:]]
-
-    def report() -> None:
-        default = runs[0] / "report" if len(runs) == 1 else Path("report")
-        print(write_report(runs, Path(_OUTPUT.value or default), png=_PNG.value))
-
-    sys.exit(cli.guard(report))
+def main(runs: list[Path]) -> None:
+    """Writes the report and prints its path."""
+    default = runs[0] / "report" if len(runs) == 1 else Path("report")
+    output = expand_path(_OUTPUT.value, "--output") if _OUTPUT.value else default
+    print(write_report(runs, output, png=_PNG.value))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run_on_paths(main)

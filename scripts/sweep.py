@@ -7,7 +7,7 @@
 A named grid is a file in configs/grids/. --sweep.FIELD=a,b adds an axis (values that have commas
 themselves are separated by semicolons), --config.FIELD=a sets a field of every cell. The same
 command goes on where a sweep stopped: finished cells are not repeated, failed ones are tried
-again. Exit code: 0 all cells are done, 1 some failed, 2 a mistake in the command, 130 interrupted.
+again. Exit code: 0 all are done, 1 some failed, 2 a mistake in the command, 130 interrupted.
 """
 
 import sys
@@ -17,6 +17,7 @@ import jax
 from absl import flags
 
 from medadv_jax import cli
+from medadv_jax.config import expand_path
 from medadv_jax.experiment.sweep import run_sweep
 from medadv_jax.experiment.sweep.display import print_plan
 from medadv_jax.experiment.sweep.grids import make_cells
@@ -43,12 +44,12 @@ _SLURM = flags.DEFINE_list(
 def main() -> None:
     """Runs the sweep of the flags."""
     jax.config.update("jax_platforms", "cpu")  # this process computes nothing: devices are cells'
-    folder = Path(_WORKDIR.value or f"runs/{Path(_GRID.value or 'sweep').stem}")
+    default = f"runs/{Path(_GRID.value or 'sweep').stem}"
+    folder = expand_path(_WORKDIR.value or default, "--workdir")
     grid = run_sweep.make_grid(_GRID.value, _CONFIGS.value, _SEEDS.value, _FOLDS.value, _fields)
     cells, console = make_cells(grid, folder), default_console()
     if _DRY_RUN.value:
-        print_plan(console, initial_statuses(cells))
-        return
+        return print_plan(console, initial_statuses(cells))
     where = _PARALLEL.value, _LAUNCHER.value, _SLURM.value
     sys.exit(0 if run_sweep.run_sweep(console, cells, folder, *where) else 1)
 

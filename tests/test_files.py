@@ -97,3 +97,24 @@ def test_a_file_name_stays_in_its_folder(tmp_path):
         assert 0 < len(name) <= 100
         (tmp_path / name).write_text("")
     assert files.file_name("folds_chest_xray_0-seed.1") == "folds_chest_xray_0-seed.1"
+
+
+def test_validation_under_attack_has_its_own_name_in_old_runs_too(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    old = {"epoch": 1, "accuracy": 0.9, "validation_accuracy": 0.5, "validation_loss": 1.0}
+    new = {"epoch": 2, "validation_adversarial_accuracy": 0.6, "validation_adversarial_loss": 1.0}
+    lines = [{"defense": "base", **old}, {"defense": "hybrid", **old}, {"defense": "hybrid", **new}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    base, hybrid, resumed = files.read_metrics(path)
+    assert (base, resumed) == (lines[0], lines[2])
+    assert hybrid == {
+        "defense": "hybrid",
+        "epoch": 1,
+        "accuracy": 0.9,
+        "validation_adversarial_accuracy": 0.5,
+        "validation_adversarial_loss": 1.0,
+    }
+    assert files.read_metrics(tmp_path / "missing") == []
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"metrics.jsonl: damaged"):
+        files.read_metrics(path)

@@ -3,10 +3,12 @@
 import io
 import time
 
+import jax
 import pytest
 from rich.console import Console
 
-from medadv_jax.progress import StageProgress, duration
+from medadv_jax import progress as progress_module
+from medadv_jax.progress import StageProgress, duration, is_compiling
 
 
 class Clock:
@@ -133,9 +135,32 @@ def test_a_terminal_has_its_bar_and_no_lines_in_between():
     with StageProgress(console, "train base", 10, silence=0.0) as progress:
         progress.advance(5)
         time.sleep(0.05)
-    assert progress._thread.ident is None
     assert "5 of 10 images" not in text.getvalue()
     assert "5/10" in text.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_long_compilation_is_called_so(terminal, monkeypatch):
+    """In lines and in the bar, for as long as it takes and no longer."""
+    monkeypatch.setattr(progress_module, "_POLL", 0.01)
+    text, told = io.StringIO(), []
+    console = Console(file=text, force_terminal=terminal, width=100)
+
+    def slow(x):
+        for _ in range(100):
+            x = jax.lax.fori_loop(0, 3, lambda i, y: jax.numpy.sin(y @ y) + i, x)
+        return x
+
+    program = jax.jit(slow).lower(jax.numpy.ones((8, 8)))
+    with StageProgress(console, "train base", 10, silence=0.02) as progress:
+        time.sleep(0.1)
+        told.append("compiling" in text.getvalue())
+        program.compile()
+        progress.advance(1, "epoch 1/4")
+        time.sleep(0.2)
+    told.append("compiling" in text.getvalue())
+    assert told == [False, True]
+    assert not is_compiling()
 
 
 @pytest.mark.parametrize(

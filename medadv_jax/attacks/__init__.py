@@ -30,6 +30,7 @@ from medadv_jax.attacks.apgd import Apgd
 from medadv_jax.attacks.autoattack import AutoAttack
 from medadv_jax.attacks.fab import Fab
 from medadv_jax.attacks.fmn import Fmn
+from medadv_jax.attacks.inputs import check_radius
 from medadv_jax.attacks.losses import LOSSES
 from medadv_jax.attacks.norms import BALLS
 from medadv_jax.attacks.run import Attack, run_assigned, run_attacks
@@ -113,6 +114,7 @@ def make_attack(
     for field, known in (("norm", BALLS), ("loss", LOSSES)):
         if field in options and options[field] not in known:
             raise ValueError(f"{field}={options[field]!r}: known are {', '.join(sorted(known))}")
+    check_radius(name, epsilon, options.get("norm", "linf"))  # before steps are derived from it
     return ATTACKS[name](epsilon, step_size, 10 if num_steps is None else num_steps, **options)
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from medadv_jax.attacks.apgd import Apgd, sample_keys
 from medadv_jax.attacks.fab import Fab
+from medadv_jax.attacks.inputs import check_classes, check_images, check_logits
 from medadv_jax.attacks.lanes import fingerprint
 from medadv_jax.attacks.square import Square
 from medadv_jax.attacks.stepwise import Found, StepwiseAttack, StepwiseQueue
@@ -90,6 +91,8 @@ class AutoAttack:
         key: jax.Array | None = None,
     ) -> jax.Array:
         """Returns adversarial images (B, H, W, C); arguments: see `StepwiseAttack`."""
+        check_images(images, labels)
+        logits_fn = check_logits(logits_fn, labels)
         key = jax.random.key(0) if key is None else key
         logits = self.clean_logits(logits_fn, images, key)
         best, fallen = images, jnp.argmax(logits, axis=-1) != labels
@@ -164,9 +167,11 @@ class AutoAttackQueue:
         is_set = isinstance(attack, AutoAttack)
         self._logits = jax.jit(
             lambda variables, images, key: (
-                attack.clean_logits(functools.partial(logits_fn, variables), images, key)
+                attack.clean_logits(
+                    check_logits(functools.partial(logits_fn, variables)), images, key
+                )
                 if is_set
-                else logits_fn(variables, images)
+                else check_logits(functools.partial(logits_fn, variables))(images)
             )
         )
         self._queues = [
@@ -199,8 +204,10 @@ class AutoAttackQueue:
             where `logits_fn` is only equal to it up to rounding.
           advance: told the number of images that the set is done with.
         """
+        check_images(images, labels)
         labels, pixels = np.asarray(labels, np.int32), np.array(images, np.float32)
         logits = deployed_fn(pixels) if deployed_fn else self._all_logits(variables, images, key)
+        check_classes(labels, logits.shape[1])
         broken_by = np.where(logits.argmax(axis=1) == labels, -2, -1).astype(np.int32)
         advance(int((broken_by == -1).sum()))
         stages = []

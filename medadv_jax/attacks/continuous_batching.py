@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medadv_jax.attacks.inputs import check_images, check_logits
 from medadv_jax.attacks.lanes import (
     LaneNumbers,
     LaneState,
@@ -167,6 +168,7 @@ class AttackQueue:
         Returns:
           (J, n, H, W, C) float32 in [0, 1]; images that a job leaves out are unchanged.
         """
+        check_images(images, labels)
         variables = self._fold(variables)
         results = np.repeat(images[None], len(jobs), axis=0)
         best = np.full(results.shape[:2], -np.inf)  # loss; infinite where misclassified
@@ -289,7 +291,9 @@ def _gradients(
     gradient: str,
 ) -> Gradients:
     def total(points: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        logits = logits_fn(variables, points, gradient).astype(jnp.float32)
+        logits = check_logits(lambda pixels: logits_fn(variables, pixels, gradient), labels)(
+            points
+        ).astype(jnp.float32)
         own = jax.nn.one_hot(labels, logits.shape[-1])
         logits = (logits - own * numbers.shift[:, None]) / numbers.temperature[:, None]
         losses = {name: function(logits, labels) for name, function in LOSSES.items()}

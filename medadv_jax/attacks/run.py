@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from medadv_jax.attacks.inputs import check_images, check_logits
 from medadv_jax.attacks.lanes import (
     finish_lanes,
     make_score_fn,
@@ -47,6 +48,10 @@ class Attack(AttackSpec):
 
         Returns:
           (B, H, W, C) float32 in [0, 1], within `epsilon` of `images`; carries no gradient.
+
+        Raises:
+          ValueError: images, labels or logits of another shape or dtype than said here; where the
+            arrays are concrete, not traced by `jax.jit`, also values out of their range.
         """
         return run_attacks([self], logits_fn, images, labels, key, loop=loop)[0]
 
@@ -79,7 +84,12 @@ def run_attacks(
 
     Returns:
       (L, B, H, W, C) float32 in [0, 1], in the order of `attacks`; carries no gradient.
+
+    Raises:
+      ValueError: as above, and as `Attack.__call__`.
     """
+    check_images(images, labels)
+    logits_fn = check_logits(logits_fn, labels)
     lanes = [attack for attack in attacks if isinstance(attack, AttackSpec)]
     if len(lanes) == len(attacks):
         return _run_lanes(lanes, logits_fn, images, labels, key, loop, penalty_fn)
@@ -132,6 +142,8 @@ def run_assigned(
     Returns:
       (B, H, W, C) float32 in [0, 1]; carries no gradient.
     """
+    check_images(images, labels)
+    logits_fn = check_logits(logits_fn, labels)
     num_lanes = len(attacks)
     if images.shape[0] % num_lanes or any(attack.num_restarts > 1 for attack in attacks):
         raise ValueError(f"{images.shape[0]} images do not share {num_lanes} attacks evenly")

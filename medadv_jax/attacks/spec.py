@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import jax
 
+from medadv_jax.attacks.inputs import check_count, check_decay, check_number, check_radius
+
 LogitsFn = Callable[[jax.Array], jax.Array]  # pixels (N, H, W, C) in [0, 1] -> logits (N, K)
 
 
@@ -17,7 +19,8 @@ class AttackSpec:
 
     Attributes:
       name: the name in tables and records.
-      epsilon: radius of the ball, in pixels of [0, 1]; at least 0. May be a traced scalar.
+      epsilon: radius of the ball, in pixels of [0, 1]; at least 0, in L∞ at most 1. May be a
+        traced scalar.
       step_size: length of one step in the norm of the ball; at least 0. May be a traced scalar.
       num_steps: gradient steps; at least 1.
       random_start: whether to start from a uniform draw from the ball, not from the image.
@@ -45,12 +48,10 @@ class AttackSpec:
 
     def __post_init__(self):
         """Raises ValueError for impossible values."""
-        for field in ("epsilon", "step_size", "decay"):
-            value = getattr(self, field)
-            if isinstance(value, int | float) and not value >= 0:
-                raise ValueError(f"{self.name}: {field}={value} must be at least 0")
-        for field in ("num_steps", "num_restarts"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{self.name}: {field}={getattr(self, field)} must be at least 1")
+        check_radius(self.name, self.epsilon, self.norm)
+        check_number(self.name, "step_size", self.step_size)
+        check_count(self.name, "num_steps", self.num_steps)
+        check_count(self.name, "num_restarts", self.num_restarts)
+        check_decay(self.name, self.decay, self.num_steps)
         if self.num_restarts > 1 and not self.random_start:
             raise ValueError(f"{self.name}: restarts without a random start repeat one result")

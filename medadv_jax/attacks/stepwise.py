@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medadv_jax.attacks.inputs import check_count, check_images, check_logits, check_radius
 from medadv_jax.attacks.lanes import choose_rows, fingerprint
 from medadv_jax.attacks.norms import BALLS
 from medadv_jax.attacks.spec import LogitsFn
@@ -66,15 +67,11 @@ class StepwiseAttack(abc.ABC):
 
     def __post_init__(self):
         """Raises ValueError for impossible values."""
-        if isinstance(self.epsilon, int | float) and not self.epsilon >= 0:
-            raise ValueError(f"{self.name}: epsilon={self.epsilon} must be at least 0")
         if self.norm not in BALLS:
             raise ValueError(f"norm={self.norm!r}: known are {', '.join(sorted(BALLS))}")
-        if self.num_steps < 1 or self.num_targets < 0:
-            raise ValueError(
-                f"{self.name}: num_steps={self.num_steps} must be at least 1,"
-                f" num_targets={self.num_targets} at least 0"
-            )
+        check_radius(self.name, self.epsilon, self.norm)
+        check_count(self.name, "num_steps", self.num_steps)
+        check_count(self.name, "num_targets", self.num_targets, low=0)
 
     @abc.abstractmethod
     def start(self, example: Examples, key: jax.Array) -> Any:
@@ -102,7 +99,12 @@ class StepwiseAttack(abc.ABC):
           images: (B, H, W, C) float32 in [0, 1].
           labels: (B,) integer, the true classes.
           key: of the random draws; an image's draws depend on the key and on its own pixels.
+
+        Raises:
+          ValueError: see `Attack.__call__`.
         """
+        check_images(images, labels)
+        logits_fn = check_logits(logits_fn, labels)
         key = jax.random.key(0) if key is None else key
         none = jnp.zeros(labels.shape, bool)
         found = self.run(logits_fn, images, labels, key, images, none)[0]
@@ -190,7 +192,10 @@ class StepwiseQueue:
         self._choose = jax.jit(choose_rows)
         self._advance = jax.jit(
             lambda epsilon, variables, state, examples: advance(
-                with_radius(epsilon), functools.partial(logits_fn, variables), state, examples
+                with_radius(epsilon),
+                check_logits(functools.partial(logits_fn, variables), examples.label),
+                state,
+                examples,
             )
         )
 
@@ -208,6 +213,7 @@ class StepwiseQueue:
 
         `epsilon`: another radius than the attack's; `advance` is told how many images are done.
         """
+        check_images(images, labels)
         radius = np.float32(self.attack.epsilon if epsilon is None else epsilon)
         targets = labels if targets is None else targets
         rows, waiting = np.full(self.slots, -1), list(range(len(images)))[::-1]

@@ -5,7 +5,6 @@ A stage whose file is there is not repeated. What reads these files runs no mode
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -64,7 +63,7 @@ from medadv_jax.evaluation.threat_models import (
     searching_attacks,
     threats,
 )
-from medadv_jax.files import read_record
+from medadv_jax.files import read_metrics
 from medadv_jax.progress import StageProgress, say
 
 
@@ -258,12 +257,11 @@ class Evaluation:
             hashes = run_all.difference_hashes(
                 _counted((dataset.source[i] for i in used), progress)
             )
-        training = read_record(self.workdir / "metrics.jsonl").decode().splitlines()
         return run_all.check_splits(
             splits.to_json(dataset.examples),
             dataset.examples,
             predictions,
-            [json.loads(line) for line in training],
+            read_metrics(self.workdir / "metrics.jsonl"),
             {dataset.examples[i].id: row for i, row in zip(used, hashes, strict=True)},
         )
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from medadv_jax.config import Config, flatten, read_saved_config
 from medadv_jax.data.loader import Dataset, load_dataset, make_loader
 from medadv_jax.defenses import get_defense
-from medadv_jax.distributed import put_batch
+from medadv_jax.distributed import put_batch, use_own_settings
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.ensemble import (
     EvaluationSetup,
@@ -60,6 +60,7 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
     """
     if not runs:
         raise UserError("no run: give run directories, as in evaluate_runs.py runs/x runs/y")
+    use_own_settings()
     config, test, made = load_runs(runs)
     dataset, console = load_dataset(config.data), default_console()
     indices = find_examples(dataset, test, runs[0])

@@ -8,6 +8,7 @@ What a stage needs is built where the stage lives: `data/`, `training/classifier
 """
 
 import contextlib
+import re
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from medadv_jax.config import Config
 from medadv_jax.data.loader import Dataset, count_listed, load_dataset
 from medadv_jax.data.splits import Splits, make_splits
 from medadv_jax.defenses import get_defense
+from medadv_jax.errors import UserError
 from medadv_jax.evaluation.stages import Evaluation, with_fewer_tests
 from medadv_jax.evaluation.stale_records import remove_stale
 from medadv_jax.experiment import run_dir
@@ -35,6 +37,29 @@ _LEFT = (
 )
 
 
+def check_name(folder: Path) -> None:
+    """Raises UserError for a run directory in which checkpoints would not be found again.
+
+    Orbax takes paths below it for patterns, and some names for places in a cloud.
+    """
+    path = str(folder.absolute())
+    wrong = re.search(r"[][*?\\]|(gs|s3|az|hf):(?=/)", path)
+    if wrong or not _is_utf8(path):
+        shown = f"{wrong[0]!r}" if wrong else "bytes that are no UTF-8"
+        raise UserError(
+            f"--workdir={folder}: its path has {shown}, and checkpoints could not be found again;"
+            " give a path without it"
+        )
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def run(config: Config, folder: Path, console: Console | None = None) -> None:
     """Runs every stage that `folder` does not hold yet.
 
@@ -48,6 +73,8 @@ def run(config: Config, folder: Path, console: Console | None = None) -> None:
         another process, a loss that is not finite, no room on disk or in memory.
     """
     with error_messages.explained(config, folder):
+        distributed.use_own_settings()
+        check_name(folder)
         if config.deterministic:
             distributed.make_deterministic()
         validate(config)
@@ -75,6 +102,7 @@ class Run:
             return
         with run_dir.locked(self.workdir):
             notes = run_dir.claim(self.workdir, self.config)
+            self._say(f"{self.workdir.absolute()}: {run_dir.describe_machine()}")
             self._note(*notes, *self.classifiers.notes)
             self._note(*run_dir.reuse_stages(self.workdir, self.config))
             distributed.wait("claimed")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from medadv_jax.config import FIELDS_WITHOUT_RESULT, Config, flatten, read_saved_config
+from medadv_jax.config import FIELDS_WITHOUT_RESULT, Config, expand_path, flatten, read_saved_config
 from medadv_jax.data.splits import SPLITS
 from medadv_jax.errors import UserError
 from medadv_jax.files import (
@@ -123,6 +123,12 @@ def _about() -> dict[str, Any]:
     }
 
 
+def describe_machine() -> str:
+    """Returns the devices and the versions of the main packages, in one line."""
+    about = _about()
+    return f"{about['device']}, {', '.join(' '.join(pair) for pair in about['versions'].items())}"
+
+
 def refuse_other_images(path: Path, content: dict[str, Any]) -> None:
     """Raises UserError if a run would resume with other images or splits than it began with.
 
@@ -158,7 +164,7 @@ def reuse_stages(workdir: Path, config: Config) -> list[str]:
     Raises:
       UserError: `config.reuse` is no run, or this config would train every stage differently.
     """
-    other, taken, why = Path(config.reuse), [], ""
+    other, taken, why = expand_path(config.reuse, "config.reuse"), [], ""
     if not config.reuse:
         return []
     if not (other / "config.json").is_file():

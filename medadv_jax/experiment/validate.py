@@ -7,10 +7,11 @@ from typing import Any
 import jax
 
 from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS
+from medadv_jax.attacks.inputs import LARGEST_POWER, LINF_RADIUS
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
 from medadv_jax.classifier import NORMALIZATIONS
-from medadv_jax.config import Config, flatten
+from medadv_jax.config import Config, expand_path, flatten, nearest_field
 from medadv_jax.data import DATASETS
 from medadv_jax.defenses import DEFENSES
 from medadv_jax.defenses.purification import OBJECTIVES
@@ -27,7 +28,7 @@ def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
     end = "" if high == math.inf else f" and at most {high:g}"
 
     def possible(value: float) -> bool:
-        return math.isfinite(value) and low <= value <= high and not (above and value == low)
+        return low <= value <= high and value != math.inf and not (above and value == low)
 
     return possible, start + end
 
@@ -47,26 +48,38 @@ def _list_of(known: Iterable[str]) -> Rule:
     return possible, f"names out of {', '.join(names)}, comma-separated, each once"
 
 
+def _is_path(value: str) -> bool:
+    try:
+        expand_path(value, "")
+    except UserError:
+        return False
+    return True
+
+
 _ANY: Rule = (lambda value: True, "")
+_PATH: Rule = (_is_path, "a path without ~, or set HOME: no home folder is known")
+_MANY = 10**7  # images
+_EPOCHS = 10**5
+_RATE = 1e6  # of learning; Adam's steps are as long
 
 RULES: dict[str, Rule] = {
     "seed": _number(0, 2**31 - 1),
     "defenses": _list_of(DEFENSES),
     "deterministic": _ANY,
     "compile_cache": _ANY,
-    "reuse": _ANY,
+    "reuse": _PATH,
     "data.name": _one_of(DATASETS),
-    "data.dir": _ANY,
-    "data.cache_dir": (bool, "a folder"),
+    "data.dir": _PATH,
+    "data.cache_dir": (lambda value: bool(value) and _is_path(value), f"a folder; {_PATH[1]}"),
     "data.image_size": _number(32, 1024),
     "data.fit": _one_of(("crop", "pad")),
     "data.split": _one_of(("patient", "image", "official")),
-    "data.official_list": _ANY,
-    "data.per_class": _number(0),
+    "data.official_list": _PATH,
+    "data.per_class": _number(0, _MANY),
     "data.num_folds": (lambda value: value == 0 or 2 <= value <= 100, "0, or from 2 to 100"),
-    "data.fold": _number(0),
+    "data.fold": _number(0, 99),
     "data.phantom_kind": _one_of(("histology", "xray")),
-    "data.phantom_images": _number(20),
+    "data.phantom_images": _number(20, _MANY),
     "data.phantom_seed": _number(0, 2**31 - 1),
     "data.augment.shift": _number(0, 0.5),
     "data.augment.rotation": _number(0, 180),
@@ -74,56 +87,59 @@ RULES: dict[str, Rule] = {
     "data.augment.flip": _ANY,
     "model.name": _one_of(MODELS),
     "model.width": _number(0, 4, above=True),
-    "model.weights": (bool, "none, a file of weights, or a name such as torchvision/resnet50"),
+    "model.weights": (
+        lambda value: bool(value) and _is_path(value),
+        "none, a file of weights, or a name such as torchvision/resnet50",
+    ),
     "model.normalization": _one_of(("auto", *NORMALIZATIONS)),
     "model.head": _one_of(("auto", "fc", "gap")),
     "model.dropout": (lambda value: value == -1 or 0 <= value < 1, "a rate below 1, or -1"),
     "model.conv_impl": _one_of(("auto", "cpu", "plain")),
     "model.dtype": _one_of(("bfloat16", "float32")),
-    "train.epochs": _number(1),
-    "train.batch_size": _number(1),
-    "train.learning_rate": _number(0, above=True),
+    "train.epochs": _number(1, _EPOCHS),
+    "train.batch_size": _number(1, _MANY),
+    "train.learning_rate": _number(0, _RATE, above=True),
     "train.schedule": _one_of(("constant", "cosine")),
     "train.trainable": _one_of(("all", "head", "last_stage")),
     "train.attacks": _list_of(ATTACKS),
     "train.assignment": _one_of(("all", "one")),
     "train.adversarial_weight": _number(0, 1),
-    "train.num_steps": _number(1),
-    "train.log_steps": _number(1),
-    "train.checkpoint_minutes": _number(0),
-    "attack.epsilon": _number(0),
+    "train.num_steps": _number(1, 10_000),
+    "train.log_steps": _number(1, 10**9),
+    "train.checkpoint_minutes": _number(0, 10**6),
+    "attack.epsilon": _number(0, 10_000),
     "attack.norm": _one_of(BALLS),
-    "attack.relative_step": _number(0, above=True),
-    "attack.decay": _number(0),
+    "attack.relative_step": _number(0, 100, above=True),
+    "attack.decay": _number(0, 10),
     "attack.loop": _one_of(LOOPS),
     "purifier.name": _one_of(PURIFIERS),
     "purifier.bottleneck": _number(1, 4096),
     "purifier.width": _number(0, 4, above=True),
     "purifier.objective": _one_of(OBJECTIVES),
     "purifier.noise": _number(0, 1),
-    "purifier.guidance": _number(0),
-    "purifier.epochs": _number(1),
-    "purifier.learning_rate": _number(0, above=True),
-    "purifier.joint_epochs": _number(0),
-    "purifier.joint_learning_rate": _number(0, above=True),
+    "purifier.guidance": _number(0, 10**6),
+    "purifier.epochs": _number(1, _EPOCHS),
+    "purifier.learning_rate": _number(0, _RATE, above=True),
+    "purifier.joint_epochs": _number(0, _EPOCHS),
+    "purifier.joint_learning_rate": _number(0, _RATE, above=True),
     "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS]),
-    "eval.images": (lambda value: value == 0 or value >= 2, "0: all, or at least 2"),
-    "eval.num_steps": _number(1),
-    "eval.apgd_steps": _number(1),
-    "eval.queries": _number(1),
-    "eval.restarts": _number(1),
+    "eval.images": (lambda value: value == 0 or 2 <= value <= _MANY, "0: all, or at least 2"),
+    "eval.num_steps": _number(1, 10_000),
+    "eval.apgd_steps": _number(1, 10_000),
+    "eval.queries": _number(1, 10**6),
+    "eval.restarts": _number(1, 10_000),
     "eval.keep_best": _ANY,
-    "eval.batch_size": _number(1),
+    "eval.batch_size": _number(1, _MANY),
     "eval.validation_attack": _one_of(["auto", "apgd", *ATTACKS]),
-    "eval.validation_steps": _number(1),
+    "eval.validation_steps": _number(1, 10_000),
     "eval.checks": _ANY,
-    "eval.check_images": _number(2),
-    "eval.second_images": _number(2),
-    "eval.second_queries": _number(1),
+    "eval.check_images": _number(2, _MANY),
+    "eval.second_images": _number(2, _MANY),
+    "eval.second_queries": _number(1, 10**6),
     "detector.run": _ANY,
     "detector.false_positive_rate": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "detector.attack": _one_of(ATTACKS),
-    "detector.penalty": _number(0),
+    "detector.penalty": _number(0, 10**6),
 }
 
 
@@ -136,16 +152,35 @@ def validate(config: Config) -> None:
     fields = flatten(config)
     for field in (*RULES, *fields):
         if field not in RULES or field not in fields:
-            known = ", ".join(RULES)
-            raise UserError(f"config.{field}: {_defect(field, RULES)}; the fields are {known}")
+            unknown = f"unknown field; {nearest_field(field, RULES)}"
+            raise UserError(f"config.{field}: {_MISSING if field in RULES else unknown}")
         possible, allowed = RULES[field]
-        if not possible(fields[field]):
+        try:
+            is_possible = possible(fields[field])
+        except (TypeError, AttributeError):  # of another type than in configs/default.py
+            is_possible = False
+        if not is_possible:
             raise _refuse(field, fields[field], allowed)
+    _check_attack(config)
     _check_together(config)
 
 
-def _defect(field: str, rules: dict[str, Rule]) -> str:
-    return "missing from the config file" if field in rules else "unknown field"
+_MISSING = "missing from the config file: start from get_config() of configs/default.py"
+
+
+def _check_attack(config: Config) -> None:
+    """Refuses radii that hold every image, and momentum that leaves the range of float32."""
+    attack = config.attack
+    if attack.norm == "linf" and attack.epsilon > 1:
+        raise _refuse("attack.epsilon", attack.epsilon, LINF_RADIUS)
+    diagonal = math.sqrt(3) * config.data.image_size
+    if attack.epsilon > diagonal:
+        allowed = f"at most {diagonal:.1f} with norm=l2, which holds every image"
+        raise _refuse("attack.epsilon", attack.epsilon, allowed)
+    steps = max(config.train.num_steps, config.eval.num_steps)
+    most = max(1.0, LARGEST_POWER ** (1 / steps))
+    if attack.decay > most:
+        raise _refuse("attack.decay", attack.decay, f"at most {most:.3g} with {steps} steps")
 
 
 def _check_together(config: Config) -> None:

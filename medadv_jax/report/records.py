@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import functools
 import io
-import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from medadv_jax.evaluation.predictions import (
     to_columns,
 )
 from medadv_jax.evaluation.statistics import Interval, cluster_weights, proportion_interval
-from medadv_jax.files import read_json, read_record
+from medadv_jax.files import read_json, read_metrics, read_record
 
 DEFENSES = ("base", "adversarial", "autoencoder", "hybrid")  # the order of every table
 PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not know the purifier
@@ -320,7 +319,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
         about={name: value for name, value in about.items() if name != "config"},
         **examples,
         outcomes=outcomes,
-        training=_training(path / "metrics.jsonl"),
+        training=read_metrics(path / "metrics.jsonl"),
         curves=to_columns(read_table(path / "curves.parquet")) or None,
         pictures=_pictures(path / "pictures.npz"),
         detection=_csv(path / "detection.csv"),
@@ -360,14 +359,6 @@ def _align(path: Path, columns: Columns) -> tuple[dict[str, np.ndarray], dict[Ke
 
 def _json(path: Path) -> dict[str, Any]:
     return read_json(path, read=dict) if path.is_file() else {}
-
-
-def _training(path: Path) -> list[dict[str, Any]]:
-    content = read_record(path) if path.is_file() else b""
-    try:
-        return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); take the broken line out") from error
 
 
 def _csv(path: Path) -> list[dict[str, str]]:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from medadv_jax.files import drop_digest, keep_digest, write_text
 
@@ -24,7 +27,7 @@ class MetricsWriter:
         self._workdir = workdir
         drop_digest(workdir / "metrics.jsonl")
         self._file = self._open()
-        self._events: dict[str, SummaryWriter] = {}
+        self._events: dict[str, EventsWriter] = {}
 
     def rewind(self, defense: str, step: int) -> None:
         """Drops lines of a defence after `step`, which will be written again, and damaged lines."""
@@ -37,13 +40,20 @@ class MetricsWriter:
         self._file = self._open()
         self._close_events(defense)
         folder = self._workdir / "tensorboard" / defense
-        self._events[defense] = SummaryWriter(str(folder), purge_step=step + 1, flush_secs=10)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not SummaryWriter: its queue between processes needs /dev/shm.
+        events = self._events[defense] = EventsWriter(str(folder / "events"))
+        started = SessionLog(status=SessionLog.START)  # hides later events of earlier processes
+        events.write_event(Event(step=step + 1, session_log=started))
+        events.flush()
 
     def write(self, defense: str, step: int, values: Mapping[str, float | int]) -> None:
         """Appends one line of finite `values`; call `rewind` for the defence before."""
         self._file.write(json.dumps({"defense": defense, "step": step, **values}) + "\n")
         for name, value in values.items():
-            self._events[defense].add_scalar(name, value, step)
+            event = Event(step=step, wall_time=time.time(), summary=scalar(name, value))
+            self._events[defense].write_event(event)
+        self._events[defense].flush()
 
     def flush(self) -> None:
         """Waits until the lines are on disk."""

@@ -183,7 +183,8 @@ class Trainer:
             raise
         if not math.isfinite(validation["loss"]):
             raise self._not_finite("validation loss", int(state.step), epoch)
-        row = {**row, **{f"validation_{name}": value for name, value in validation.items()}}
+        prefix = "validation_adversarial_" if self.defense.chosen_under else "validation_"
+        row = {**row, **{f"{prefix}{name}": value for name, value in validation.items()}}
         self.writer.write(self.defense.name, int(state.step), {"epoch": epoch + 1, **row})
         self.writer.flush()
         self.checkpoints.save(epoch + 1, state, validation)

@@ -88,6 +88,43 @@ def test_fold_beyond_the_last_is_refused():
         validate(config)
 
 
+NUMBERS = [name for name, v in flatten(default.get_config()).items() if type(v) in (int, float)]
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+def test_every_number_has_an_upper_bound(field):
+    for value in (10**20, 1e38, 1e308, 10**400):
+        config = default.get_config()
+        with config.unlocked():
+            assign(config, field, type(flatten(config)[field])(min(value, 10**300)))
+        with pytest.raises(UserError, match=rf"config.{field}=.*: must be "):
+            validate(config)
+
+
+@pytest.mark.parametrize(("norm", "most"), [("linf", 1.0), ("l2", 3**0.5 * 224)])
+def test_a_radius_that_holds_every_image_is_refused(norm, most):
+    config = default.get_config()
+    config.attack.norm = norm
+    config.attack.epsilon = most
+    validate(config)
+    for beyond in (1.01 * most, 8.0 * most):
+        config.attack.epsilon = beyond
+        with pytest.raises(UserError, match=rf"epsilon={beyond}: must be at most .*norm={norm}"):
+            validate(config)
+    config.attack.norm, config.attack.epsilon = "linf", 8.0
+    with pytest.raises(UserError, match=r"epsilon=8.0: .*8/255 = 0.0314"):
+        validate(config)
+
+
+def test_momentum_stays_in_the_range_of_float32():
+    config = default.get_config()
+    config.attack.decay, config.eval.num_steps = 2.0, 99
+    validate(config)
+    config.eval.num_steps = 100
+    with pytest.raises(UserError, match=r"decay=2.0: must be at most 2 with 100 steps"):
+        validate(config)
+
+
 def test_every_field_has_a_rule_and_every_rule_a_field():
     assert set(flatten(default.get_config())) == set(RULES)
 

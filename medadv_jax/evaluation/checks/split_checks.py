@@ -98,18 +98,24 @@ def _selection(training: Sequence[Mapping[str, Any]], validation: int) -> list[s
     """Returns faults: validation accuracies that are no shares of `validation` images."""
     if not validation:
         return ["no validation images"]
-    epochs = [line for line in training if "images/s" in line or "validation_accuracy" in line]
-    without = {line["defense"] for line in epochs if "validation_accuracy" not in line}
+    epochs = [line for line in training if "images/s" in line or _validated(line) is not None]
+    without = {line["defense"] for line in epochs if _validated(line) is None}
     faults = [f"{defense} has epochs without validation" for defense in sorted(without)]
     others = set()
     for line in epochs:
-        correct = line.get("validation_accuracy", 0.0) * validation
+        correct = (_validated(line) or 0.0) * validation
         if abs(correct - round(correct)) > 1e-3:
             others.add(line["defense"])
     return faults + [
         f"{defense} was chosen on others than the {validation} validation images"
         for defense in sorted(others)
     ]
+
+
+def _validated(line: Mapping[str, Any]) -> float | None:
+    """Returns the validation accuracy of an epoch, clean or under attack; None if it has none."""
+    names = ("validation_accuracy", "validation_adversarial_accuracy")
+    return next((line[name] for name in names if name in line), None)
 
 
 def _other_examples(predictions: pa.Table, test: set[str]) -> list[str]:

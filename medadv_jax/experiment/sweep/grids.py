@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medadv_jax.config import Config, call_config_file, load_config, set_field
+from medadv_jax.config import Config, call_config_file, expand_path, load_config, set_field
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.validate import validate
 
@@ -82,7 +82,7 @@ def load_grid(name: str) -> Grid:
       UserError: no such grid, or whatever its program raises.
     """
     known = sorted(path.stem for path in NAMED.glob("*.py") if path.stem != "__init__")
-    path = NAMED / f"{name}.py" if name in known else Path(name)
+    path = NAMED / f"{name}.py" if name in known else expand_path(name, "--grid")
     if not path.is_file():
         named = f"or one of {', '.join(known)}" if known else f"as there are none in {NAMED}"
         raise UserError(f"--grid={name}: unknown; give a file, {named}")
@@ -122,7 +122,7 @@ def make_cells(grid: Grid, folder: Path) -> list[Cell]:
 
 
 def _make_cell(grid: Grid, config_path: str, axes: Fields, folder: Path) -> Cell:
-    path = Path(config_path)
+    path = expand_path(config_path, "--configs")
     if not path.is_absolute() and not path.is_file():
         path = ROOT / path
     values = {**grid.fields}

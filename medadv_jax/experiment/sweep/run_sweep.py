@@ -12,6 +12,7 @@ from rich.console import Console
 
 from medadv_jax import interrupts
 from medadv_jax.errors import UserError
+from medadv_jax.experiment.run import check_name
 from medadv_jax.experiment.run_dir import LOCK
 from medadv_jax.experiment.sweep.cells import is_at_work
 from medadv_jax.experiment.sweep.display import live_table, print_change
@@ -85,6 +86,7 @@ def run_sweep(
     Raises:
       UserError: another start is at work, or submitit cannot be used so.
     """
+    check_name(folder)
     folder.mkdir(parents=True, exist_ok=True)
     remedy = "wait for it, or give another --workdir"
     with file_lock(folder / LOCK, f"another start of {folder}", remedy=remedy):
