@@ -1,12 +1,17 @@
 """Decodes an image file into a square of 8-bit RGB pixels."""
 
 import io
+import os
+import stat
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 40_000_000  # 0.7 GB while decoding; more is a mistake or a decompression bomb
+MAX_BYTES = 256 << 20  # of a file; more than any of 40 megapixels in these formats
+_MAX_SCANS = 100  # of a JPEG; ten are usual, and each costs a pass over all pixels
 # Pillow would hand PostScript to Ghostscript, which runs programs in the file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 # Antialiased bilinear, as torchvision's ImageNet weights were trained and tested with.
@@ -15,6 +20,24 @@ _FILTER = Image.Resampling.BILINEAR
 
 class BadImageError(Exception):
     """The file is no usable image; the message is the reason that the report prints."""
+
+
+def read_bounded(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Returns the bytes of a regular file.
+
+    Raises:
+      BadImageError: a pipe, a device or another thing that is no file, or over `most` bytes.
+      OSError: it cannot be read.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError("not a regular file")
+        content = b"" if status.st_size > most else file.read(most + 1)
+    if status.st_size > most or len(content) > most:
+        raise BadImageError(f"over {most >> 20} MiB")
+    return content
 
 
 def read_square(content: bytes, size: int, fit: str) -> np.ndarray:
@@ -37,6 +60,8 @@ def read_square(content: bytes, size: int, fit: str) -> np.ndarray:
     """
     if not content:
         raise BadImageError("empty file")
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _MAX_SCANS:
+        raise BadImageError(f"a JPEG of over {_MAX_SCANS} scans")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(*image.size)

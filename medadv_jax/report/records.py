@@ -121,6 +121,16 @@ class RunRecords:
         return f"{PHANTOMS}_{data['phantom_kind']}" if drawn else data["name"]
 
     @property
+    def split(self) -> str:
+        """What the split is, as "patient"; as splits.json says, in earlier versions the config."""
+        return self.splits.get("done") or self.config["data"].get("split", "?")
+
+    @property
+    def patients_unknown(self) -> bool:
+        """Returns whether the names of the images do not tell the patients."""
+        return self.split.endswith("patients unknown")
+
+    @property
     def generated(self) -> bool:
         """Returns whether the images are generated."""
         return self.config["data"]["name"] == PHANTOMS

@@ -55,22 +55,30 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
 def lead(run: RunRecords) -> str:
     """Returns the line below the title: test images, split and attacks."""
     attacks = f"{', '.join(run.attacks)} at ε = {run.epsilon:g}" if run.attacks else "no attack"
-    return (
-        f"Run {run.name}: {len(run.label)} test images of {len(np.unique(run.group))} patients"
-        f" (groups), {run.config['data'].get('split', '?')}-level split; {attacks}."
-    )
+    images = f"Run {run.name}: {len(run.label)} test images"
+    if run.patients_unknown:
+        return f"{images}, split by {run.split}; {attacks}."
+    groups = len(np.unique(run.group))
+    return f"{images} of {groups} patients (groups), {run.split}-level split; {attacks}."
 
 
 def cards(run: RunRecords, comparisons: list[comparison.Comparison], headline: Table) -> list[Card]:
     """Returns the four answers at the top of the page."""
     kind = GOOD if comparison.is_best_significant(run, comparisons) else UNSURE
     return [
-        Card("How good on clean images?", PLAIN, _lines(headline, 1)),
+        Card("How good on clean images?", PLAIN, _lines(headline, 1), _leaks(run)),
         Card("How good under attack? (for each image the worst, adaptive)", PLAIN,
              _lines(headline, 2)),
         Card("Which defence is best?", kind, (), comparison.conclusion(run, comparisons)),
         trust(run),
     ]  # fmt: skip
+
+
+def _leaks(run: RunRecords) -> tuple[str, ...]:
+    """Returns the sentence that a split without known patients needs, if it is one."""
+    if not run.patients_unknown:
+        return ()
+    return (f"Split by {run.split}: accuracies may flatter.",)
 
 
 def _lines(headline: Table, column: int) -> tuple[tuple[str, str, str], ...]:
@@ -123,6 +131,10 @@ def warnings(run: RunRecords) -> list[str]:
         found.append(NOT_RUN)
     if run.config["data"].get("split") == "image":
         found.append("Split by image: patients may be in training and in test; accuracies flatter.")
+    elif run.patients_unknown:
+        found.append(
+            f"Split by {run.split}: patients may be in training and in test; accuracies may flatter."
+        )
     if run.generated:
         found.append("Generated images: no number here says anything about patients.")
     found += [f"{name}: withheld, its adaptive partner is missing." for name in run.withheld()]

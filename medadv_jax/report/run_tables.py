@@ -20,6 +20,11 @@ WORST = "worst"
 def interval_note(run: RunRecords) -> str:
     """Returns the note that explains how the intervals of this run are computed."""
     n, patients = len(run.label), len(np.unique(run.group))
+    if run.patients_unknown:
+        return (
+            f"Brackets: 95 % intervals over the {n} images. Patients are unknown: if one has several"
+            " images, these intervals are too narrow."
+        )
     if not run.clustered:
         return (
             f"Brackets: 95 % intervals; each of the {n} images has a patient (group) of its own, so"
