@@ -82,7 +82,7 @@ class CacheSpec:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 of `content`."""
-        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(self.content)[:16]
 
 
 class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -142,8 +142,10 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 column.append(record[name])
             yield position, record
             self.advance(1)
-        content = json.dumps({"examples": index, "report": report}, ensure_ascii=False)
-        (Path(self.data_dir) / INDEX_FILE).write_text(content, encoding="utf-8")
+        content = {"examples": index, "report": report}
+        content["sha256"] = _digest(content)
+        text = json.dumps(content, ensure_ascii=False)
+        (Path(self.data_dir) / INDEX_FILE).write_text(text, encoding="utf-8")
 
     def _download_and_prepare(self, dl_manager: tfds.download.DownloadManager, download_config):
         """Streams the examples to disk in order; TFDS would shuffle them in memory."""
@@ -207,11 +209,23 @@ def open_cache(
         builder = _make_builder(builder_class, spec.config, root)
     open_source: Any = builder.as_data_source  # its decorator hides the arguments from pyright
     try:
-        return open_source("all"), json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    except (ValueError, RuntimeError) as error:  # not JSON, no records
+        return open_source("all"), _read_index(folder / INDEX_FILE)
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:  # not JSON, no records
         raise UserError(
             f"config.data.cache_dir: {folder} is damaged; delete it, and it is made anew"
         ) from error
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """Returns an index without its digest; ValueError if they do not fit."""
+    index = json.loads(path.read_text(encoding="utf-8"))
+    if index.pop("sha256") != _digest(index):
+        raise ValueError("another digest")
+    return index
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _make_builder(builder_class: Any, config: ImageConfig, cache_dir: Path) -> CachedBuilder:

@@ -1,7 +1,6 @@
 """Decodes an image file into a square of 8-bit RGB pixels."""
 
 import io
-import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -29,15 +28,13 @@ def read_bounded(path: Path, most: int = MAX_BYTES) -> bytes:
       BadImageError: a pipe, a device or another thing that is no file, or over `most` bytes.
       OSError: it cannot be read.
     """
-    # Without O_NONBLOCK, opening a pipe waits for its writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImageError("not a regular file")
-        content = b"" if status.st_size > most else file.read(most + 1)
-    if status.st_size > most or len(content) > most:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+        raise BadImageError("not a regular file")
+    if status.st_size > most:
         raise BadImageError(f"over {most >> 20} MiB")
-    return content
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def read_square(content: bytes, size: int, fit: str) -> np.ndarray:

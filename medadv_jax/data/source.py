@@ -173,9 +173,7 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
         report["names_unparsed"], report["patients_unknown"] = len(unusual), unknown
         self._note_contradictions(contradicting, len(files), report)
         if unknown:
-            report["notes"].append(
-                f"the patients of {unknown} of {len(labelled)} images are unknown"
-            )
+            report["notes"].append(f"patients unknown for {unknown} of {len(labelled)} images")
         if unusual:
             named = ", ".join(unusual[:_NAMED_FILES])
             report["notes"].append(f"{len(unusual)} names are off the grammar, as {named}")

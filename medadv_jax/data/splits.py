@@ -139,13 +139,14 @@ def make_splits(examples: Sequence[Example], data_config: Config, seed: int) -> 
 def _describe(task: _Task) -> str:
     """Returns what the split really is, and notes where patients are unknown."""
     known = KnownPatients.of(task.examples)
+    done = known.describe(task.config.split)
     task.audit["patients_unknown"] = known.unknown
     if not known.enough:
         task.notes.append(
-            f"split by image: patients unknown for {known.unknown} of {known.images} images; images"
-            " of one patient may be in training and in test; name the files as data/README.md says"
+            f"split by {done} for {known.unknown} of {known.images}; images of one patient may be"
+            " in training and in test; name the files as data/README.md says"
         )
-    return known.describe(task.config.split)
+    return done
 
 
 def _by_patient(task: _Task) -> list[list[int]]:

@@ -130,6 +130,10 @@ class RunRecords:
         """Returns whether the names of the images do not tell the patients."""
         return self.split.endswith("patients unknown")
 
+    def count_patients(self, of: np.ndarray | slice = slice(None)) -> int | str:
+        """Returns how many patients (groups) these test images have, "unknown" if nobody knows."""
+        return "unknown" if self.patients_unknown else len(np.unique(self.group[of]))
+
     @property
     def generated(self) -> bool:
         """Returns whether the images are generated."""

@@ -1,6 +1,5 @@
 """The page of one run."""
 
-import numpy as np
 
 from medadv_jax.report import comparison, run_figures, run_tables
 from medadv_jax.report.aggregate import make_groups
@@ -58,8 +57,9 @@ def lead(run: RunRecords) -> str:
     images = f"Run {run.name}: {len(run.label)} test images"
     if run.patients_unknown:
         return f"{images}, split by {run.split}; {attacks}."
-    groups = len(np.unique(run.group))
-    return f"{images} of {groups} patients (groups), {run.split}-level split; {attacks}."
+    return (
+        f"{images} of {run.count_patients()} patients (groups), {run.split}-level split; {attacks}."
+    )
 
 
 def cards(run: RunRecords, comparisons: list[comparison.Comparison], headline: Table) -> list[Card]:
@@ -133,7 +133,8 @@ def warnings(run: RunRecords) -> list[str]:
         found.append("Split by image: patients may be in training and in test; accuracies flatter.")
     elif run.patients_unknown:
         found.append(
-            f"Split by {run.split}: patients may be in training and in test; accuracies may flatter."
+            f"Split by {run.split}: a patient may be in training and in test; accuracies may"
+            " flatter."
         )
     if run.generated:
         found.append("Generated images: no number here says anything about patients.")

@@ -74,11 +74,10 @@ def check_splits(
         pairs = sum(_alike(one, other) for one, other in itertools.combinations(parts, 2))
         counts["look-alikes"], alike = pairs, f"{pairs}"
     faults += [f"{count} {what} in two splits" for what, count in counts.items() if count]
-    known = KnownPatients.of(examples)
-    if not known.enough and splits.get("asked") != "image":
-        faults.append(
-            f"split by image: patients unknown for {known.unknown} of {known.images} images"
-        )
+    known, asked = KnownPatients.of(examples), splits.get("asked", "patient")
+    what = "" if known.enough else f"split by {known.describe(asked)} for {known.unknown} images; "
+    if what and asked != "image":
+        faults.append(what.removesuffix("; "))
     faults += _selection(training, len(members["validation"]))
     faults += _other_examples(predictions, {example.id for example in members["test"]})
     n = sum(len(part) for part in members.values())
@@ -86,7 +85,7 @@ def check_splits(
     return check(
         11, "all", "fail" if faults else "pass", leaks,
         "; ".join(faults)
-        or f"{'' if known.enough else 'split by image: patients unknown; '}no id, md5 sum or group of {n} images is in two splits (look-alikes: {alike});"
+        or f"{what}no id, md5 sum or group of {n} images is in two splits (look-alikes: {alike});"
         f" checkpoints chosen on {len(members['validation'])} validation images; every classifier"
         f" answers the same {len(members['test'])} test images",
     )  # fmt: skip
