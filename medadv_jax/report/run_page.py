@@ -1,6 +1,5 @@
 """The page of one run."""
 
-
 from medadv_jax.report import comparison, run_figures, run_tables
 from medadv_jax.report.aggregate import make_groups
 from medadv_jax.report.example_panels import panels
