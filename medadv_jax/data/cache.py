@@ -29,7 +29,7 @@ from medadv_jax.config import Config
 from medadv_jax.errors import UserError
 from medadv_jax.files import read_json, write_record
 
-IMAGE_VERSION = "1.1.0"  # raise it when the decoded pixels or the fields of the index change
+IMAGE_VERSION = "1.2.0"  # raise it when decoded pixels, fields or read names (groups) change
 INDEX_FILE = "index.json"
 METADATA_FIELDS = ("id", "label", "group", "magnification", "source_split", "md5", "subtype")
 _STORED_SPLIT = "images"  # the only one; TFDS reserves the name "all"
@@ -166,9 +166,12 @@ def empty_report() -> dict[str, Any]:
     rejected: [{file, reason}] of unusable files.
     dropped: [{reason, count, first}] of files left out on purpose; `first` names a few.
     names_unparsed: number of files whose name does not follow the data set's pattern.
+    patients_unknown: number of images that are a group of their own for want of a patient.
+    contradictions: number of files whose name and folder say different labels.
     notes: lines for people.
     """
-    return {"files_listed": 0, "rejected": [], "dropped": [], "names_unparsed": 0, "notes": []}
+    counts = dict.fromkeys(("names_unparsed", "patients_unknown", "contradictions"), 0)
+    return {"files_listed": 0, "rejected": [], "dropped": [], **counts, "notes": []}
 
 
 def open_cache(

@@ -1,12 +1,16 @@
 """Decodes an image file into a square of 8-bit RGB pixels."""
 
 import io
+import stat
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 40_000_000  # 0.7 GB while decoding; more is a mistake or a decompression bomb
+MAX_BYTES = 256 << 20  # of a file; more than any of 40 megapixels in these formats
+_MAX_SCANS = 100  # of a JPEG; ten are usual, and each costs a pass over all pixels
 # Pillow would hand PostScript to Ghostscript, which runs programs in the file.
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 # Antialiased bilinear, as torchvision's ImageNet weights were trained and tested with.
@@ -15,6 +19,22 @@ _FILTER = Image.Resampling.BILINEAR
 
 class BadImageError(Exception):
     """The file is no usable image; the message is the reason that the report prints."""
+
+
+def read_bounded(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Returns the bytes of a regular file.
+
+    Raises:
+      BadImageError: a pipe, a device or another thing that is no file, or over `most` bytes.
+      OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+        raise BadImageError("not a regular file")
+    if status.st_size > most:
+        raise BadImageError(f"over {most >> 20} MiB")
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 def read_square(content: bytes, size: int, fit: str) -> np.ndarray:
@@ -37,6 +57,8 @@ def read_square(content: bytes, size: int, fit: str) -> np.ndarray:
     """
     if not content:
         raise BadImageError("empty file")
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _MAX_SCANS:
+        raise BadImageError(f"a JPEG of over {_MAX_SCANS} scans")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(*image.size)

@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from medadv_jax.data.cache import CachedBuilder, CacheSpec, DataSettings, ImageConfig
 from medadv_jax.data.download import fetch
-from medadv_jax.data.images import BadImageError, read_square
+from medadv_jax.data.examples import UNKNOWN_PATIENT
+from medadv_jax.data.images import BadImageError, read_bounded, read_square
 from medadv_jax.errors import UserError
 
 MAX_REJECTED_SHARE = 0.01  # of the files; if more are unusable, the folder is the wrong one
+_MAX_CONTRADICTING_SHARE = 0.01  # of the files; if more are, names or folders mean something else
 _DECODED_AHEAD = 256  # files decoded ahead of the writer; bounds the memory
 _NAMED_FILES = 3  # at most, in an error or a note
 
@@ -27,14 +29,24 @@ _NAMED_FILES = 3  # at most, in an error or a note
 class SourceFile:
     """A file below the data set's folder."""
 
-    path: str  # relative to that folder, with "/"
+    path: str  # relative to that folder, as the operating system has it
     size: int  # bytes
     modified: int  # nanoseconds
 
     @property
+    def place(self) -> str:
+        """The path to read names from: UTF-8 with "/".
+
+        Archives written on Windows unpack to names with "\\" for their folders, old ones to bytes
+        that are no UTF-8; these are escaped.
+        """
+        path = self.path.replace("\\", "/")
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+    @property
     def name(self) -> str:
         """The file name without its folders."""
-        return PurePosixPath(self.path).name
+        return PurePosixPath(self.place).name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +84,7 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
         size, fit = settings.image_size, settings.fit
         config = ImageConfig(name=f"{fit}_{size}", image_size=size, fit=fit, source=str(folder))
         content = [[file.path, file.size, file.modified] for file in files]
-        kept = [file for file in files if not cls.drop_reason(file.path)]
+        kept = [file for file in files if not cls.drop_reason(file.place)]
         return CacheSpec(config, content, count_distinct(kept))
 
     @classmethod
@@ -108,7 +120,8 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
         return ""
 
     def records(self, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """See `CachedBuilder.records`; raises UserError if over 1 % of the files are unusable."""
+        """See `CachedBuilder.records`; raises UserError if over 1 % of the files are unusable,
+        or have a name and a folder of different classes."""
         folder = Path(self.image_config.source)
         files = list_files(folder, self.SUFFIXES)
         report["files_listed"] = len(files)
@@ -126,11 +139,11 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
         dropped: dict[str, list[str]] = {}
         kept = []
         for file in files:
-            reason = self.drop_reason(file.path)
+            reason = self.drop_reason(file.place)
             if not reason and file.path in copies:
                 reason = "same name and same bytes as another file"
             if reason:
-                dropped.setdefault(reason, []).append(file.path)
+                dropped.setdefault(reason, []).append(file.place)
             else:
                 kept.append(file)
         for reason, paths in dropped.items():
@@ -143,22 +156,54 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
     def _label(
         self, files: Sequence[SourceFile], report: dict[str, Any]
     ) -> list[tuple[SourceFile, ParsedName]]:
-        """Parses the names; rejects the files without a label."""
-        labelled, unusual = [], []
+        """Parses the names; rejects the files without a label, and counts contradictions."""
+        labelled, unusual, contradicting, unknown = [], [], [], 0
         for file in files:
             try:
-                parsed = self.parse(file.path)
+                parsed = self.parse(file.place)
             except UnlabelledError as error:
-                report["rejected"].append({"file": file.path, "reason": str(error)})
+                report["rejected"].append({"file": file.place, "reason": str(error)})
                 continue
             labelled.append((file, parsed))
+            unknown += parsed.group.startswith(UNKNOWN_PATIENT)
             if not parsed.follows_pattern:
-                unusual.append(file.path)
-        report["names_unparsed"] = len(unusual)
+                unusual.append(file.place)
+            if self._contradicts(file.place, parsed.label):
+                contradicting.append(file.place)
+        report["names_unparsed"], report["patients_unknown"] = len(unusual), unknown
+        self._note_contradictions(contradicting, len(files), report)
+        if unknown:
+            report["notes"].append(f"patients unknown for {unknown} of {len(labelled)} images")
         if unusual:
             named = ", ".join(unusual[:_NAMED_FILES])
             report["notes"].append(f"{len(unusual)} names are off the grammar, as {named}")
         return labelled
+
+    @classmethod
+    def _contradicts(cls, path: str, label: int) -> bool:
+        """Returns whether a folder named after a class says another label than the name."""
+        try:
+            return cls.folder_label(path) != label
+        except UnlabelledError:
+            return False
+
+    def _note_contradictions(
+        self, paths: Sequence[str], total: int, report: dict[str, Any]
+    ) -> None:
+        """Reports names that contradict their folders; UserError if these are over 1 %."""
+        report["contradictions"] = len(paths)
+        if not paths:
+            return
+        what = (
+            f"the name and the folder of {len(paths)} of {total} images contradict each other, as"
+            f" {', '.join(paths[:_NAMED_FILES])}"
+        )
+        if len(paths) > _MAX_CONTRADICTING_SHARE * total:
+            raise UserError(
+                f"config.data.dir: {what}; that is more than {_MAX_CONTRADICTING_SHARE:.0%}: move"
+                " them to the right folder, or rename them"
+            )
+        report["notes"].append(f"{what}; the names are taken")
 
     def _decode(
         self,
@@ -168,7 +213,7 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
     ) -> Iterator[dict[str, Any]]:
         """Yields the examples; rejects the files that cannot be decoded."""
         size, fit = self.image_config.image_size, self.image_config.fit
-        ids = example_ids([file.path for file, _ in files])
+        ids = example_ids([file.place for file, _ in files])
 
         def read(item: tuple[SourceFile, ParsedName]) -> tuple[np.ndarray | str, str]:
             return _read(folder / item[0].path, size, fit)
@@ -177,7 +222,7 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
         bar = tqdm(results, f"decoding {self.name}", len(files), unit="img", disable=None)
         for (file, parsed), example_id, (image, md5) in zip(files, ids, bar, strict=True):
             if isinstance(image, str):
-                report["rejected"].append({"file": file.path, "reason": image})
+                report["rejected"].append({"file": file.place, "reason": image})
                 continue
             yield {
                 "image": image,
@@ -205,7 +250,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[SourceFile]:
         visited.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not _is_hidden(name)]
         for name in names:
-            if name.lower().endswith(suffixes) and not _is_hidden(name):
+            if name.lower().endswith(suffixes) and not any(map(_is_hidden, name.split("\\"))):
                 path = Path(parent, name)
                 status = path.stat() if path.exists() else path.lstat()  # a broken link is listed
                 relative = path.relative_to(folder).as_posix()
@@ -234,8 +279,8 @@ def find_copies(folder: Path, files: Sequence[SourceFile]) -> set[str]:
         if counts[file.name, file.size] == 1 or file.size == 0:
             continue
         try:
-            key = (file.name, hashlib.md5((folder / file.path).read_bytes()).digest())
-        except OSError:
+            key = (file.name, hashlib.md5(read_bounded(folder / file.path)).digest())
+        except (OSError, BadImageError):
             continue  # decoding reports it
         if key in seen:
             copies.add(file.path)
@@ -267,7 +312,7 @@ def check_rejected(report: dict[str, Any], folder: Path, layout: str) -> None:
 def _read(path: Path, size: int, fit: str) -> tuple[np.ndarray | str, str]:
     """Returns the image and the md5 of its file; for an unusable file, the reason and ""."""
     try:
-        content = path.read_bytes()
+        content = read_bounded(path)
         return read_square(content, size, fit), hashlib.md5(content).hexdigest()
     except OSError as error:
         return f"cannot be read: {error.strerror}", ""

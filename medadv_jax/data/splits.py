@@ -3,7 +3,7 @@
 By default no patient appears in more than one split (`patient`). `image` splits by image, as the
 paper does; `official` takes the published test images; k folds split by patient. Afterwards an
 independent audit looks for groups, exact copies and ids that two splits have in common, and stops
-the run if it finds any.
+the run if it finds any (`data/examples.py`).
 
 Randomness depends on the seed and on the ids alone, never on the order of the examples.
 """
@@ -11,49 +11,44 @@ Randomness depends on the seed and on the ids alone, never on the order of the e
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from medadv_jax.config import Config
-from medadv_jax.data.breakhis.folds import read_fold
+from medadv_jax.data.breakhis.folds import PublishedFold, apply_fold
+from medadv_jax.data.examples import Example, KnownPatients, audit_splits, linked_groups
 from medadv_jax.data.group_split import assign_groups, hash_shuffle, split_count
 from medadv_jax.errors import UserError
 
 CLASSES = (0, 1)
 SPLITS = ("train", "validation", "test")
 SHARES = (0.70, 0.15, 0.15)  # the paper's 1400/300/300 of 2000
-
-
-@dataclass(frozen=True)
-class Example:
-    """The metadata of an image."""
-
-    id: str
-    label: int  # 1 = malignant or pneumonia
-    group: str  # patient or case
-    magnification: int  # 0 = unknown
-    source_split: str  # 'train' | 'val' | 'test' | ''
-    md5: str
-    subtype: str = ""  # of the tissue or the infection; "": unknown
+_PUBLISHED_TESTS = {"chest_xray": 624}  # images of the published test split
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Indices into the examples, sorted by id, and the findings of the audit."""
+    """Indices into the examples, sorted by id, and the findings of the audit.
+
+    `asked` is config.data.split, `done` what the split is: "image: patients unknown" where patients
+    were asked for and the names tell none.
+    """
 
     train: list[int]
     validation: list[int]
     test: list[int]
     audit: dict[str, Any]
     notes: list[str]
+    asked: str = "patient"
+    done: str = "patient"
 
     def to_json(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Returns the content of splits.json."""
         groups = linked_groups(examples)
-        content: dict[str, Any] = {"notes": self.notes, "counts": {}, "audit": self.audit}
+        content: dict[str, Any] = {"notes": self.notes, "asked": self.asked, "done": self.done}
+        content |= {"counts": {}, "audit": self.audit}
         for name in SPLITS:
             part = getattr(self, name)
             by_class = Counter(examples[i].label for i in part)
@@ -62,7 +57,24 @@ class Splits:
                 "by_class": {str(label): by_class[label] for label in CLASSES},
                 "groups": len({groups[i] for i in part}),
             }
-        return content | {name: [examples[i].id for i in getattr(self, name)] for name in SPLITS}
+        ids = {name: [examples[i].id for i in getattr(self, name)] for name in SPLITS}
+        used = sorted({*self.train, *self.validation, *self.test})
+        return content | ids | {"md5": {examples[i].id: examples[i].md5 for i in used}}
+
+
+def changed_images(
+    saved: Mapping[str, Any], md5: Mapping[str, str], names: Iterable[str] = SPLITS
+) -> list[str]:
+    """Returns the ids whose images have another content than when the splits were saved, sorted.
+
+    Args:
+      saved: the content of `splits.json`; one of an earlier version has no md5 sums.
+      md5: id -> md5 sum of the image now.
+      names: the splits to compare.
+    """
+    before = saved.get("md5", {})
+    ids = {id_ for name in names for id_ in saved[name]} & before.keys() & md5.keys()
+    return sorted(id_ for id_ in ids if before[id_] != md5[id_])
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ class _Task:
     groups: list[str]  # of each example; see `linked_groups`
     config: _SplitSettings
     seed: int
+    fold: PublishedFold | None = None  # of BreakHis
     audit: dict[str, Any] = field(default_factory=lambda: {"copies": [], "contradictions": []})
     notes: list[str] = field(default_factory=list)
 
@@ -103,9 +116,10 @@ def make_splits(examples: Sequence[Example], data_config: Config, seed: int) -> 
     names = [field.name for field in fields(_SplitSettings)]
     config = _SplitSettings(**{name: getattr(data_config, name) for name in names})
     _check(examples, config)
+    fold = None
     if config.split == "official" and config.name == "breakhis":
-        examples = _with_published_fold(examples, config.official_list)
-    task = _Task(examples, linked_groups(examples), config, seed)
+        examples, fold = apply_fold(examples, config.official_list)
+    task = _Task(examples, linked_groups(examples), config, seed, fold)
     split = _folds if config.num_folds else _METHODS[config.split]
     parts = [sorted(part, key=lambda i: examples[i].id) for part in split(task)]
     _note_copies(task)
@@ -118,65 +132,21 @@ def make_splits(examples: Sequence[Example], data_config: Config, seed: int) -> 
             "have images in two splits; accuracies will be too high; config.data.split=patient "
             "does not leak"
         )
-    return Splits(*parts, audit=task.audit, notes=task.notes)
+    done = _describe(task)
+    return Splits(*parts, audit=task.audit, notes=task.notes, asked=config.split, done=done)
 
 
-def audit_splits(
-    examples: Sequence[Example], parts: Mapping[str, Sequence[int]], allow_groups: bool = False
-) -> dict[str, dict[str, list[str]]]:
-    """Lists the groups (linked by copies), md5 sums and ids that two splits have in common.
-
-    Args:
-      examples: every image of the data set; those outside all splits still link groups.
-      parts: split -> indices into `examples`.
-      allow_groups: common groups are listed but are no error.
-
-    Returns:
-      "groups_in_common", "md5_in_common" and "ids_in_common": each "split/split" -> sorted names.
-
-    Raises:
-      UserError: two splits have something in common that is not allowed.
-    """
-    groups = linked_groups(examples)
-    kinds = {
-        "groups": {name: {groups[i] for i in part} for name, part in parts.items()},
-        "md5": {name: {examples[i].md5 for i in part} for name, part in parts.items()},
-        "ids": {name: {examples[i].id for i in part} for name, part in parts.items()},
-    }
-    found: dict[str, dict[str, list[str]]] = {}
-    for kind, members in kinds.items():
-        found[f"{kind}_in_common"] = {}
-        for one, other in itertools.combinations(members, 2):
-            common = sorted(members[one] & members[other])
-            if common and not (kind == "groups" and allow_groups):
-                raise UserError(
-                    f"splits: {one} and {other} share {len(common)} {kind}, for example "
-                    f"{', '.join(common[:3])}; this is a leak: please report it, and do not "
-                    "use the run"
-                )
-            found[f"{kind}_in_common"][f"{one}/{other}"] = common
-    return found
-
-
-def linked_groups(examples: Sequence[Example]) -> list[str]:
-    """Returns the group of each example; groups that share an exact copy of an image become one.
-
-    The same image under two patients' names means that they are one patient or that a name is
-    wrong. In both cases the two belong in the same split.
-    """
-    parent = {example.group: example.group for example in examples}
-
-    def root(group: str) -> str:
-        while parent[group] != group:
-            parent[group] = group = parent[parent[group]]
-        return group
-
-    first_with: dict[str, str] = {}
-    for example in examples:
-        one, other = root(example.group), root(first_with.setdefault(example.md5, example.group))
-        # The smaller name is kept, so that the order of the examples does not matter.
-        parent[max(one, other)] = min(one, other)
-    return [root(example.group) for example in examples]
+def _describe(task: _Task) -> str:
+    """Returns what the split really is, and notes where patients are unknown."""
+    known = KnownPatients.of(task.examples)
+    done = known.describe(task.config.split)
+    task.audit["patients_unknown"] = known.unknown
+    if not known.enough:
+        task.notes.append(
+            f"split by {done} for {known.unknown} of {known.images}; images of one patient may be"
+            " in training and in test; name the files as data/README.md says"
+        )
+    return done
 
 
 def _by_patient(task: _Task) -> list[list[int]]:
@@ -217,15 +187,28 @@ def _official(task: _Task) -> list[list[int]]:
     shared_groups = sorted({task.groups[i] for i in shared})
     task.audit["left_out_group_in_test"] = {"images": len(shared), "groups": shared_groups}
     task.notes.append(
-        f"config.data.split=official: all {len(test)} published test images are the test "
+        f"config.data.split=official: {_published_tests(task, len(test))} are the test "
         f"split, neither balanced nor cut; {len(shared)} training images of {len(shared_groups)} "
         "groups that also occur in test are left out; config.data.per_class bounds train + "
         "validation alone"
     )
-    task.audit["in_no_published_split"] = sum(not example.source_split for example in examples)
+    outside = sum(not example.source_split for example in examples)
+    task.audit["in_no_published_split"] = outside
+    if outside:
+        task.notes.append(f"{outside} images are in no published split and are not used")
+    if task.fold and task.fold.missing:
+        task.notes.append(task.fold.describe_missing())
     _require_groups(task, pool, 2)
     shares = SHARES[:2]
     return [*_balance(task, _divide_groups(task, pool, shares), shares), test]
+
+
+def _published_tests(task: _Task, found: int) -> str:
+    """Returns how many of the published test images there are, in words."""
+    published = task.fold.tests if task.fold else _PUBLISHED_TESTS.get(task.config.name, found)
+    if found == published:
+        return f"all {found} published test images"
+    return f"{found} test images, not the {published} published ones,"
 
 
 def _folds(task: _Task) -> list[list[int]]:
@@ -302,18 +285,6 @@ def _require_groups(task: _Task, indices: Iterable[int], needed: int) -> None:
                 f"{field_value}: class {label} has {count} patients, at least {needed} are needed; "
                 "set config.data.split=image, which leaks, or add images"
             )
-
-
-def _with_published_fold(examples: Sequence[Example], path: str) -> list[Example]:
-    """Sets `source_split` from a fold file of BreakHis."""
-    fold = read_fold(path)
-    found = [replace(e, source_split=fold.get(PurePosixPath(e.id).stem, "")) for e in examples]
-    if not any(example.source_split for example in found):
-        raise UserError(
-            f"config.data.official_list={path}: none of its {len(fold)} names is among the "
-            f"{len(examples)} images; check config.data.dir and the file"
-        )
-    return found
 
 
 def _without_copies(task: _Task, indices: Iterable[int]) -> list[int]:

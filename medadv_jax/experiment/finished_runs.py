@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from medadv_jax.config import Config, flatten, read_saved_config
 from medadv_jax.data.loader import Dataset, load_dataset, make_loader
+from medadv_jax.data.splits import changed_images
 from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import put_batch, use_own_settings
 from medadv_jax.errors import UserError
@@ -64,6 +65,8 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
     config, test, made = load_runs(runs)
     dataset, console = load_dataset(config.data), default_console()
     indices = find_examples(dataset, test, runs[0])
+    for run in runs:
+        _refuse_changed_images(run, dataset)
     if count:
         indices = indices[choose_examples(dataset.labels[indices], count, config.seed)]
     models, attacks = load_models(runs, made), evaluation_attacks(config)
@@ -104,6 +107,17 @@ def find_examples(dataset: Dataset, ids: Sequence[str], run: Path) -> np.ndarray
     if lost:
         raise UserError(f"{run}: test image {lost[0]} is not in the data; check config.data")
     return np.array([position[name] for name in ids])
+
+
+def _refuse_changed_images(run: Path, dataset: Dataset) -> None:
+    """Raises UserError if test images have another content than when the run was made."""
+    saved = read_json(run / "splits.json")
+    now = {example.id: example.md5 for example in dataset.examples}
+    if changed := changed_images(saved, now, ("test",)):
+        raise UserError(
+            f"{run}: {len(changed)} test images have another content now, as {changed[0]}; bring"
+            " the images of the run back"
+        )
 
 
 def load_runs(runs: Sequence[Path]) -> tuple[Config, list[str], list[Classifiers]]:

@@ -137,10 +137,15 @@ class Run:
         content = splits.to_json(dataset.examples)
         if distributed.is_first():
             run_dir.refuse_other_images(self.workdir / "splits.json", content)
+            if config.reuse:
+                used = Path(config.reuse, "splits.json")
+                run_dir.refuse_other_images(used, content, ("train", "validation"))
             write_json(self.workdir / "splits.json", content | {"data": dataset.report})
         check_batch(config, len(splits.train), "training images")
         sizes = f"{len(splits.train)} training, {len(splits.validation)} validation"
-        self._say(f"{dataset.name}: {sizes}, {len(splits.test)} test images by {config.data.split}")
+        self._say(
+            f"{dataset.name}: {sizes}, {len(splits.test)} test images, split by {splits.done}"
+        )
         self._note(*dataset.report["notes"], *splits.notes)
         return dataset, splits
 

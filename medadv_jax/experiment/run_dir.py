@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from medadv_jax.config import FIELDS_WITHOUT_RESULT, Config, expand_path, flatten, read_saved_config
-from medadv_jax.data.splits import SPLITS
+from medadv_jax.data.splits import SPLITS, changed_images
 from medadv_jax.errors import UserError
 from medadv_jax.files import (
     DIGESTS,
@@ -129,25 +129,35 @@ def describe_machine() -> str:
     return f"{about['device']}, {', '.join(' '.join(pair) for pair in about['versions'].items())}"
 
 
-def refuse_other_images(path: Path, content: dict[str, Any]) -> None:
+def refuse_other_images(
+    path: Path, content: dict[str, Any], names: tuple[str, ...] = SPLITS
+) -> None:
     """Raises UserError if a run would resume with other images or splits than it began with.
 
     Args:
-      path: of `splits.json`, which may be missing.
-      content: what it would hold now: the ids of every split.
+      path: of `splits.json`, which may be missing; earlier versions kept no md5 sums in it.
+      content: what it would hold now: the ids of every split, and the md5 sum of each image.
+      names: the splits to compare.
     """
     if not path.exists():
         return
 
-    def compare(before: dict[str, Any]) -> tuple[list[int], bool]:
-        sizes = [sum(len(part[name]) for name in SPLITS) for part in (before, content)]
-        return sizes, all(before[name] == content[name] for name in SPLITS)
+    def compare(before: dict[str, Any]) -> tuple[list[int], bool, list[str]]:
+        sizes = [sum(len(part[name]) for name in names) for part in (before, content)]
+        same = all(before[name] == content[name] for name in names)
+        return sizes, same, list(changed_images(before, content.get("md5", {}), names))
 
-    sizes, same = read_json(path, "delete it, and it is written again", compare)
+    remedy = "delete it, and it is written again"
+    sizes, same, changed = read_json(path, remedy, compare)
     if not same:
         raise UserError(
             f"{path}: the run began with other images or other splits ({sizes[0]} images then,"
             f" {sizes[1]} now); bring the data back, or give another --workdir"
+        )
+    if changed:
+        raise UserError(
+            f"{path}: the run began with other images: {len(changed)} of {sizes[0]} have another"
+            f" content now, as {changed[0]}; bring the data back, or give another --workdir"
         )
 
 

@@ -127,6 +127,20 @@ class RunRecords:
         return f"{PHANTOMS}_{data['phantom_kind']}" if drawn else data["name"]
 
     @property
+    def split(self) -> str:
+        """What the split is, as "patient"; as splits.json says, in earlier versions the config."""
+        return self.splits.get("done") or self.config["data"].get("split", "?")
+
+    @property
+    def patients_unknown(self) -> bool:
+        """Returns whether the names of the images do not tell the patients."""
+        return self.split.endswith("patients unknown")
+
+    def count_patients(self, of: np.ndarray | slice = slice(None)) -> int | str:
+        """Returns how many patients (groups) these test images have, "unknown" if nobody knows."""
+        return "unknown" if self.patients_unknown else len(np.unique(self.group[of]))
+
+    @property
     def generated(self) -> bool:
         """Returns whether the images are generated."""
         return self.config["data"]["name"] == PHANTOMS

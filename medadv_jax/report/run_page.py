@@ -1,7 +1,5 @@
 """The page of one run."""
 
-import numpy as np
-
 from medadv_jax.report import comparison, run_figures, run_tables
 from medadv_jax.report.aggregate import make_groups
 from medadv_jax.report.example_panels import panels
@@ -55,9 +53,11 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
 def lead(run: RunRecords) -> str:
     """Returns the line below the title: test images, split and attacks."""
     attacks = f"{', '.join(run.attacks)} at ε = {run.epsilon:g}" if run.attacks else "no attack"
+    images = f"Run {run.name}: {len(run.label)} test images"
+    if run.patients_unknown:
+        return f"{images}, split by {run.split}; {attacks}."
     return (
-        f"Run {run.name}: {len(run.label)} test images of {len(np.unique(run.group))} patients"
-        f" (groups), {run.config['data'].get('split', '?')}-level split; {attacks}."
+        f"{images} of {run.count_patients()} patients (groups), {run.split}-level split; {attacks}."
     )
 
 
@@ -65,12 +65,19 @@ def cards(run: RunRecords, comparisons: list[comparison.Comparison], headline: T
     """Returns the four answers at the top of the page."""
     kind = GOOD if comparison.is_best_significant(run, comparisons) else UNSURE
     return [
-        Card("How good on clean images?", PLAIN, _lines(headline, 1)),
+        Card("How good on clean images?", PLAIN, _lines(headline, 1), _leaks(run)),
         Card("How good under attack? (for each image the worst, adaptive)", PLAIN,
              _lines(headline, 2)),
         Card("Which defence is best?", kind, (), comparison.conclusion(run, comparisons)),
         trust(run),
     ]  # fmt: skip
+
+
+def _leaks(run: RunRecords) -> tuple[str, ...]:
+    """Returns the sentence that a split without known patients needs, if it is one."""
+    if not run.patients_unknown:
+        return ()
+    return (f"Split by {run.split}: accuracies may flatter.",)
 
 
 def _lines(headline: Table, column: int) -> tuple[tuple[str, str, str], ...]:
@@ -123,6 +130,11 @@ def warnings(run: RunRecords) -> list[str]:
         found.append(NOT_RUN)
     if run.config["data"].get("split") == "image":
         found.append("Split by image: patients may be in training and in test; accuracies flatter.")
+    elif run.patients_unknown:
+        found.append(
+            f"Split by {run.split}: a patient may be in training and in test; accuracies may"
+            " flatter."
+        )
     if run.generated:
         found.append("Generated images: no number here says anything about patients.")
     found += [f"{name}: withheld, its adaptive partner is missing." for name in run.withheld()]

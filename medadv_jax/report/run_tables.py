@@ -19,7 +19,12 @@ WORST = "worst"
 
 def interval_note(run: RunRecords) -> str:
     """Returns the note that explains how the intervals of this run are computed."""
-    n, patients = len(run.label), len(np.unique(run.group))
+    n, patients = len(run.label), run.count_patients()
+    if run.patients_unknown:
+        return (
+            f"Brackets: 95 % intervals over the {n} images. Patients are unknown: where one has"
+            " several images, these intervals are too narrow."
+        )
     if not run.clustered:
         return (
             f"Brackets: 95 % intervals; each of the {n} images has a patient (group) of its own, so"
@@ -119,7 +124,8 @@ def headline_table(run: RunRecords) -> Table:
         cells.append(None if defense not in attacked else _share(run, attacked[defense]))
         cells.append(None if everything is None else accuracy(run, everything))
         for correct in (clean, attacked):
-            cells.append(_by_patient(run, correct[defense]) if defense in correct else None)
+            known = defense in correct and not run.patients_unknown
+            cells.append(_by_patient(run, correct[defense]) if known else None)
         rows.append((defense, *cells))
     columns = (
         "defence", "clean", "worst adaptive attack", "worst of all threat models",
@@ -154,7 +160,7 @@ def subgroup_table(run: RunRecords, by: str) -> Table | None:
     for kind in kinds:
         inside = values == kind
         name = f"{kind}×" if by == "magnification" else str(kind)
-        patients = len(np.unique(run.group[inside]))
+        patients = run.count_patients(inside)
         for defense in run.defenses:
             cells = []
             for on in (CLEAN, ATTACKED):

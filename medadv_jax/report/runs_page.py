@@ -124,7 +124,7 @@ def overview_table(runs: Sequence[RunRecords], comparisons: Comparisons) -> Tabl
         best = comparison.best_defense(run)
         outcomes = (run.clean(best), run.worst(best)) if best else (None, None)
         rows.append(
-            (run.name, run.model, run.dataset, len(run.label), len(np.unique(run.group)),
+            (run.name, run.model, run.dataset, len(run.label), run.count_patients(),
              _leader(best, [run]) if best else "–", *(o and accuracy(run, o) for o in outcomes),
              "yes" if comparison.is_best_significant(run, pairs) else "no", trust(run).text[0])
         )  # fmt: skip

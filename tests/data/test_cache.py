@@ -307,3 +307,33 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow",
 """
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_pipes_devices_and_sparse_files_are_rejected_by_name(settings, tmp_path):
+    for i in range(400):
+        _picture(_files(settings) / "NORMAL" / f"IM-{i:04d}-0002.png", i % 256)
+    place = _files(settings) / "train" / "NORMAL"
+    os.mkfifo(place / "IM-0901-0001.png")
+    (place / "IM-0902-0001.png").symlink_to("/dev/zero")
+    for folder in (place, _files(settings)):  # two of one name and size are compared, if readable
+        with (folder / "IM-0903-0001.png").open("wb") as file:
+            file.truncate(6 << 30)
+    dataset = load_dataset(settings)
+    assert {item["file"]: item["reason"] for item in dataset.report["rejected"]} == {
+        "IM-0903-0001.png": "over 256 MiB",
+        "train/NORMAL/IM-0901-0001.png": "not a regular file",
+        "train/NORMAL/IM-0902-0001.png": "not a regular file",
+        "train/NORMAL/IM-0903-0001.png": "over 256 MiB",
+    }
+
+
+def test_no_changed_byte_of_an_index_goes_unnoticed(settings):
+    load_dataset(settings)
+    (path,) = (folder / INDEX_FILE for folder in _finished(settings))
+    content = path.read_bytes()
+    for position in range(0, len(content), 7):
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+        )
+        with pytest.raises(UserError, match="is damaged; delete it"):
+            load_dataset(settings)

@@ -1,13 +1,15 @@
 import io
+import os
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from medadv_jax.data.images import BadImageError, read_square
+from medadv_jax.data.images import MAX_BYTES, BadImageError, read_bounded, read_square
 
 RED, GREY = (200, 40, 10), 120
 
@@ -157,3 +159,32 @@ def test_the_triangle_filter_is_what_antialiases():
     expected = weights @ column / weights.sum(1)
     image = read_square(_bytes(picture), 16, "crop")
     np.testing.assert_allclose(image[:, 8, 0], expected, atol=1)
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path):
+    pipe, device, sparse, usual = (tmp_path / name for name in ("pipe", "device", "sparse", "x"))
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    with sparse.open("wb") as file:
+        file.truncate(6 << 30)
+    usual.write_bytes(b"abc")
+    for path, reason in (
+        (pipe, "not a regular file"),
+        (device, "not a regular file"),
+        (sparse, f"over {MAX_BYTES >> 20} MiB"),
+        (Path("/dev/null"), "not a regular file"),
+    ):
+        with pytest.raises(BadImageError, match=reason):
+            read_bounded(path)
+    assert read_bounded(usual, 3) == b"abc"
+    with pytest.raises(BadImageError):
+        read_bounded(usual, 2)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused():
+    content = _bytes(Image.new("L", (40, 40), GREY), "jpeg", progressive=True)
+    assert (read_square(content, 8, "crop") == GREY).all()
+    start = content.index(b"\xff\xda")
+    scan = content[start : content.index(b"\xff", start + 2)]
+    with pytest.raises(BadImageError, match="over 100 scans"):
+        read_square(content[:start] + 200 * scan + content[start:], 8, "crop")

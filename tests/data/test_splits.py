@@ -11,7 +11,8 @@ import pytest
 from configs.default import get_config
 from medadv_jax.data.breakhis import BreakHis
 from medadv_jax.data.chest_xray import ChestXray
-from medadv_jax.data.splits import SPLITS, Example, Splits, audit_splits, linked_groups, make_splits
+from medadv_jax.data.examples import Example, audit_splits, linked_groups
+from medadv_jax.data.splits import SPLITS, Splits, changed_images, make_splits
 from medadv_jax.errors import UserError
 
 # Slides of one case that BreakHis files under several names (class, subtype, year-slide).
@@ -281,6 +282,59 @@ def test_official_breakhis_reads_the_published_fold(tmp_path):
     assert splits.audit["in_no_published_split"] == 10
 
 
+def breakhis_fold(encoding: str, folder: str = "", change=str) -> bytes:
+    """Returns a fold file of `breakhis_examples`: every third case is tested."""
+    lines = [
+        f"{folder}{change(Path(e.id).name)}|40|1|{'train' if int(e.group[3:]) % 3 else 'test'}"
+        for e in breakhis_examples()
+    ]
+    return "\n".join(lines).encode(encoding)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        breakhis_fold("utf-8"),
+        breakhis_fold("utf-8-sig"),
+        breakhis_fold("utf-16"),
+        breakhis_fold("utf-16-be"),
+        breakhis_fold("utf-16-le"),
+        breakhis_fold("utf-8", "BreaKHis_v1/40X/"),
+        breakhis_fold("utf-8", "C:\\BreaKHis_v1\\40X\\"),
+        breakhis_fold("utf-8", change=str.lower),
+    ],
+)
+def test_fold_files_of_every_encoding_and_system(tmp_path, content):
+    examples, path = breakhis_examples(), tmp_path / "dsfold1.txt"
+    path.write_bytes(content)
+    config = data_config(name="breakhis", split="official", official_list=str(path), per_class=0)
+    splits = make_splits(examples, config, 0)
+    assert {examples[i].id for i in splits.test} == {
+        e.id for e in examples if int(e.group[3:]) % 3 == 0
+    }
+    assert splits.audit["in_no_published_split"] == 0
+    assert any(f"all {len(splits.test)} published test images" in note for note in splits.notes)
+    assert not any("missing" in note for note in splits.notes)
+
+
+def test_listed_images_that_are_missing_are_counted(tmp_path):
+    path = tmp_path / "dsfold1.txt"
+    examples = [e for e in breakhis_examples() if "DC-14-13412" not in e.id]
+    listed = [f"SOB_B_A-14-{i}-200-001.png|200|1|{'test' if i < 7 else 'train'}" for i in range(20)]
+    # Copies that are left out on purpose are not missing.
+    dropped = [f"SOB_M_DC-14-13412-200-{i:03}.png|200|1|test" for i in range(5)]
+    path.write_bytes(breakhis_fold("utf-8") + "\n".join(["", *listed, *dropped]).encode())
+    config = data_config(name="breakhis", split="official", official_list=str(path), per_class=0)
+    splits = make_splits(examples, config, 0)
+    tests = len(splits.test)
+    assert any(
+        f"20 of {len(examples) + 20} listed images are missing (7 of {tests + 7} test images)"
+        in note
+        for note in splits.notes
+    )
+    assert any(f"{tests} test images, not the {tests + 7} published" in n for n in splits.notes)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -391,3 +445,19 @@ def test_the_written_splits_are_plain_json():
     assert counts["images"] == len(splits.test) == sum(counts["by_class"].values())
     assert counts["groups"] == len({examples[i].group for i in splits.test})
     assert content["audit"]["ids_in_common"]["train/test"] == []
+
+
+def test_splits_keep_the_content_of_every_image_in_them():
+    examples = random_examples(2, num_groups=60)
+    splits = make_splits(examples, data_config(per_class=30), 0)
+    content = splits.to_json(examples)
+    chosen = set(itertools.chain(*parts_of(splits).values()))
+    assert content["md5"] == {examples[i].id: examples[i].md5 for i in chosen}
+    now = {e.id: e.md5 for e in examples}
+    assert changed_images(content, now) == []
+    one, other = content["train"][3], content["test"][1]
+    now |= {one: "x", other: "y"}
+    assert changed_images(content, now) == sorted([one, other])
+    assert changed_images(content, now, ("train", "validation")) == [one]
+    del content["md5"]  # as earlier versions wrote it
+    assert changed_images(content, now) == []

@@ -212,3 +212,25 @@ def test_a_copy_is_no_second_network_and_another_checkpoint_has_no_records(
     shutil.copytree(runs / "two" / "checkpoints", copied / "checkpoints")
     with pytest.raises(UserError, match="another checkpoint of base"):
         finished_runs.load_models([copied], finished_runs.load_runs([copied])[2])
+
+
+def test_images_that_changed_under_their_names_are_refused(runs, tmp_path):
+    folder = tmp_path / "changed"
+    shutil.copytree(runs / "one", folder)
+    content = json.loads((folder / "splits.json").read_text())
+    content["md5"][content["train"][0]] = "another"  # not evaluated
+    write_json(folder / "splits.json", content)
+    dataset = load_dataset(finished_runs.load_runs([folder])[0].data)
+    finished_runs._refuse_changed_images(folder, dataset)
+    content["md5"][content["test"][0]] = "another"
+    write_json(folder / "splits.json", content)
+    said = f"1 test images have another content now, as {content['test'][0]}"
+    with pytest.raises(UserError, match=said):
+        finished_runs.evaluate_runs([folder], tmp_path / "out")
+    config = tiny_config()
+    config.data.cache_dir, config.reuse = str(runs / "cache"), str(folder)
+    config.defenses, config.eval.attacks, config.train.epochs = "base", "pgd", 1
+    with pytest.raises(
+        UserError, match=r"changed/splits\.json: the run began with other images: 1"
+    ):
+        run_experiment(config, tmp_path / "reuses", Console(file=io.StringIO()))

@@ -105,6 +105,15 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     for other in ({"train": ["a"]}, {"train": ["b", "a"]}, {"test": ["e"]}):
         with pytest.raises(UserError, match="began with other images"):
             run_dir.refuse_other_images(path, content | other)
+    now = content | {"md5": {"a": "1", "b": "2", "c": "3", "d": "4"}}
+    run_dir.refuse_other_images(path, now)  # an earlier version kept no md5 sums
+    write_json(path, now)
+    run_dir.refuse_other_images(path, now)
+    changed = now | {"md5": now["md5"] | {"d": "5"}}
+    with pytest.raises(UserError, match="1 of 4 have another content now, as d"):
+        run_dir.refuse_other_images(path, changed)
+    # A run that reuses only the training of another may test on other images.
+    run_dir.refuse_other_images(path, changed | {"test": ["d", "e"]}, ("train", "validation"))
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         run_dir.refuse_other_images(path, content)

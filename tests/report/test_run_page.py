@@ -371,3 +371,20 @@ def test_self_checks_are_summed_up_by_their_worst_verdict(full):
     full_table = run_tables.checks_table(run)
     assert full_table is not None
     assert len(full_table.rows) == 24
+
+
+def test_a_split_without_known_patients_never_says_patient_level(tmp_path):
+    path = make_run(tmp_path / "x", optional=False)
+    known = load_run(path)
+    assert "patient-level split" in run_page.lead(known)
+    done = "image: patients unknown"
+    (path / "splits.json").write_text(json.dumps({"asked": "patient", "done": done, "notes": []}))
+    run = load_run(path)
+    headline = run_tables.headline_table(run)
+    assert "split by image: patients unknown" in run_page.lead(run)
+    assert "patient-level" not in run_page.lead(run)
+    cards = run_page.cards(run, comparison.compare(run), headline)
+    assert cards[0].text[0].startswith("Split by image: patients unknown")
+    assert any("patients unknown" in warning for warning in run_page.warnings(run))
+    assert all(row[-2:] == (None, None) for row in headline.rows)
+    assert "resampling" not in run_tables.interval_note(run)

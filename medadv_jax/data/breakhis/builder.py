@@ -8,12 +8,18 @@ such as 22549AB is a part of case 22549, so a group is (year, leading digits of 
 import re
 from pathlib import PurePosixPath
 
+from medadv_jax.data.examples import UNKNOWN_PATIENT
 from medadv_jax.data.source import FolderBuilder, ParsedName
 
-_NAME = re.compile(r"SOB_([BM])_([A-Z]+)-(\d+)-([0-9A-Za-z]+)-(\d+)-(\d+)\.png", re.IGNORECASE)
-_LABEL = re.compile(r"SOB_([BM])_", re.IGNORECASE)
+_START = r"SOB_([BM])_([A-Z]+)-(\d+)-([0-9A-Za-z]+)-(\d+)-(\d+)"
+_NAME = re.compile(rf"{_START}\.png", re.IGNORECASE)
+# A copy has more before or after its name; a magnification and number may follow the slide.
+_COPY = re.compile(rf"(?<![0-9A-Z]){_START}(?!\d)", re.IGNORECASE)
+_LABEL = re.compile(r"(?<![0-9A-Z])SOB_([BM])_", re.IGNORECASE)
 # The slide in a name of another form. A magnification in the slide's place is no slide.
-_SLIDE = re.compile(r"SOB_[BM]_([A-Z]+)-(\d+)-(?!(?:40|100|200|400)-)(\d+)[A-Z]*(?![0-9A-Z])", re.I)
+_SLIDE = re.compile(
+    r"(?<![0-9A-Z])SOB_[BM]_([A-Z]+)-(\d+)-(?!(?:40|100|200|400)-)(\d+)[A-Z]*(?![0-9A-Z])", re.I
+)
 _DROPPED_SLIDE = ("DC", "14-13412")
 
 
@@ -36,22 +42,22 @@ class BreakHis(FolderBuilder, skip_registration=True):
     @classmethod
     def parse(cls, path: str) -> ParsedName:
         """Reads class, case, magnification and subtype from the name, as far as it has them."""
-        name, alone = PurePosixPath(path).name, f"file:{path}"
-        if match := _NAME.fullmatch(name):
+        name, alone = PurePosixPath(path).name, f"{UNKNOWN_PATIENT}{path}"
+        if match := _COPY.search(name):
             letter, subtype, year, slide, magnification, _ = match.groups()
             case = re.match(r"\d+", slide)
             if case:
-                group = f"{year}-{case[0]}"
-                return ParsedName(_label(letter), group, int(magnification), subtype=subtype)
+                group, usual = f"{year}-{case[0]}", _NAME.fullmatch(name) is not None
+                return ParsedName(_label(letter), group, int(magnification), "", usual, subtype)
             return ParsedName(_label(letter), alone, int(magnification), follows_pattern=False)
-        if match := _LABEL.match(name):
+        if match := _LABEL.search(name):
             return ParsedName(_label(match[1]), _case(name) or alone, follows_pattern=False)
         return ParsedName(cls.folder_label(path), alone, follows_pattern=False)
 
     @classmethod
     def drop_reason(cls, path: str) -> str:
         """Drops the ductal (DC) copies of slide 13412, whose images are also filed as lobular."""
-        match = _SLIDE.match(PurePosixPath(path).name)
+        match = _SLIDE.search(PurePosixPath(path).name)
         if match and (match[1].upper(), f"{match[2]}-{match[3]}") == _DROPPED_SLIDE:
             return "slide 14-13412 filed as DC holds the images filed as LC"
         return ""
@@ -62,5 +68,5 @@ def _label(letter: str) -> int:
 
 
 def _case(name: str) -> str:
-    match = _SLIDE.match(name)
+    match = _SLIDE.search(name)
     return f"{match[2]}-{match[3]}" if match else ""

@@ -1,15 +1,69 @@
 """BreakHis's published folds: files of lines `name.png|magnification|fold|train` or `…|test`."""
 
-from pathlib import Path, PurePosixPath
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
 
+from medadv_jax.data.breakhis.builder import BreakHis
+from medadv_jax.data.examples import Example
+from medadv_jax.data.images import BadImageError, read_bounded
 from medadv_jax.errors import UserError
+
+_MAX_BYTES = 16 << 20  # of a list; the published ones have 0.4e6
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class PublishedFold:
+    """How many images a fold file lists, and how many of them are not there.
+
+    The copies that the builder leaves out on purpose do not count.
+    """
+
+    listed: int
+    tests: int  # of the listed ones
+    missing: int
+    missing_tests: int
+
+    def describe_missing(self) -> str:
+        """Returns a line for people."""
+        return (
+            f"config.data.official_list: {self.missing} of {self.listed} listed images are missing"
+            f" ({self.missing_tests} of {self.tests} test images): this is not the published split"
+        )
+
+
+def apply_fold(examples: Sequence[Example], path: str) -> tuple[list[Example], PublishedFold]:
+    """Sets `source_split` from a fold file.
+
+    Raises:
+      UserError: as `read_fold`, or none of its names is among the images.
+    """
+    fold = read_fold(path)
+    stems = [_stem(example.id) for example in examples]
+    there = {*stems}
+    if not fold.keys() & there:
+        name = next(iter(fold), "none")
+        raise UserError(
+            f"config.data.official_list={path}: none of its {len(fold)} names, such as {name}, is"
+            f" among the {len(examples)} images, such as {stems[0]}; check config.data.dir and the"
+            " file"
+        )
+    kept = {name: side for name, side in fold.items() if not BreakHis.drop_reason(name)}
+    missing = [side for name, side in kept.items() if name not in there]
+    tests = list(kept.values()).count("test")
+    found = [replace(e, source_split=fold.get(s, "")) for e, s in zip(examples, stems, strict=True)]
+    return found, PublishedFold(len(kept), tests, len(missing), missing.count("test"))
 
 
 def read_fold(path: str) -> dict[str, str]:
-    """Returns image name without suffix -> "train" or "test", from a `dsfold*.txt`.
+    """Returns image name in upper case without suffix -> "train" or "test", from a `dsfold*.txt`.
+
+    UTF-8 and UTF-16 are read; folders before a name, of either kind, are ignored.
 
     Raises:
-      UserError: no path, no such file, a malformed line, or a name in both parts.
+      UserError: no path, no such file, no text, a malformed line, or a name in both parts.
     """
     if not path:
         raise UserError(
@@ -19,11 +73,11 @@ def read_fold(path: str) -> dict[str, str]:
     if not Path(path).expanduser().is_file():
         raise UserError(f"config.data.official_list={path}: no such file; give a dsfold*.txt")
     sides: dict[str, str] = {}
-    for number, line in enumerate(Path(path).expanduser().read_text().splitlines(), start=1):
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
         parts = [part.strip() for part in line.split("|")]
         if not line.strip():
             continue
-        side, stem = parts[-1].lower(), PurePosixPath(parts[0]).stem
+        side, stem = parts[-1].lower(), _stem(parts[0])
         if len(parts) != 4 or side not in ("train", "test"):
             raise UserError(
                 f"config.data.official_list={path}: line {number} is {line!r}; expected "
@@ -35,3 +89,24 @@ def read_fold(path: str) -> dict[str, str]:
                 "fold a file"
             )
     return sides
+
+
+def _read_text(path: str) -> str:
+    """Returns the text of a list; a byte order mark, or the zeros of UTF-16, tell its encoding."""
+    try:
+        content = read_bounded(Path(path).expanduser(), _MAX_BYTES)
+        if content.startswith(_UTF16):
+            return content.decode("utf-16")
+        if b"\0" in content[:2]:  # ASCII in UTF-16 without a mark
+            return content.decode("utf-16-be" if content[0] == 0 else "utf-16-le")
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeError, BadImageError) as error:
+        raise UserError(
+            f"config.data.official_list={path}: cannot be read as text ({error}); give a"
+            " dsfold*.txt in UTF-8"
+        ) from error
+
+
+def _stem(name: str) -> str:
+    """Returns a name without folders and suffix in upper case; a Windows path is one too."""
+    return PureWindowsPath(name).stem.upper()

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from medadv_jax.data.splits import SPLITS, Example
+from medadv_jax.data.examples import Example, KnownPatients
+from medadv_jax.data.splits import SPLITS
 from medadv_jax.evaluation.checks.result import Check, check
 
 _SIDE = 16  # of a difference hash, in bits
@@ -51,7 +52,8 @@ def check_splits(
     classifiers have the same test examples.
 
     Args:
-      splits: the content of `splits.json`.
+      splits: the content of `splits.json`; unknown patients are a fault unless a split by image
+        was asked for in it.
       examples: all of the data set.
       predictions: rows of `predictions.parquet`.
       training: lines of `metrics.jsonl`.
@@ -72,6 +74,10 @@ def check_splits(
         pairs = sum(_alike(one, other) for one, other in itertools.combinations(parts, 2))
         counts["look-alikes"], alike = pairs, f"{pairs}"
     faults += [f"{count} {what} in two splits" for what, count in counts.items() if count]
+    known, asked = KnownPatients.of(examples), splits.get("asked", "patient")
+    what = "" if known.enough else f"split by {known.describe(asked)} for {known.unknown} images; "
+    if what and asked != "image":
+        faults.append(what.removesuffix("; "))
     faults += _selection(training, len(members["validation"]))
     faults += _other_examples(predictions, {example.id for example in members["test"]})
     n = sum(len(part) for part in members.values())
@@ -79,7 +85,7 @@ def check_splits(
     return check(
         11, "all", "fail" if faults else "pass", leaks,
         "; ".join(faults)
-        or f"no id, md5 sum or group of {n} images is in two splits (look-alikes: {alike});"
+        or f"{what}no id, md5 sum or group of {n} images is in two splits (look-alikes: {alike});"
         f" checkpoints chosen on {len(members['validation'])} validation images; every classifier"
         f" answers the same {len(members['test'])} test images",
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """Leaks between splits are seen."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -76,3 +78,15 @@ def test_pictures_of_one_kind_are_no_copies():
     hashes = difference_hashes(images).astype(int)
     apart = (hashes[:, None] != hashes[None]).sum(axis=2)[np.triu_indices(30, 1)]
     assert apart.min() > 16
+
+
+@pytest.mark.parametrize(
+    ("asked", "unknown", "verdict"),
+    [(None, 0, "pass"), ("patient", 1, "fail"), (None, 1, "fail"), ("image", 1, "pass")],
+)
+def test_unknown_patients_fail_unless_a_split_by_image_was_asked_for(asked, unknown, verdict):
+    examples, splits, *rest = split_case()
+    examples[:unknown] = [dataclasses.replace(e, group=f"file:{e.id}") for e in examples[:unknown]]
+    result = split_verdict(examples, splits | ({"asked": asked} if asked else {}), *rest)
+    assert result.verdict == verdict
+    assert ("split by image: patients unknown" in result.explanation) == bool(unknown)
