@@ -108,6 +108,7 @@ def get_config() -> Config:
 
     config.detector = detector = ml_collections.ConfigDict()  # beside base; needs autoencoder
     detector.run = True  # whether detectors are measured
+    detector.images = 0  # test images that they are measured on, half of each class; 0: all
     detector.false_positive_rate = 0.05  # of clean validation images; chooses the threshold
     detector.attack = "pgd"  # of the adaptive attacker, whose loss includes the detector's score
     detector.penalty = 1.0  # its weight of score / threshold beside the cross-entropy

@@ -28,4 +28,6 @@ def get_config() -> Config:
     config.purifier.joint_epochs = 2
     config.eval.num_steps = 15  # against the hybrid 10 were too few: self-check 5
     config.eval.check_images = 32
+    config.eval.second_queries = 100
+    config.detector.images = 40
     return config

@@ -34,6 +34,7 @@ _ADDED_FIELDS = {
     "eval.validation_steps": 20,
     "eval.second_images": 64,
     "eval.second_queries": 100,
+    "detector.images": 0,
 }
 _RENAMED_FIELDS = {"model.forms": "model.conv_impl"}  # name in earlier versions -> name now
 

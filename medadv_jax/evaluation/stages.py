@@ -147,14 +147,15 @@ class Evaluation:
         if not settings.run or "autoencoder" not in self.targets or path.exists():
             return
         self._say("detectors: three, each attacked in turn")
-        attacks, splits = self._first_order_attacks(), self.splits
-        total = detection.count_scored(len(splits.validation), len(splits.test), len(attacks))
+        attacks, validation = self._first_order_attacks(), self.splits.validation
+        test = self._choose_tests(settings.images or len(self.splits.test)).tolist()
+        total = detection.count_scored(len(validation), len(test), len(attacks))
         variables = self.targets["autoencoder"].variables
         measured = detection.Detection(self.predictor, variables, self.mesh, self.config.seed)
         with self._progress("detectors", total) as progress:
             table = measured.measure(
-                self._batches(splits.validation),
-                list(self._batches(splits.test)),
+                self._batches(validation),
+                list(self._batches(test)),
                 self.dataset.examples,
                 attacks,
                 evaluation_attack(self.config, settings.attack),

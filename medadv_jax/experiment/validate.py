@@ -137,6 +137,7 @@ RULES: dict[str, Rule] = {
     "eval.second_images": _number(2, _MANY),
     "eval.second_queries": _number(1, 10**6),
     "detector.run": _ANY,
+    "detector.images": (lambda value: value == 0 or 2 <= value <= _MANY, "0: all, or at least 2"),
     "detector.false_positive_rate": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "detector.attack": _one_of(ATTACKS),
     "detector.penalty": _number(0, 10**6),
