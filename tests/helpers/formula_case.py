@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from medadv_jax.data.splits import Example
 from medadv_jax.distributed import make_mesh
+from medadv_jax.evaluation.checks import run_all, second_opinion
 from medadv_jax.evaluation.model_under_test import ModelUnderTest, make_attack_programs
 from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows, to_columns
 from medadv_jax.evaluation.predictor import Predictor
@@ -144,3 +145,12 @@ def with_transfer(predictions, fallen):
     right = np.where(fallen, 1 - columns["label"], columns["label"])
     columns |= {"predicted": right, "threat_model": ["transfer"] * len(right)}
     return pa.concat_tables([predictions, pa.table(columns, schema=SCHEMA)])
+
+
+def checks_of(model, config):
+    """Returns the self-checks of a model under its own evaluation, number -> check."""
+    curves, predictions = predictions_of(model, config)
+    attacks = second_opinion.other_attacks(config)
+    second = second_opinion.ask(model, attacks, predictions)
+    found = run_all.run_self_checks(model, config, curves, predictions, second)
+    return {check.number: check for check in found}

@@ -7,23 +7,21 @@ import pytest
 from medadv_jax.evaluation.checks.result import NAMES, check, judge
 from medadv_jax.evaluation.checks.run_all import (
     read_self_checks,
-    run_self_checks,
     write_self_checks,
 )
 from tests.helpers.formula_case import (
     Formula,
+    checks_of,
     formula_config,
     linear,
     make_model,
-    predictions_of,
     rounded,
 )
 
 
 @pytest.fixture(scope="module")
 def checks(healthy):
-    found = run_self_checks(healthy.model, formula_config(), healthy.rows, healthy.predictions)
-    return {each.number: each for each in found}
+    return checks_of(healthy.model, formula_config())
 
 
 @pytest.mark.parametrize("number", sorted({*NAMES} - {11}))
@@ -38,10 +36,8 @@ def test_healthy_classifier_passes(checks, number):
 
 def test_accuracy_that_no_radius_brings_down():
     """A purifier that rounds hides the gradient: even ε = 1 breaks nothing."""
-    config = formula_config()
-    model = make_model(Formula(linear, rounded), config)
-    rows, predictions = predictions_of(model, config)
-    checks = {c.number: c for c in run_self_checks(model, config, rows, predictions)}
+    config = formula_config(eval__attacks="pgd,apgd", eval__second_queries=300)
+    checks = checks_of(make_model(Formula(linear, rounded), config), config)
     assert checks[4].verdict == "fail"
     # Nor do the others let it pass.
     assert checks[6].verdict == "fail"

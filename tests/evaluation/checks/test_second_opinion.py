@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medadv_jax.evaluation.checks import prediction_checks, run_all, second_opinion
+from medadv_jax.evaluation.checks import prediction_checks, second_opinion
 from medadv_jax.evaluation.checks.second_opinion import SecondOpinion, no_other_breaks_more
 from tests.helpers.formula_case import (
     COUNT,
@@ -13,6 +13,7 @@ from tests.helpers.formula_case import (
     LABELS,
     SIDE,
     Formula,
+    checks_of,
     formula_config,
     linear,
     make_model,
@@ -46,15 +47,6 @@ def gorge_images():
     images[:, 0, :4, 1] += np.random.default_rng(0).uniform(0.004, 0.024, (COUNT, 4))
     images[..., 2] += 0.2 * SIGNS[:, None, None]
     return np.round(images * 255).astype(np.float32) / 255
-
-
-def checks_of(model, config):
-    """Returns the self-checks of a model under its own evaluation, number -> check."""
-    curves, predictions = predictions_of(model, config)
-    attacks = second_opinion.other_attacks(config)
-    second = second_opinion.ask(model, attacks, predictions)
-    found = run_all.run_self_checks(model, config, curves, predictions, second)
-    return {check.number: check for check in found}
 
 
 def test_fixed_steps_that_agree_with_each_other_are_found_out():
