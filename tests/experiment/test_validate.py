@@ -58,7 +58,7 @@ BAD_VALUES = [
     ("eval.attacks", "cw", "names out of apgd, apgd_t, autoattack, bim, fab, fgsm, fmn"),
     ("eval.restarts", 0, "at least 1"),
     ("eval.batch_size", 0, "at least 1"),
-    ("eval.validation_attack", "cw", "one of bim, fgsm, mifgsm, pgd"),
+    ("eval.validation_attack", "cw", "one of apgd, auto, bim, fgsm, mifgsm, pgd"),
 ]
 
 
