@@ -37,7 +37,9 @@ _ATTACKS = flags.DEFINE_list("attacks", list(NAMES), f"Out of {', '.join(NAMES)}
 _TASKS = flags.DEFINE_list("tasks", [t.name for t in TASKS], "Networks.")
 _NORMS = flags.DEFINE_list("norms", ["linf", "l2"], "Out of linf, l2.")
 _QUERIES = flags.DEFINE_integer("queries", 5000, "Of Square.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file for all results.")
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "JSON file for all results; what it holds of other attacks is kept."
+)
 
 LOGITS_BOUND = 1e-5  # largest difference of the two forms of a network, over the largest logit
 Record = dict[str, Any]
@@ -176,6 +178,27 @@ def _cell(record: Record) -> str:
     return "IndexError" if record["error"] else str(record["robust"])
 
 
+def write(path: Path, subjects: list[Record], records: list[Record]) -> list[Record]:
+    """Writes the file; returns its records, with those of earlier calls for other attacks."""
+    fields = ("task", "norm", "attack")
+    new = {tuple(record[field] for field in fields) for record in records}
+    before = json.loads(path.read_text()) if path.exists() else {"records": [], "networks": []}
+    kept = [r for r in before["records"] if tuple(r[field] for field in fields) not in new]
+    records = sorted(kept + records, key=_place)
+    names = {subject["task"] for subject in subjects}
+    content = {
+        **describe_machine(), "command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"),
+        "images": COUNT, "records": records,
+        "networks": [s for s in before["networks"] if s["task"] not in names] + subjects,
+    }  # fmt: skip
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return records
+
+
+def _place(record: Record) -> tuple[int, int, int]:
+    return record["classes"], ["linf", "l2"].index(record["norm"]), NAMES.index(record["attack"])
+
+
 def main(_: list[str]) -> None:
     """Compares everything that the flags ask for."""
     records, subjects = [], []
@@ -192,13 +215,9 @@ def main(_: list[str]) -> None:
             print(budget)
             for name in _ATTACKS.value:
                 records += compare(subject, name, budget)
-    print(table(records))
     if _OUTPUT.value:
-        content = {
-            **describe_machine(), "command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"),
-            "images": COUNT, "networks": subjects, "records": records,
-        }  # fmt: skip
-        Path(_OUTPUT.value).write_text(json.dumps(content, indent=2) + "\n")
+        records = write(Path(_OUTPUT.value), subjects, records)
+    print(table(records))
 
 
 if __name__ == "__main__":
