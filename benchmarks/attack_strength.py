@@ -7,7 +7,6 @@ The same networks, images, radii and budgets for all: see `small_networks.py`. E
 adversarial images are classified by our network, and count if they are within ε.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,8 +22,8 @@ from absl import app, flags
 
 from benchmarks import small_networks
 from benchmarks.evaluation_attacks import MAKERS, Budget
-from benchmarks.report import describe_machine
 from benchmarks.small_networks import COUNT, TASKS, Images, Task, TorchNetwork
+from benchmarks.strength_records import NAMES, Record, table, write
 from medadv_jax.attacks.apgd import Apgd
 from medadv_jax.attacks.autoattack import NUM_TARGETS, AutoAttack, AutoAttackQueue
 from medadv_jax.attacks.fab import Fab
@@ -32,7 +31,6 @@ from medadv_jax.attacks.fmn import Fmn
 from medadv_jax.attacks.square import Square
 from medadv_jax.attacks.stepwise import StepwiseAttack, StepwiseQueue, target_classes
 
-NAMES = ("apgd_ce", "apgd_dlr", "apgd_t", "fab", "fab_t", "fmn", "square", "autoattack")
 _ATTACKS = flags.DEFINE_list("attacks", list(NAMES), f"Out of {', '.join(NAMES)}.")
 _TASKS = flags.DEFINE_list("tasks", [t.name for t in TASKS], "Networks.")
 _NORMS = flags.DEFINE_list("norms", ["linf", "l2"], "Out of linf, l2.")
@@ -42,7 +40,6 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 LOGITS_BOUND = 1e-5  # largest difference of the two forms of a network, over the largest logit
-Record = dict[str, Any]
 
 
 def our_attack(name: str, budget: Budget) -> StepwiseAttack:
@@ -155,50 +152,6 @@ def compare(subject: Subject, name: str, budget: Budget) -> list[Record]:
     return records
 
 
-def table(records: list[Record]) -> str:
-    """Returns the markdown table: images out of `COUNT` that withstand, for each attack."""
-    columns = ("medadv_jax", *MAKERS)
-    places = list(
-        dict.fromkeys((r["task"], r["classes"], r["norm"], r["epsilon"]) for r in records)
-    )
-    lines = [
-        f"| network, norm, ε | attack | {' | '.join(columns)} |",
-        "| --- | --- |" + " --- |" * len(columns),
-    ]
-    for task, classes, norm, epsilon in places:
-        of_place = [r for r in records if (r["task"], r["norm"]) == (task, norm)]
-        for name in dict.fromkeys(r["attack"] for r in of_place):
-            cells = {r["implementation"]: _cell(r) for r in of_place if r["attack"] == name}
-            row = " | ".join(cells.get(column, "–") for column in columns)
-            lines.append(f"| {task}, K = {classes}, {norm}, {epsilon} | `{name}` | {row} |")
-    return "\n".join(lines)
-
-
-def _cell(record: Record) -> str:
-    return "IndexError" if record["error"] else str(record["robust"])
-
-
-def write(path: Path, subjects: list[Record], records: list[Record]) -> list[Record]:
-    """Writes the file; returns its records, with those of earlier calls for other attacks."""
-    fields = ("task", "norm", "attack")
-    new = {tuple(record[field] for field in fields) for record in records}
-    before = json.loads(path.read_text()) if path.exists() else {"records": [], "networks": []}
-    kept = [r for r in before["records"] if tuple(r[field] for field in fields) not in new]
-    records = sorted(kept + records, key=_place)
-    names = {subject["task"] for subject in subjects}
-    content = {
-        **describe_machine(), "command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"),
-        "images": COUNT, "records": records,
-        "networks": [s for s in before["networks"] if s["task"] not in names] + subjects,
-    }  # fmt: skip
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    return records
-
-
-def _place(record: Record) -> tuple[int, int, int]:
-    return record["classes"], ["linf", "l2"].index(record["norm"]), NAMES.index(record["attack"])
-
-
 def main(_: list[str]) -> None:
     """Compares everything that the flags ask for."""
     records, subjects = [], []
@@ -216,7 +169,7 @@ def main(_: list[str]) -> None:
             for name in _ATTACKS.value:
                 records += compare(subject, name, budget)
     if _OUTPUT.value:
-        records = write(Path(_OUTPUT.value), subjects, records)
+        records = write(Path(_OUTPUT.value), COUNT, subjects, records)
     print(table(records))
 
 

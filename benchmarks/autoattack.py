@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # works without an installed
 import jax
 import numpy as np
 import torch
-from absl import app, flags
+from absl import app, flags, logging
 
 from benchmarks.evaluation_attacks import MAKERS, Budget, margin_apgd
 from benchmarks.pytorch import Network, load_variables, to_pixels
@@ -154,6 +154,7 @@ def timed(name: str, run: Callable[[Subject], Record], subject: Subject) -> Reco
 
 def main(_: list[str]) -> None:
     """Times both and compares."""
+    logging.set_verbosity(logging.WARNING)  # Orbax says much
     subject = Subject(Path(_RUN.value), _DEFENSE.value, _IMAGES.value)
     ours = timed("medadv_jax", run_ours, subject)
     theirs = timed("torchattacks", run_reference, subject)
