@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from benchmarks.cases import ALL, ATTACKS, DECAY, EPSILON, RELATIVE_STEP, Case, Job
 from benchmarks.flops import CLASSES
 from medadv_jax.classifier import NORMALIZATIONS, Variables
+from medadv_jax.models.layers import scale_channels
 from medadv_jax.models.pretrained import torchvision_names as layout
 from medadv_jax.models.pretrained.verify import without_fake_registration
 
@@ -42,13 +43,18 @@ def set_up() -> None:
 class Network(nn.Module):
     """torchvision's network on pixels: (B, 3, H, W) in [0, 1] → (B, 2) float32."""
 
-    def __init__(self, model: str, precision: str):
+    def __init__(
+        self, model: str, precision: str, width: float = 1.0, normalization: str = "imagenet"
+    ):
+        """`width`: as in `create_model`, of ResNet50 alone."""
         super().__init__()
         with without_fake_registration(torch):
             from torchvision import models
         special = {"aux_logits": False, "init_weights": False} if "inception" in model else {}
         self.network = getattr(models, model)(weights=None, num_classes=CLASSES, **special)
-        mean, std = NORMALIZATIONS["imagenet"][:2]
+        if width != 1.0:
+            _narrow_resnet50(self.network, width)
+        mean, std = NORMALIZATIONS[normalization][:2]
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.bfloat16 = precision == "bfloat16"
@@ -57,6 +63,19 @@ class Network(nn.Module):
         """Classifies."""
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.network((pixels - self.mean) / self.std).float()
+
+
+def _narrow_resnet50(network: Any, width: float) -> None:
+    """Replaces the layers of torchvision's ResNet50 by ones with `width` times the channels."""
+    with without_fake_registration(torch):
+        from torchvision.models.resnet import Bottleneck
+    stem, *stages = (scale_channels(features, width) for features in (64, 64, 128, 256, 512))
+    network.inplanes = stem
+    network.conv1, network.bn1 = nn.Conv2d(3, stem, 7, 2, 3, bias=False), nn.BatchNorm2d(stem)
+    for number, (features, blocks) in enumerate(zip(stages, (3, 4, 6, 3), strict=True), start=1):
+        stage = network._make_layer(Bottleneck, features, blocks, stride=1 if number == 1 else 2)
+        setattr(network, f"layer{number}", stage)
+    network.fc = nn.Linear(4 * stages[-1], CLASSES)
 
 
 def make_network(case: Case, images: np.ndarray) -> Network:
@@ -91,6 +110,18 @@ def our_variables(case: Case, net: Network) -> Variables:
             node = node.setdefault(part, {})
         node[path[-1]] = source.transform(state[source.name])
     return variables
+
+
+def load_variables(net: Network, model: str, variables: Variables) -> None:
+    """Gives `net` our variables, for networks whose layouts differ in the order of axes alone."""
+    state = {}
+    for path, source in layout.sources(model).items():
+        array = functools.reduce(lambda node, part: node[part], path, variables)
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        state[source.name] = torch.tensor(np.ascontiguousarray(array))
+    missing, unexpected = net.network.load_state_dict(state, strict=False)
+    lost = [name for name in missing if not name.endswith("num_batches_tracked")]
+    assert not lost + unexpected, lost + unexpected
 
 
 def to_pixels(images: np.ndarray, device: str | None = None) -> Tensor:
