@@ -60,7 +60,7 @@ _ANY: Rule = (lambda value: True, "")
 _PATH: Rule = (_is_path, "a path without ~, or set HOME: no home folder is known")
 _MANY = 10**7  # images
 _EPOCHS = 10**5
-_RATE = 1e20  # of learning; Adam's steps are as long, and their squares leave float32 from here
+_RATE = 1e6  # of learning; Adam's steps are as long
 
 RULES: dict[str, Rule] = {
     "seed": _number(0, 2**31 - 1),
