@@ -1,75 +1,79 @@
 """The command line: help, paths, encodings, and an environment that lacks something."""
 
+import io
 import multiprocessing.synchronize
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+import rich.table
 
+import main
 from configs import default
 from medadv_jax import cli, config, error_messages
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.run import check_name
 from medadv_jax.experiment.sweep import grids
+from medadv_jax.progress import default_console
 
-ROOT = Path(__file__).parents[1]
-DEMO = str(ROOT / "configs" / "demo.py")
-
-
-def start(*arguments, script="main.py", cwd=ROOT, **environment):
-    """Runs a script; returns its exit code, output and errors."""
-    given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, str(ROOT / script), *arguments]
-    done = subprocess.run(command, cwd=cwd, env=given, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
+DEMO = str(cli.DEFAULTS.with_name("demo.py"))
 
 
-def test_every_field_has_a_comment_that_help_shows(monkeypatch):
+def test_help_lists_every_field_with_its_comment(monkeypatch, capsys):
     comments = config.describe_fields(cli.DEFAULTS)
     assert comments.keys() == config.flatten(default.get_config()).keys()
     assert all(comments.values())
     assert comments["defenses"] == "comma-separated; trained in this order"  # in the line above
-    code, text, errors = start("--help", f"--config={DEMO}")
-    assert (code, errors) == (0, "")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    with pytest.raises(SystemExit) as caught:
+        cli._parse(["main.py", "--help", f"--config={DEMO}"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert text.startswith("Trains and attacks the classifiers of one config.")
     assert "  --workdir: The run directory" in text
     assert f"  attack.norm=linf  {comments['attack.norm']}\n" in text
     assert "  data.name=phantoms  " in text  # the value of the file that is given
     assert set(re.findall(r"^  ([\w.]+)=", text, re.M)) == comments.keys()
 
 
-def test_a_config_that_is_not_there_is_one_line_from_any_folder(tmp_path):
-    for given in (["--config=configs/demo.py"], ["--config", "configs/demo.py"]):
-        code, _, errors = start(*given, cwd=tmp_path)
-        assert code == 2
-        assert errors.splitlines() == [
-            "error: --config=configs/demo.py: cannot be read; it must be the path of a file like"
-            f" configs/demo.py, from the current folder {tmp_path}"
-        ]
+@pytest.mark.parametrize("given", [["--config=configs/no.py"], ["--config", "configs/no.py"]])
+def test_a_config_that_is_not_there_is_one_line(given, monkeypatch, tmp_path, capsys):
+    """Also from another current folder, and without a field beside it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        cli._parse(["main.py", *given])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --config=configs/no.py: cannot be read; it must be the path of a file like"
+        f" configs/demo.py, from the current folder {tmp_path}"
+    ]
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
-def test_a_device_that_is_not_there_is_one_line(platform, tmp_path):
-    if platform == "cuda" and Path("/dev/nvidia0").exists():
-        pytest.skip("there is such a device")
-    given = f"--config={DEMO}", f"--workdir={tmp_path / 'x'}"
-    code, _, errors = start(*given, JAX_PLATFORMS=platform)
-    assert code == 2
-    assert len(errors.splitlines()) == 1
-    assert errors.startswith(f"error: JAX_PLATFORMS={platform}: JAX finds no such device")
-    assert "unset it" in errors
+def test_a_device_that_is_not_there_is_one_line_with_the_remedy(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    assert cli.guard(lambda: print(jax.devices("nonsense"))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: JAX_PLATFORMS=nonsense: JAX finds no such device")
+    assert "unset it" in line
 
 
-def test_ascii_output_gets_plain_characters():
-    code = "from medadv_jax import cli; cli.print_in_any_encoding(); print('8 × ε … ü \\udcff')"
-    for encoding, shown in (("ascii", r"8 x epsilon ... \xfc \udcff"), ("utf-8", "8 × ε … ü")):
-        environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
-        found = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, check=True
-        )
-        assert found.stdout.decode("utf-8").startswith(shown)
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", r"8 x epsilon ... \xfc \udcff"), ("utf-8", r"8 × ε … ü \udcff")],
+)
+def test_output_of_any_encoding(encoding, shown, monkeypatch):
+    """Tables and lines fall back to plain characters; file names that are no UTF-8 are shown."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    cli.print_in_any_encoding()
+    console, table = default_console(), rich.table.Table("8 × ε")
+    table.add_row("±")
+    console.print(table)
+    print("8 × ε … ü \udcff", flush=True)
+    assert stream.buffer.getvalue().decode(encoding).endswith(shown + "\n")
 
 
 @pytest.mark.parametrize("text", ["8/255", "8 / 255", "0.03137254901960784"])
@@ -118,8 +122,6 @@ def test_home_folder_in_every_path(monkeypatch, tmp_path):
     assert config.load_config("~/demo.py").data.name == "phantoms"
     with pytest.raises(UserError, match=r"--grid=~/no.py: unknown"):
         grids.load_grid("~/no.py")
-    code, _, errors = start("~/none", script="scripts/report.py", HOME=str(tmp_path))
-    assert (code, str(tmp_path / "none") in errors) == (2, True)
 
 
 def test_no_home_folder_is_one_line_that_names_the_field(monkeypatch):

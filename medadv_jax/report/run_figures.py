@@ -50,7 +50,7 @@ def robustness_curves(run: RunRecords) -> bytes:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[4, 5])
         _accuracy_lines(left, lines, up_to=0.5)
         left.set(
-            title=f"adaptive PGD of {lines[0].fixed:g} steps",
+            title=f"adaptive PGD of {lines[0].fixed:g} steps{_also(run)}",
             xlabel="ε (pixels in [0, 1])",
             ylabel="accuracy",
         )
@@ -248,10 +248,15 @@ def curve(run: RunRecords, axis: str) -> Graphic:
         legend_below(figure, panels[0], 5)
 
     other = f"{lines[0].fixed:g} steps" if axis == "epsilon" else f"ε = {lines[0].fixed:g}"
-    caption = (
-        f"{title} under adaptive PGD ({other}), on {lines[0].n} test images. Bands: 95 % intervals."
-    )
+    also = _also(run) if axis == "epsilon" else ""
+    caption = f"{title} under adaptive PGD ({other}){also}, on {lines[0].n} test images. Bands: 95 % intervals."
     return draw(f"accuracy_{axis}", caption, (WIDTH, 3.4), paint)
+
+
+def _also(run: RunRecords) -> str:
+    """Returns the attacks beside PGD under which the radii were tried, in words."""
+    names = set() if run.curves is None else {*run.curves["evaluation"].tolist()} - {"pgd"}
+    return "".join(f" and {name.upper()}" for name in sorted(names))
 
 
 def _accuracy_lines(

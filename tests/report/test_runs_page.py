@@ -151,7 +151,7 @@ def test_damaged_records_are_refused_with_a_remedy(tmp_path):
         load_run(path)
     (path / "splits.json").write_text("{")
     (path / "predictions.parquet").write_bytes(whole)
-    with pytest.raises(UserError, match=r"splits\.json: not JSON .* write it again"):
+    with pytest.raises(UserError, match=r"splits\.json: damaged"):
         load_run(path)
     (path / "predictions.parquet").unlink()
     with pytest.raises(UserError, match=r"no predictions\.parquet"):

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # loads scipy.stats lazily; that takes 0.5 s
 
-from medadv_jax.attacks import ATTACKS
 from medadv_jax.config import flatten
 from medadv_jax.evaluation.statistics import Interval, cluster_bootstrap, ratio_statistic
 from medadv_jax.report.aggregate import Group, pool
+from medadv_jax.report.paper.tables import PAPER_EVALUATIONS
 from medadv_jax.report.records import PURIFIED, RunRecords
 
 CLEAN, ATTACKED = "clean", "attacked"
@@ -171,7 +171,7 @@ def _sample(run: RunRecords, term: Term, view: View) -> _Sample | None:
         threat = "oblivious" if oblivious else "adaptive"
         names = [term.what]
         if term.what == ATTACKED:  # the paper's attacks, where they ran
-            names = [name for name in run.attacks if name in ATTACKS] or run.attacks
+            names = [name for name in run.attacks if name in PAPER_EVALUATIONS] or run.attacks
         found = [run.get(term.defense, threat, name) for name in names]
     correct = [outcome.predicted == run.label for outcome in found if outcome is not None]
     if not correct or len(correct) < len(found):
