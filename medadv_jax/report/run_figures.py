@@ -249,7 +249,8 @@ def curve(run: RunRecords, axis: str) -> Graphic:
 
     other = f"{lines[0].fixed:g} steps" if axis == "epsilon" else f"ε = {lines[0].fixed:g}"
     also = _also(run) if axis == "epsilon" else ""
-    caption = f"{title} under adaptive PGD ({other}){also}, on {lines[0].n} test images. Bands: 95 % intervals."
+    under = f"{title} under adaptive PGD ({other}){also}"
+    caption = f"{under}, on {lines[0].n} test images. Bands: 95 % intervals."
     return draw(f"accuracy_{axis}", caption, (WIDTH, 3.4), paint)
 
 
