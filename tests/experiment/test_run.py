@@ -57,21 +57,23 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
     }  # fmt: skip
     assert "train adversarial: epoch 2/2" in text
     ends = re.findall(r"^([a-z ]+): \d+ [a-z]+ in \d+ s$", text, re.MULTILINE)
-    assert ends[-6:] == [
-        "train base", "train adversarial", "evaluate base", "evaluate adversarial", "pictures",
-        "report",
+    assert ends[-8:] == [
+        "train base", "train adversarial", "evaluate base", "apgd base", "evaluate adversarial",
+        "apgd adversarial", "pictures", "report",
     ]  # fmt: skip
     assert "these accuracies mean nothing" in text  # 12 test images
 
     rows = read_results(workdir / "results.csv")
     attacks = ("fgsm", "pgd", "bim", "mifgsm")
-    expected = [("base", "none", "clean")] + [("base", "adaptive", a) for a in attacks]
+    adaptive = (*attacks, "apgd")
+    expected = [("base", "none", "clean")] + [("base", "adaptive", a) for a in adaptive]
     expected += [("adversarial", "none", "clean")]
-    expected += [("adversarial", t, a) for t in ("transfer", "adaptive") for a in attacks]
+    expected += [("adversarial", "transfer", a) for a in attacks]
+    expected += [("adversarial", "adaptive", a) for a in adaptive]
     assert [(r["defense"], r["threat_model"], r["evaluation"]) for r in rows] == expected
     splits = json.loads((workdir / "splits.json").read_text())
     table = read_predictions(workdir / "predictions.parquet")
-    assert table.num_rows == 14 * int(rows[0]["n"])
+    assert table.num_rows == 16 * int(rows[0]["n"])
     assert {*table["example"].to_pylist()} == {*splits["test"]}
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["config"]["train"]["epochs"] == 2

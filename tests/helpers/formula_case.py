@@ -31,7 +31,7 @@ def formula_config(**fields):
     """Returns a config at the paper's radius; `fields`: "section.name" with "__" for the dot."""
     config = tiny_config()
     config.data.image_size = SIDE
-    config.eval.num_steps, config.eval.attacks = 4, "fgsm,pgd"
+    config.eval.num_steps, config.eval.attacks, config.eval.apgd_steps = 4, "fgsm,pgd", 100
     for name, value in fields.items():
         section, field = name.split("__")
         config[section][field] = value

@@ -33,6 +33,7 @@ def tiny_config() -> Config:
     config.train.batch_size = 16
     config.train.num_steps = 2
     config.eval.num_steps = 2
+    config.eval.apgd_steps, config.eval.second_images, config.eval.second_queries = 4, 8, 5
     config.eval.batch_size = 8
     config.eval.checks = config.detector.run = False  # tests/evaluation tests them
     config.eval.check_images = 8

@@ -350,8 +350,9 @@ def test_robustness_curves_are_a_png_of_one_run_with_curves(tmp_path):
     assert content == robustness_curves(load_run(path))  # nothing of time or machine in it
     with PIL.Image.open(io.BytesIO(content)) as image:
         assert (image.format, image.size) == ("PNG", (1410, 540))
+    other = make_run(tmp_path / "y", images=38, patients=19, defenses=["base"])
     with pytest.raises(UserError, match="the PNG is of one run"):
-        write_report([path, path], tmp_path / "out", png=True)
+        write_report([path, other], tmp_path / "out", png=True)
     run = load_run(path)
     run.curves = None
     with pytest.raises(UserError, match="no accuracy against ε; run with"):
