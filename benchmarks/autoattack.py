@@ -122,7 +122,8 @@ def run_reference(subject: Subject) -> Record:
         for first in range(0, len(rows), _BATCH.value):
             part = rows[first : first + _BATCH.value]
             targets = torch.tensor(subject.labels[part]).long()
-            images = attack(to_pixels(subject.pixels[part], "cpu"), targets).detach()
+            # Contiguous: torchattacks' FAB cannot take images in channels_last.
+            images = attack(to_pixels(subject.pixels[part], "cpu").contiguous(), targets).detach()
             with torch.no_grad():
                 left[part] = (network(images).argmax(1) == targets).numpy()
             found[part] = images.numpy().transpose(0, 2, 3, 1)
