@@ -10,6 +10,9 @@ numbers of steps and queries, on torchvision's network in channels_last with fro
 Ours includes compilation.
 """
 
+# pyright: reportMissingImports=false
+# PyTorch is no dependency of this project; `make peers` installs it.
+
 import json
 import os
 import sys
