@@ -7,6 +7,9 @@ The same networks, images, radii and budgets for all: see `small_networks.py`. E
 adversarial images are classified by our network, and count if they are within ε.
 """
 
+# pyright: reportMissingImports=false
+# PyTorch is no dependency of this project; `make peers` installs it.
+
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # works without an installed package
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from absl import app, flags
@@ -74,7 +78,7 @@ class Subject:
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Returns our logits (n, K) of pixels (n, H, W, C)."""
-        return np.asarray(small_networks.logits(self.weights, pixels))
+        return np.asarray(small_networks.logits(self.weights, jnp.asarray(pixels)))
 
     def robust(self, found: np.ndarray, budget: Budget) -> int:
         """Returns the images that are correct when clean and as `found` (n, H, W, C).
@@ -102,7 +106,8 @@ class Subject:
             return queue.run(self.weights, self.pixels, self.labels, key).pixels
         attack = our_attack(name, budget)
         queue = StepwiseQueue(attack, small_networks.logits, slots=COUNT)
-        targets = np.asarray(target_classes(self.clean, self.labels, attack.num_targets))
+        clean, labels = jnp.asarray(self.clean), jnp.asarray(self.labels)
+        targets = np.asarray(target_classes(clean, labels, attack.num_targets))
         pixels, left = self.pixels.copy(), self.clean.argmax(1) == self.labels
         for aim in targets.T if attack.num_targets else (None,):
             rows = np.flatnonzero(left)

@@ -10,6 +10,9 @@ numbers of steps and queries, on torchvision's network in channels_last with fro
 Ours includes compilation.
 """
 
+# pyright: reportMissingImports=false
+# PyTorch is no dependency of this project; `make peers` installs it.
+
 import json
 import os
 import sys
@@ -122,7 +125,8 @@ def run_reference(subject: Subject) -> Record:
         for first in range(0, len(rows), _BATCH.value):
             part = rows[first : first + _BATCH.value]
             targets = torch.tensor(subject.labels[part]).long()
-            images = attack(to_pixels(subject.pixels[part], "cpu"), targets).detach()
+            # Contiguous: torchattacks' FAB cannot take images in channels_last.
+            images = attack(to_pixels(subject.pixels[part], "cpu").contiguous(), targets).detach()
             with torch.no_grad():
                 left[part] = (network(images).argmax(1) == targets).numpy()
             found[part] = images.numpy().transpose(0, 2, 3, 1)

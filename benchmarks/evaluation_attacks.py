@@ -4,7 +4,7 @@ Each function takes a PyTorch network (N, C, H, W) in [0, 1] -> (N, K) in eval m
 It returns images -> adversarial images, both (N, C, H, W) tensors; None if the library lacks it.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportInvalidTypeForm=false
 # No dependencies of this project; `make peers` installs them.
 
 import logging

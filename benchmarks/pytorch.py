@@ -116,7 +116,7 @@ def load_variables(net: Network, model: str, variables: Variables) -> None:
     """Gives `net` our variables, for networks whose layouts differ in the order of axes alone."""
     state = {}
     for path, source in layout.sources(model).items():
-        array = functools.reduce(lambda node, part: node[part], path, variables)
+        array: Any = functools.reduce(lambda node, part: node[part], path, variables)
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         state[source.name] = torch.tensor(np.ascontiguousarray(array))
     missing, unexpected = net.network.load_state_dict(state, strict=False)

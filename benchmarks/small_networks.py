@@ -63,7 +63,8 @@ def _phantoms() -> Images:
 
 def _digits() -> Images:
     """The digits of scikit-learn, doubled to 16 × 16 pixels."""
-    pixels, labels = load_digits(return_X_y=True)
+    found: Any = load_digits()
+    pixels, labels = found.data, found.target
     pixels = pixels.reshape(-1, 8, 8, 1).repeat(2, axis=1).repeat(2, axis=2) / 16
     return Images(pixels.astype(np.float32), labels.astype(np.int32))
 
