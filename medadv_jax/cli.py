@@ -70,7 +70,7 @@ def print_in_any_encoding() -> None:
     codecs.register_error("medadv_jax", _replace)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="medadv_jax")
+            stream.reconfigure(errors="medadv_jax")  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

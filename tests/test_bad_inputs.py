@@ -164,7 +164,7 @@ def _(place):
     return []
 
 
-@case("is damaged", "cache whose index is no JSON")
+@case("damaged", "cache whose index is no JSON")
 def _(place):
     next(place.cache.rglob("index.json")).write_text("{")
     return []

@@ -145,7 +145,7 @@ def test_missing_shared_memory_is_not_blamed_on_the_workdir(monkeypatch, tmp_pat
     def refuse(*arguments):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", refuse)
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", refuse)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(OSError, match="Read-only") as caught:
         multiprocessing.Lock()
     line = error_messages.explain(caught.value, None, tmp_path)

@@ -170,7 +170,7 @@ class AutoAttackQueue:
                 attack.clean_logits(
                     check_logits(functools.partial(logits_fn, variables)), images, key
                 )
-                if is_set
+                if isinstance(attack, AutoAttack)
                 else check_logits(functools.partial(logits_fn, variables))(images)
             )
         )

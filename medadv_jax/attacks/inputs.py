@@ -112,13 +112,13 @@ def check_decay(name: str, decay: Any, num_steps: int) -> None:
 
 def _number(value: Any) -> float:
     """Returns a concrete number; 0 for a traced one, of which nothing is known."""
-    return 0.0 if isinstance(value, jax.core.Tracer) else float(value)
+    return 0.0 if isinstance(value, jax.core.Tracer) else float(value)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _range(array: Any) -> tuple[float, float]:
     """Returns the smallest and largest value; zeros for an array that is traced, empty or not of
     this process."""
-    known = not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+    known = not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)  # pyright: ignore[reportAttributeAccessIssue]
     if not known or not np.size(array):
         return 0.0, 0.0
     values = np.asarray(array)

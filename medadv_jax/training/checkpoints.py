@@ -197,7 +197,7 @@ def tree_sha256(tree: Any) -> str:
         array = np.ascontiguousarray(leaf)
         name = jax.tree_util.keystr(place, simple=True, separator="/")
         digest.update(f"{name} {array.dtype} {np.shape(leaf)}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
     return digest.hexdigest()
 
 

@@ -32,8 +32,8 @@ def call(attack, logits_fn, images, labels):
 
 ENTRIES = {
     "Attack": functools.partial(call, FGSM),
-    "run_attacks": lambda *arguments: run_attacks([FGSM], *arguments, KEY),
-    "run_assigned": lambda *arguments: run_assigned([FGSM], *arguments, KEY),
+    "run_attacks": lambda *arguments: run_attacks([FGSM], *arguments, KEY),  # pyright: ignore[reportCallIssue]
+    "run_assigned": lambda *arguments: run_assigned([FGSM], *arguments, KEY),  # pyright: ignore[reportCallIssue]
     "StepwiseAttack": functools.partial(call, make_attack("apgd", 0.05, num_steps=1)),
     "AutoAttack": functools.partial(call, AutoAttack("autoattack", 0.05, num_steps=1, queries=1)),
 }

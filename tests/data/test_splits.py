@@ -301,7 +301,7 @@ def breakhis_fold(encoding: str, folder: str = "", change=str) -> bytes:
         breakhis_fold("utf-16-le"),
         breakhis_fold("utf-8", "BreaKHis_v1/40X/"),
         breakhis_fold("utf-8", "C:\\BreaKHis_v1\\40X\\"),
-        breakhis_fold("utf-8", change=str.lower),
+        breakhis_fold("utf-8", change=str.lower),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_fold_files_of_every_encoding_and_system(tmp_path, content):

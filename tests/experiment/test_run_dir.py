@@ -109,7 +109,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path):
     run_dir.refuse_other_images(path, now)  # an earlier version kept no md5 sums
     write_json(path, now)
     run_dir.refuse_other_images(path, now)
-    changed = now | {"md5": now["md5"] | {"d": "5"}}
+    changed = now | {"md5": now["md5"] | {"d": "5"}}  # pyright: ignore[reportOperatorIssue]
     with pytest.raises(UserError, match="1 of 4 have another content now, as d"):
         run_dir.refuse_other_images(path, changed)
     # A run that reuses only the training of another may test on other images.
