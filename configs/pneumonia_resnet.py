@@ -4,9 +4,9 @@
 
 As it stands (224 px, full width) it is meant for a GPU and has not been run there yet. On two CPU
 cores add --config.data.image_size=64 --config.model.width=0.5 --config.train.epochs=12. Seen so,
-2026-11-22, 56 min of CPU time, 300 test images split by patient, clean / worst adaptive attack at
-ε = 0.03: base 0.980 / 0.000; adversarial 0.950 / 0.767; autoencoder 0.977 / 0.000 (oblivious
-0.803); hybrid 0.950 / 0.767.
+2026-11-28, 300 test images split by patient, clean / worst adaptive attack at ε = 0.03, APGD among
+them: base 0.977 / 0.000; adversarial 0.947 / 0.760; autoencoder 0.973 / 0.000 (oblivious 0.743);
+hybrid 0.947 / 0.730. More in docs/results.md.
 """
 
 from configs import default
