@@ -164,14 +164,9 @@ class AutoAttackQueue:
         other_gradients: Sequence[Callable[..., jax.Array]] = (),
     ):
         self._slots, self._put = slots, put
-        is_set = isinstance(attack, AutoAttack)
         self._logits = jax.jit(
-            lambda variables, images, key: (
-                attack.clean_logits(
-                    check_logits(functools.partial(logits_fn, variables)), images, key
-                )
-                if isinstance(attack, AutoAttack)
-                else check_logits(functools.partial(logits_fn, variables))(images)
+            lambda variables, images, key: attack.clean_logits(
+                check_logits(functools.partial(logits_fn, variables)), images, key
             )
         )
         self._queues = [
@@ -179,7 +174,7 @@ class AutoAttackQueue:
                 StepwiseQueue(component, each, slots, put)
                 for each in (logits_fn, *(() if isinstance(component, Square) else other_gradients))
             ]
-            for component in (attack.components(num_classes) if is_set else (attack,))
+            for component in attack.components(num_classes)
         ]
 
     def run(

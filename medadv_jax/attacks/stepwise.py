@@ -85,6 +85,18 @@ class StepwiseAttack(abc.ABC):
     def step(self, logits_fn: LogitsFn, state: Any, examples: Examples) -> Any:
         """Returns the state (B, …) after one step; rows that are done may change freely."""
 
+    def components(self, num_classes: int) -> tuple["StepwiseAttack", ...]:
+        """Returns the attack alone; a set of attacks, like `AutoAttack`, returns its parts."""
+        del num_classes
+        return (self,)
+
+    def clean_logits(
+        self, logits_fn: Callable[..., jax.Array], images: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        """Returns logits (B, K); a set of attacks for randomised classifiers averages draws."""
+        del key
+        return logits_fn(images)
+
     def __call__(
         self,
         logits_fn: LogitsFn,

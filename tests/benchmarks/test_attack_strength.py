@@ -17,7 +17,7 @@ def test_page_shows_the_measured_table():
 def test_ours_are_as_strong():
     """Within one image of a hundred of every library, or stronger, at a telling radius.
 
-    All but untargeted DLR, where the random start decides: no set of attacks contains it.
+    All but untargeted DLR, which no set of attacks for fixed classifiers contains.
     """
     records = json.loads(FILE.read_text())["records"]
     ours = {_of(r): r["robust"] for r in records if r["implementation"] == "medadv_jax"}
