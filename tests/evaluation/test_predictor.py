@@ -17,6 +17,7 @@ from medadv_jax.evaluation.threat_models import (
     Threat,
     evaluation_attacks,
     record_keys,
+    searching_attacks,
     validation_attack,
 )
 from tests.helpers.tiny import SIZE, TinyNet, tiny_config, tiny_dataset
@@ -105,8 +106,15 @@ def test_attacks_are_those_of_the_config():
     assert found == [("pgd", 7, 3, True), ("fgsm", 1, 1, False), ("bim", 7, 1, True)]
     config.eval.keep_best = False
     assert not any(attack.keep_best for attack in evaluation_attacks(config))
+    config.eval.attacks, config.eval.apgd_steps, config.eval.queries = "square,pgd,apgd", 9, 11
+    searching = [(attack.name, attack.num_steps) for attack in searching_attacks(config)]
+    assert searching == [("square", 11), ("apgd", 9)]
+    assert [attack.name for attack in evaluation_attacks(config)] == ["pgd"]
     attack = validation_attack(config, through_purifier=False)
     assert (attack.name, attack.num_steps) == ("bim", 4)
+    config.eval.validation_attack, config.eval.validation_steps = "auto", 6
+    chosen = [validation_attack(config, through_purifier=through) for through in (False, True)]
+    assert [(attack.name, attack.num_steps) for attack in chosen] == [("pgd", 4), ("apgd", 6)]
 
 
 def test_columns_of_predictions_by_name():
