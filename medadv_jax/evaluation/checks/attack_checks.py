@@ -311,11 +311,11 @@ def changes_nothing_else(model: ModelUnderTest, evaluated: Evaluated) -> Check:
     gradient = model.queue.gradients(source.variables, images, labels, source.gradient).gradient
     gap = 0.0
     for rows in (backwards, padded):
-        gap = max(gap, _gap(model.logits(images[rows]), logits[rows]))
+        gap = max(gap, relative_gap(model.logits(images[rows]), logits[rows]))
         found = model.queue.gradients(
             source.variables, images[rows], labels[rows], source.gradient
         ).gradient
-        gap = max(gap, _gap(found, gradient[rows]))
+        gap = max(gap, relative_gap(found, gradient[rows]))
     good = gap <= _MIXED and not evaluated.changed
     fault = f"attacks changed the variables ({', '.join(evaluated.changed)}); "
     return check(
@@ -339,12 +339,12 @@ def finds_planted(findings: Findings) -> tuple[str, str]:
     return judge(missed, n, _MISSED), text
 
 
-def _gap(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest relative difference of a row."""
+def relative_gap(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest relative difference of a row; infinite where one is NaN."""
     found, expected = (x.reshape(len(x), -1).astype(np.float64) for x in (found, expected))
     size = np.linalg.norm(expected, axis=1)
-    size = np.where(size > 0, size, 1.0)
-    return _largest(np.linalg.norm(found - expected, axis=1) / size)
+    with np.errstate(invalid="ignore"):
+        return _largest(np.linalg.norm(found - expected, axis=1) / np.where(size > 0, size, 1.0))
 
 
 def _largest(values: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from medadv_jax.attacks.apgd import Apgd
 from medadv_jax.attacks.fab import Fab
 from medadv_jax.attacks.fmn import Fmn
 from medadv_jax.attacks.square import Square
+from medadv_jax.evaluation.checks.attack_checks import relative_gap
 from medadv_jax.evaluation.checks.result import Check, check, judge, worst
 from medadv_jax.evaluation.function_under_test import Attacked, FunctionUnderTest
 from medadv_jax.evaluation.metrics import is_trivial, larger_class
@@ -213,7 +214,7 @@ def _strict(count: int, n: int, limit: float) -> str:
 def _is_the_same_again(found: Robustness, evidence: Evidence, rows: np.ndarray) -> Check:
     """8. Two calls give the same logits, else attacks must average over draws."""
     images, function = _batch(evidence, rows), evidence.function
-    gap = _gap(function.call(images), function.call(images))
+    gap = relative_gap(function.call(images), function.call(images))
     remedy = (
         "; a randomised classifier needs its draws from an argument, logits_fn(pixels, keys), and"
         " make_attack('autoattack', epsilon, version='rand')"
@@ -248,7 +249,7 @@ def _no_logit_depends_on_the_batch(
     logits, gap = function.logits(images), 0.0
     padded = np.where(np.arange(size) < (size + 1) // 2, np.arange(size), 0)
     for order in (np.arange(size)[::-1], padded):
-        gap = max(gap, _gap(function.logits(images[order]), logits[order]))
+        gap = max(gap, relative_gap(function.logits(images[order]), logits[order]))
     remedy = "; put the model in evaluation mode (BatchNorm with running statistics, no dropout)"
     return check(
         10, "", "pass" if gap <= _MIXED else "fail", gap,
@@ -273,12 +274,3 @@ def _is_not_trivial(found: Robustness, evidence: Evidence, _: np.ndarray) -> Che
 def _batch(evidence: Evidence, rows: np.ndarray) -> np.ndarray:
     """Returns one batch of images (N, H, W, C), repeated if too few."""
     return evidence.images[rows[np.arange(evidence.function.slots) % len(rows)]]
-
-
-def _gap(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest relative difference of a row; infinite where one is NaN."""
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
-    size = np.linalg.norm(expected, axis=1)
-    with np.errstate(invalid="ignore"):
-        gaps = np.linalg.norm(found - expected, axis=1) / np.where(size > 0, size, 1.0)
-    return float(np.where(np.isfinite(gaps), gaps, np.inf).max())
