@@ -36,8 +36,8 @@ from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.data.loader import load_dataset
 from medadv_jax.defenses import get_defense
 from medadv_jax.errors import UserError
-from medadv_jax.evaluation.model_under_test import choose_examples
-from medadv_jax.experiment.finished_runs import load_runs
+from medadv_jax.evaluation.model_under_test import choose_examples, read_images
+from medadv_jax.experiment.finished_runs import find_examples, load_runs
 from medadv_jax.training.build import assemble
 
 _RUN = flags.DEFINE_string("run", None, "A finished run directory.", required=True)
@@ -62,13 +62,12 @@ class Subject:
         if config.model.name != "resnet50":
             raise UserError(f"{run}: the network is {config.model.name}; only resnet50 is compared")
         dataset = load_dataset(config.data)
-        position = {example.id: i for i, example in enumerate(dataset.examples)}
-        rows = np.array([position[name] for name in test])
+        rows = find_examples(dataset, test, run)
         if count:
             rows = rows[choose_examples(dataset.labels[rows], count, config.seed)]
         self.classifier: Classifier = assemble(config).bare
         self.variables: Variables = classifiers.variables(get_defense(defense))
-        self.pixels = np.stack([dataset.source[i] for i in rows]).astype(np.float32) / 255
+        self.pixels = read_images(dataset, rows)
         self.labels = dataset.labels[rows]
         self.epsilon, self.norm = float(config.attack.epsilon), config.attack.norm
         self.network = self._in_torch(config.model.width)
