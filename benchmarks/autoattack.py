@@ -65,7 +65,7 @@ class Subject:
         rows = find_examples(dataset, test, run)
         if count:
             rows = rows[choose_examples(dataset.labels[rows], count, config.seed)]
-        self.classifier: Classifier = assemble(config).bare
+        self.classifier: Classifier = assemble(config, dataset.class_names).bare
         self.variables: Variables = classifiers.variables(get_defense(defense))
         self.pixels = read_images(dataset, rows)
         self.labels = dataset.labels[rows]

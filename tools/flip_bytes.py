@@ -29,9 +29,11 @@ from ml_collections import ConfigDict
 from medadv_jax import models
 from medadv_jax.config import read_saved_config
 from medadv_jax.data.loader import load_dataset
+from medadv_jax.data.splits import saved_class_names
 from medadv_jax.defenses import get_defense
 from medadv_jax.errors import UserError
 from medadv_jax.experiment import run_dir
+from medadv_jax.files import read_json
 from medadv_jax.report import run_page
 from medadv_jax.report.records import load_run
 from medadv_jax.report.tables import as_csv
@@ -142,7 +144,8 @@ def records(run: Path) -> Any:
 def parameters(run: Path) -> Any:
     """Returns the variables of the base network."""
     config = ConfigDict(read_saved_config(run / "config.json")["config"])
-    return _bytes(Classifiers(config, run).variables(get_defense("base")))
+    classes = saved_class_names(read_json(run / "splits.json"), config.data.name)
+    return _bytes(Classifiers(config, run, classes).variables(get_defense("base")))
 
 
 def images(run: Path) -> Any:

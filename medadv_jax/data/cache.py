@@ -79,6 +79,7 @@ class CacheSpec:
     config: ImageConfig
     content: object  # JSON-serialisable; everything else that the images depend on
     count: int  # images, damaged ones included
+    class_names: tuple[str, ...]  # of label 0, 1, …; with two classes negative, positive
 
     @property
     def fingerprint(self) -> str:
@@ -90,7 +91,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes the examples of `records` into one cached split; a subclass is a data set."""
 
     VERSION = tfds.core.Version(IMAGE_VERSION)
-    CLASS_NAMES: ClassVar[tuple[str, str]]  # negative, positive
+    CLASS_NAMES: ClassVar[tuple[str, ...]]  # of label 0, 1, …
     DESCRIPTION = ""
     HOMEPAGE = ""
     CITATION = ""

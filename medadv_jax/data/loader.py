@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import grain
 import numpy as np
@@ -29,7 +29,7 @@ class Batch(TypedDict):
     """A batch of fixed shape; rows with mask 0 repeat rows with mask 1."""
 
     image: np.ndarray  # (B, S, S, 3) uint8
-    label: np.ndarray  # (B,) int32, 1 = positive
+    label: np.ndarray  # (B,) int32
     index: np.ndarray  # (B,) int32, position in Dataset.examples
     mask: np.ndarray  # (B,) float32, 1 = counts
 
@@ -63,7 +63,7 @@ class Dataset:
     """A data set at the target image size; `source[i]` is the image of `examples[i]`."""
 
     name: str
-    class_names: tuple[str, str]  # negative, positive
+    class_names: tuple[str, ...]  # of label 0, 1, …; with two classes negative, positive
     examples: tuple[Example, ...]
     report: dict[str, Any]  # of the cache's build; see data.cache.empty_report
     source: Sequence[np.ndarray] | ImageSource
@@ -98,21 +98,34 @@ def load_dataset(
     rows = zip(*columns.values(), strict=True)
     return Dataset(
         name=settings.name,
-        class_names=builder_class.CLASS_NAMES,
+        class_names=spec.class_names,
         examples=tuple(Example(**dict(zip(columns, row, strict=True))) for row in rows),
         report=index["report"],
         source=ImageSource(records, settings.cache_folder),
     )
 
 
-def count_listed(data_config: Config) -> int:
-    """Counts the images of `config.data`, damaged ones included, without reading them.
+class Listing(NamedTuple):
+    """What is known of a data set before its images are read.
+
+    Attributes:
+      count: images, damaged ones included.
+      class_names: of label 0, 1, …
+    """
+
+    count: int
+    class_names: tuple[str, ...]
+
+
+def list_dataset(data_config: Config) -> Listing:
+    """Lists the images of `config.data` without reading them.
 
     Raises:
       UserError: as `load_dataset`, except for damaged files.
     """
     settings = DataSettings.from_config(data_config)
-    return _builder_class(settings).cache_spec(settings).count
+    spec = _builder_class(settings).cache_spec(settings)
+    return Listing(spec.count, spec.class_names)
 
 
 def _builder_class(settings: DataSettings) -> type[CachedBuilder]:

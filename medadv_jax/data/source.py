@@ -85,7 +85,7 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
         config = ImageConfig(name=f"{fit}_{size}", image_size=size, fit=fit, source=str(folder))
         content = [[file.path, file.size, file.modified] for file in files]
         kept = [file for file in files if not cls.drop_reason(file.place)]
-        return CacheSpec(config, content, count_distinct(kept))
+        return CacheSpec(config, content, count_distinct(kept), cls.CLASS_NAMES)
 
     @classmethod
     def _folder(cls, settings: DataSettings) -> Path:

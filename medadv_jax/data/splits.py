@@ -22,9 +22,14 @@ from medadv_jax.data.examples import Example, KnownPatients, audit_splits, linke
 from medadv_jax.data.group_split import assign_groups, hash_shuffle, split_count
 from medadv_jax.errors import UserError
 
-CLASSES = (0, 1)
 SPLITS = ("train", "validation", "test")
 SHARES = (0.70, 0.15, 0.15)  # the paper's 1400/300/300 of 2000
+# Of earlier versions, whose splits.json does not name the classes.
+_CLASSES_BEFORE = {
+    "phantoms": ("negative", "positive"),
+    "chest_xray": ("normal", "pneumonia"),
+    "breakhis": ("benign", "malignant"),
+}
 _PUBLISHED_TESTS = {"chest_xray": 624}  # images of the published test split
 
 
@@ -33,7 +38,7 @@ class Splits:
     """Indices into the examples, sorted by id, and the findings of the audit.
 
     `asked` is config.data.split, `done` what the split is: "image: patients unknown" where patients
-    were asked for and the names tell none.
+    were asked for and the names tell none. `class_names`: of label 0, 1, …
     """
 
     train: list[int]
@@ -43,23 +48,34 @@ class Splits:
     notes: list[str]
     asked: str = "patient"
     done: str = "patient"
+    class_names: tuple[str, ...] = ("negative", "positive")
 
     def to_json(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Returns the content of splits.json."""
         groups = linked_groups(examples)
         content: dict[str, Any] = {"notes": self.notes, "asked": self.asked, "done": self.done}
-        content |= {"counts": {}, "audit": self.audit}
+        content |= {"classes": self.class_names, "counts": {}, "audit": self.audit}
         for name in SPLITS:
             part = getattr(self, name)
             by_class = Counter(examples[i].label for i in part)
             content["counts"][name] = {
                 "images": len(part),
-                "by_class": {str(label): by_class[label] for label in CLASSES},
+                "by_class": {str(k): by_class[k] for k in range(len(self.class_names))},
                 "groups": len({groups[i] for i in part}),
             }
         ids = {name: [examples[i].id for i in getattr(self, name)] for name in SPLITS}
         used = sorted({*self.train, *self.validation, *self.test})
         return content | ids | {"md5": {examples[i].id: examples[i].md5 for i in used}}
+
+
+def saved_class_names(saved: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
+    """Returns the names of label 0, 1, … of a run.
+
+    Args:
+      saved: the content of `splits.json`; one of an earlier version has no names.
+      dataset: `config.data.name`.
+    """
+    return tuple(saved.get("classes") or _CLASSES_BEFORE.get(dataset, ("class 0", "class 1")))
 
 
 def changed_images(
@@ -97,29 +113,41 @@ class _Task:
     groups: list[str]  # of each example; see `linked_groups`
     config: _SplitSettings
     seed: int
+    class_names: tuple[str, ...]
     fold: PublishedFold | None = None  # of BreakHis
     audit: dict[str, Any] = field(default_factory=lambda: {"copies": [], "contradictions": []})
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
 
-def make_splits(examples: Sequence[Example], data_config: Config, seed: int) -> Splits:
+
+def make_splits(
+    examples: Sequence[Example],
+    data_config: Config,
+    seed: int,
+    class_names: tuple[str, ...] = ("negative", "positive"),
+) -> Splits:
     """Splits `examples` as `data_config` says.
 
     Args:
       examples: every readable image of the data set; their ids differ.
       data_config: has the fields name, split, official_list, per_class, num_folds and fold.
       seed: of all random choices.
+      class_names: of label 0, 1, …
 
     Raises:
       UserError: the requested split is impossible, or the audit found a leak.
     """
     names = [field.name for field in fields(_SplitSettings)]
     config = _SplitSettings(**{name: getattr(data_config, name) for name in names})
-    _check(examples, config)
+    _check(examples, config, len(class_names))
     fold = None
     if config.split == "official" and config.name == "breakhis":
         examples, fold = apply_fold(examples, config.official_list)
-    task = _Task(examples, linked_groups(examples), config, seed, fold)
+    task = _Task(examples, linked_groups(examples), config, seed, class_names, fold)
     split = _folds if config.num_folds else _METHODS[config.split]
     parts = [sorted(part, key=lambda i: examples[i].id) for part in split(task)]
     _note_copies(task)
@@ -133,7 +161,7 @@ def make_splits(examples: Sequence[Example], data_config: Config, seed: int) -> 
             "does not leak"
         )
     done = _describe(task)
-    return Splits(*parts, audit=task.audit, notes=task.notes, asked=config.split, done=done)
+    return Splits(*parts, task.audit, task.notes, config.split, done, class_names)
 
 
 def _describe(task: _Task) -> str:
@@ -158,8 +186,9 @@ def _by_patient(task: _Task) -> list[list[int]]:
 def _by_image(task: _Task) -> list[list[int]]:
     parts: list[list[int]] = [[], [], []]
     usable = _without_copies(task, range(len(task.examples)))
-    _require_images(task.config, [task.examples[i].label for i in usable])
-    for label in CLASSES:
+    labels = [task.examples[i].label for i in usable]
+    _require_images(task.config, labels, task.num_classes)
+    for label in range(task.num_classes):
         members, start = _shuffled_ids(task, usable, label), 0
         for part, count in zip(parts, split_count(len(members), SHARES), strict=True):
             part += members[start : start + count]
@@ -230,7 +259,7 @@ def _folds(task: _Task) -> list[list[int]]:
         f"fold {task.config.fold} of {task.config.num_folds} is tested: {len(test)} of "
         f"{len(subset)} images"
     )
-    if len({task.examples[i].label for i in test}) < len(CLASSES):
+    if len({task.examples[i].label for i in test}) < task.num_classes:
         task.notes.append(f"fold {task.config.fold} has one class only: fewer folds are better")
     return [*_divide_groups(task, rest, SHARES[:2]), test]
 
@@ -238,7 +267,7 @@ def _folds(task: _Task) -> list[list[int]]:
 _METHODS = {"patient": _by_patient, "image": _by_image, "official": _official}
 
 
-def _check(examples: Sequence[Example], config: _SplitSettings) -> None:
+def _check(examples: Sequence[Example], config: _SplitSettings, num_classes: int) -> None:
     if config.split not in _METHODS:
         raise UserError(
             f"config.data.split={config.split!r}: unknown; choose from {', '.join(_METHODS)}"
@@ -261,11 +290,11 @@ def _check(examples: Sequence[Example], config: _SplitSettings) -> None:
         raise UserError(
             f"config.data.per_class={config.per_class}: set 0 (all images) or at least 3"
         )
-    _require_images(config, [example.label for example in examples])
+    _require_images(config, [example.label for example in examples], num_classes)
 
 
-def _require_images(config: _SplitSettings, labels: Sequence[int]) -> None:
-    for label in CLASSES:
+def _require_images(config: _SplitSettings, labels: Sequence[int], num_classes: int) -> None:
+    for label in range(num_classes):
         if labels.count(label) < len(SPLITS):
             raise UserError(
                 f"config.data.name={config.name}: {labels.count(label)} images of class {label}, "
@@ -275,7 +304,7 @@ def _require_images(config: _SplitSettings, labels: Sequence[int]) -> None:
 
 def _require_groups(task: _Task, indices: Iterable[int], needed: int) -> None:
     members = [(task.examples[i].label, task.groups[i]) for i in indices]
-    for label in CLASSES:
+    for label in range(task.num_classes):
         count = len({group for of_class, group in members if of_class == label})
         if count < needed:
             field_value = f"config.data.split={task.config.split}"
@@ -330,10 +359,10 @@ def _balance(
     wanted = split_count(round(task.config.per_class * sum(shares)), shares)
     balanced = []
     for part, most in zip(parts, wanted, strict=True):
-        by_class = [_shuffled_ids(task, part, label) for label in CLASSES]
+        by_class = [_shuffled_ids(task, part, label) for label in range(task.num_classes)]
         count = min(most, *map(len, by_class))
         balanced.append([i for members in by_class for i in members[:count]])
-    taken = [len(part) // len(CLASSES) for part in balanced]
+    taken = [len(part) // task.num_classes for part in balanced]
     if taken != wanted:
         task.notes.append(
             f"config.data.per_class={task.config.per_class} asks for "
@@ -345,7 +374,7 @@ def _balance(
 
 def _divide_groups(task: _Task, indices: Sequence[int], shares: Sequence[float]) -> list[list[int]]:
     """Gives every group to one part, so that each class is divided in proportion to `shares`."""
-    counts = {task.groups[i]: np.zeros(len(CLASSES), int) for i in indices}
+    counts = {task.groups[i]: np.zeros(task.num_classes, int) for i in indices}
     for i in indices:
         counts[task.groups[i]][task.examples[i].label] += 1
     totals = np.sum(list(counts.values()), axis=0)
@@ -353,6 +382,6 @@ def _divide_groups(task: _Task, indices: Sequence[int], shares: Sequence[float])
     needs = quotas
     if task.config.per_class:
         most = min(round(task.config.per_class * sum(shares)), *totals.tolist())
-        needs = np.array([split_count(most, shares)] * len(CLASSES)).T
+        needs = np.array([split_count(most, shares)] * task.num_classes).T
     part_of = assign_groups(counts, quotas, needs, task.seed)
     return [[i for i in indices if part_of[task.groups[i]] == p] for p in range(len(shares))]

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from medadv_jax.config import Config, flatten, read_saved_config
 from medadv_jax.data.loader import Dataset, load_dataset, make_loader
-from medadv_jax.data.splits import changed_images
+from medadv_jax.data.splits import changed_images, saved_class_names
 from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import put_batch, use_own_settings
 from medadv_jax.errors import UserError
@@ -139,11 +139,15 @@ def load_runs(runs: Sequence[Path]) -> tuple[Config, list[str], list[Classifiers
                     f"{run}: config.{name}={other[name]}, and {value} in {runs[0]}; give runs of"
                     " the same images and attacks"
                 )
-    tests = [read_json(run / "splits.json", read=lambda content: content["test"]) for run in runs]
+    splits = [read_json(run / "splits.json") for run in runs]
+    tests = [saved["test"] for saved in splits]
     for run, test in zip(runs, tests, strict=True):
         if test != tests[0]:
             raise UserError(f"{run}: tests other images than {runs[0]}; give runs of one split")
-    made = [Classifiers(config, run) for config, run in zip(configs, runs, strict=True)]
+    made = [
+        Classifiers(config, run, saved_class_names(saved, config.data.name))
+        for config, run, saved in zip(configs, runs, splits, strict=True)
+    ]
     return configs[0], tests[0], made
 
 

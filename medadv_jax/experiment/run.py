@@ -15,7 +15,7 @@ from rich.console import Console
 
 from medadv_jax import distributed, error_messages
 from medadv_jax.config import Config
-from medadv_jax.data.loader import Dataset, count_listed, load_dataset
+from medadv_jax.data.loader import Dataset, Listing, list_dataset, load_dataset
 from medadv_jax.data.splits import Splits, make_splits
 from medadv_jax.defenses import get_defense
 from medadv_jax.errors import UserError
@@ -79,20 +79,20 @@ def run(config: Config, folder: Path, console: Console | None = None) -> None:
             distributed.make_deterministic()
         validate(config)
         distributed.enable_compilation_cache(config.compile_cache)
-        listed = count_listed(config.data)
-        check_batch(config, listed, "images there are")
+        listed = list_dataset(config.data)
+        check_batch(config, listed.count, "images there are")
         quiet = None if distributed.is_first() else Console(quiet=True)
         Run(config, folder, console or quiet or default_console(), listed).execute()
 
 
 class Run:
-    """One config in one run directory; `listed`: the number of images that there are."""
+    """One config in one run directory; `listed`: of its images."""
 
-    def __init__(self, config: Config, folder: Path, console: Console, listed: int):
+    def __init__(self, config: Config, folder: Path, console: Console, listed: Listing):
         self.config, self.workdir, self.console = config, folder, console
         self.listed = listed
         self.defenses = [get_defense(name) for name in config.defenses.split(",")]
-        self.classifiers = Classifiers(config, folder)
+        self.classifiers = Classifiers(config, folder, listed.class_names)
 
     def execute(self) -> None:
         """Goes through the stages; alone in the run directory but for processes of this run."""
@@ -129,10 +129,10 @@ class Run:
         config = self.config
         with (
             distributed.first_before_others("data"),
-            StageProgress(self.console, "decode", self.listed) as progress,
+            StageProgress(self.console, "decode", self.listed.count) as progress,
         ):
             dataset = load_dataset(config.data, progress.advance)
-        splits = make_splits(dataset.examples, config.data, config.seed)
+        splits = make_splits(dataset.examples, config.data, config.seed, dataset.class_names)
         splits = with_fewer_tests(splits, dataset.labels, config.eval.images, config.seed)
         content = splits.to_json(dataset.examples)
         if distributed.is_first():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from medadv_jax.config import flatten, read_saved_config
+from medadv_jax.data.splits import saved_class_names
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.metrics import Metrics, metric_intervals, summarize, worst_prediction
@@ -39,11 +40,6 @@ _CONFIG_NEEDED = {
     "seed": int, "data.name": str, "data.num_folds": int, "data.fold": int, "model.name": str,
     "attack.epsilon": int | float, "eval.num_steps": int,
 }  # fmt: skip
-CLASS_NAMES = {
-    PHANTOMS: ("negative", "positive"),
-    "chest_xray": ("normal", "pneumonia"),
-    "breakhis": ("benign", "malignant"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +152,9 @@ class RunRecords:
         return float(self.config["attack"]["epsilon"])
 
     @property
-    def class_names(self) -> tuple[str, str]:
-        """Of class 0 and class 1."""
-        return CLASS_NAMES.get(self.config["data"]["name"], ("class 0", "class 1"))
+    def class_names(self) -> tuple[str, ...]:
+        """Of label 0, 1, …"""
+        return saved_class_names(self.splits, self.config["data"]["name"])
 
     @property
     def defenses(self) -> list[str]:

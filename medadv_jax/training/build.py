@@ -1,5 +1,6 @@
 """Config → classifiers: the network, its initial weights and normalisation, the purifier."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,8 +9,6 @@ from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.models import create_model, pretrained
 from medadv_jax.models.purifiers import create_purifier
-
-NUM_CLASSES = 2
 
 
 class Assembly(NamedTuple):
@@ -28,14 +27,14 @@ class Assembly(NamedTuple):
     notes: list[str]
 
 
-def assemble(config: Config) -> Assembly:
-    """Builds the classifiers of a config.
+def assemble(config: Config, class_names: Sequence[str]) -> Assembly:
+    """Builds the classifiers of a config, for labels 0, 1, … of these names.
 
     Raises:
       UserError: weights that cannot be found or downloaded, or belong to another network.
     """
     model, purifier = config.model, config.purifier
-    network, start, expected, notes = _network(config)
+    network, start, expected, notes = _network(config, len(class_names))
     normalization = expected if model.normalization == "auto" else model.normalization
     if normalization != expected and start is not None:
         notes.append(f"the weights expect {expected} inputs, and get {normalization} ones")
@@ -59,7 +58,9 @@ def training_classifier(classifier: Classifier, config: Config) -> Classifier:
     return Classifier(network, classifier.normalization, classifier.purifier)
 
 
-def _network(config: Config) -> tuple[nn.Module, Variables | None, str, list[str]]:
+def _network(
+    config: Config, num_classes: int
+) -> tuple[nn.Module, Variables | None, str, list[str]]:
     """Returns network, initial weights, the normalisation that they expect, and notes."""
     model = config.model
     options: dict[str, Any] = {}
@@ -69,13 +70,13 @@ def _network(config: Config) -> tuple[nn.Module, Variables | None, str, list[str
         options["dropout"] = model.dropout
     if model.weights == "none":
         network = create_model(
-            model.name, NUM_CLASSES, model.width, model.dtype, model.conv_impl, **options
+            model.name, num_classes, model.width, model.dtype, model.conv_impl, **options
         )
         return network, None, "imagenet", []
     loaded = pretrained.load_network(
         model.name,
         model.weights,
-        NUM_CLASSES,
+        num_classes,
         width=model.width,
         dtype=model.dtype,
         conv_impl=model.conv_impl,

@@ -1,7 +1,7 @@
 """The classifiers of a run: trains them, and restores them from their checkpoints."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -29,15 +29,17 @@ from medadv_jax.training.trainer import Trainer
 class Classifiers:
     """The classifiers of a config's defences, with their checkpoints in the run directory.
 
+    Args of the constructor: the config, the run directory, the names of label 0, 1, …
+
     Attributes:
       mesh: the devices of this process, which evaluate; training uses those of all processes.
       predictor: the compiled programs that attack and run all classifiers.
       notes: lines for the user about the weights they start from.
     """
 
-    def __init__(self, config: Config, workdir: Path):
+    def __init__(self, config: Config, workdir: Path, class_names: Sequence[str]):
         self._config, self._workdir = config, workdir
-        self._parts = assemble(config)
+        self._parts = assemble(config, class_names)
         self._best: dict[str, Variables] = {}
         self.mesh, self.notes = make_local_mesh(), self._parts.notes
         self._training_mesh = make_mesh()

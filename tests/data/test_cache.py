@@ -13,7 +13,7 @@ import medadv_jax.data.source
 from configs.default import get_config
 from medadv_jax.data.cache import INDEX_FILE
 from medadv_jax.data.images import read_square
-from medadv_jax.data.loader import count_listed, load_dataset
+from medadv_jax.data.loader import list_dataset, load_dataset
 from medadv_jax.errors import UserError
 
 
@@ -58,7 +58,7 @@ def _forbid_decoding(monkeypatch) -> None:
 
 def test_examples_images_and_hashes_belong_together(settings):
     dataset = load_dataset(settings)
-    assert len(dataset.examples) == len(dataset.source) == 12 == count_listed(settings)
+    assert len(dataset.examples) == len(dataset.source) == 12 == list_dataset(settings).count
     files = {path.stem: path for path in _files(settings).rglob("*.png")}
     for i, example in enumerate(dataset.examples):
         content = files[example.id].read_bytes()
@@ -222,7 +222,7 @@ def test_a_second_copy_of_the_tree_is_left_out(settings):
     assert len({example.md5 for example in dataset.examples}) == len(dataset.examples) == 12
     assert dataset.report["files_listed"] == 24
     assert [(item["count"], len(item["first"])) for item in dataset.report["dropped"]] == [(12, 3)]
-    assert count_listed(settings) == 12
+    assert list_dataset(settings).count == 12
 
 
 def test_equal_names_with_other_bytes_are_both_kept(settings):
@@ -250,7 +250,7 @@ def test_the_twice_filed_slide_is_reported(tmp_path, settings):
     assert [example.id[:8] for example in dataset.examples] == ["SOB_M_LC"] * 3
     assert dataset.report["dropped"][0]["count"] == 3
     assert dataset.report["files_listed"] == 6
-    assert count_listed(settings) == 3
+    assert list_dataset(settings).count == 3
 
 
 def test_the_folder_may_be_the_set_its_parent_or_the_environments(settings, monkeypatch):
@@ -290,7 +290,7 @@ def test_a_path_in_the_environment_is_named_when_it_is_wrong(settings, monkeypat
     monkeypatch.setenv("MEDADV_DATA_DIR", "/nowhere")
     settings.dir = ""
     with pytest.raises(UserError, match="MEDADV_DATA_DIR: no folder /nowhere"):
-        count_listed(settings)
+        list_dataset(settings)
 
 
 def test_nothing_imports_tensorflow(settings):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.default import get_config
-from medadv_jax.data.loader import Dataset, count_listed, load_dataset, make_loader, steps_per_epoch
+from medadv_jax.data.loader import Dataset, list_dataset, load_dataset, make_loader, steps_per_epoch
 from medadv_jax.data.splits import Example
 
 
@@ -93,7 +93,7 @@ def test_real_breakhis(real_data_dir: Path, tmp_path: Path):
     config.name, config.dir, config.cache_dir = "breakhis", str(real_data_dir), str(tmp_path)
     config.image_size = 32
     dataset = load_dataset(config)
-    assert count_listed(config) == len(dataset.examples) == 138
+    assert list_dataset(config).count == len(dataset.examples) == 138
     assert np.bincount(dataset.labels).tolist() == [43, 95]
     assert dataset.report["rejected"] == []
     assert {example.magnification for example in dataset.examples} == {40, 100, 200, 400}
@@ -124,7 +124,7 @@ def test_phantoms_go_through_the_same_cache(tmp_path: Path, monkeypatch, kind: s
     config.name, config.cache_dir, config.image_size = "phantoms", str(tmp_path), 32
     config.phantom_kind, config.phantom_images = kind, 6
     dataset = load_dataset(config)
-    assert count_listed(config) == len(dataset.examples) == 6
+    assert list_dataset(config).count == len(dataset.examples) == 6
     assert dataset.labels.sum() == 3
     assert dataset.source[0].shape == (32, 32, 3)
     config.phantom_seed = 1

@@ -16,6 +16,7 @@ from tools.soak import TinyNet
 
 __all__ = ["SIZE", "TinyNet", "age_config", "read_results", "tiny_config", "tiny_dataset"]
 
+CLASSES = ("negative", "positive")
 SIZE = 16  # pixels
 
 
@@ -62,7 +63,7 @@ def tiny_dataset(count: int, seed: int = 0) -> Dataset:
     examples = tuple(
         Example(f"e{i}", int(label), f"g{i // 2}", 0, "", str(i)) for i, label in enumerate(labels)
     )
-    return Dataset("tiny", ("negative", "positive"), examples, {}, list(images))
+    return Dataset("tiny", CLASSES, examples, {}, list(images))
 
 
 def read_results(path: Path) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from medadv_jax.training.classifiers import Classifiers
 from medadv_jax.training.metric_writer import MetricsWriter
 from medadv_jax.training.state import create_state, make_optimizer, train_all
 from medadv_jax.training.step import make_train_step
-from tests.helpers.tiny import SIZE, TinyNet, tiny_config, tiny_dataset
+from tests.helpers.tiny import CLASSES, SIZE, TinyNet, tiny_config, tiny_dataset
 
 
 def assert_equal_trees(a, b):
@@ -156,7 +156,7 @@ def trained_run(folder, config, dataset):
     third = len(dataset.examples) // 3
     splits = Splits(*np.arange(3 * third).reshape(3, -1).tolist(), audit={}, notes=[])
     run_dir.claim(folder, config)
-    classifiers = Classifiers(config, folder)
+    classifiers = Classifiers(config, folder, CLASSES)
     writer = MetricsWriter(folder)
     console = Console(file=io.StringIO())
     for name in config.defenses.split(","):
@@ -191,7 +191,7 @@ def test_stages_hand_on_what_they_have_trained(config, tmp_path):
         (tmp_path / "checkpoints" / "hybrid").iterdir()
     )
     # Once more from the disk, by a fresh process' eyes.
-    again = Classifiers(config, tmp_path)
+    again = Classifiers(config, tmp_path, CLASSES)
     for name, defense in DEFENSES.items():
         assert_equal_trees(again.variables(defense), classifiers.variables(get_defense(name)))
     # A checkpoint of the purifier holds no network.
@@ -226,11 +226,11 @@ def test_reuse_takes_over_what_would_be_the_same_and_nothing_else(config, tmp_pa
     config.reuse, config.purifier.bottleneck = str(first), 64
     taken = run_dir.reuse_stages(second, config)
     assert [line.partition(":")[0] for line in taken] == ["base", "adversarial"]
-    copied = Classifiers(config, second)
+    copied = Classifiers(config, second, CLASSES)
     for name in ("base", "adversarial"):
         assert_equal_trees(
             copied.variables(get_defense(name)),
-            Classifiers(config, first).variables(get_defense(name)),
+            Classifiers(config, first, CLASSES).variables(get_defense(name)),
         )
     config.attack.epsilon = 0.01  # base does not depend on it, adversarial training does
     taken = run_dir.reuse_stages(tmp_path / "third", config)
@@ -261,14 +261,14 @@ def test_weights_of_a_file_are_where_training_starts(tmp_path):
     }  # fmt: skip
     pretrained.save_converted(path, params, told)
     config.model.weights = str(path)
-    parts = assemble(config)
+    parts = assemble(config, CLASSES)
     assert parts.bare.normalization == parts.purified.normalization == "caffe"
     assert parts.start is not None
     assert_equal_trees(parts.start["params"]["conv1_1"], params["params"]["conv1_1"])
     assert parts.start["params"]["fc"]["kernel"].shape == (512, 2)  # a new head
     assert "freshly initialised: params/fc/bias, params/fc/kernel" in parts.notes[0]
     config.model.normalization = "symmetric"
-    parts = assemble(config)
+    parts = assemble(config, CLASSES)
     assert parts.bare.normalization == "symmetric"
     assert "expect caffe inputs" in parts.notes[1]
 
@@ -277,5 +277,5 @@ def test_weights_that_are_not_there_are_refused_in_one_line(tmp_path):
     config = tiny_config()
     config.model.weights = str(tmp_path / "nothing.pth")
     with pytest.raises(UserError, match=r"nothing\.pth") as caught:
-        assemble(config)
+        assemble(config, CLASSES)
     assert "\n" not in str(caught.value)

@@ -35,7 +35,7 @@ class Phantoms(CachedBuilder, skip_registration=True):
         size = settings.image_size
         config = PhantomConfig(name=f"drawn_{size}", image_size=size, fit="", **arguments)
         content = {**arguments, "version": phantoms.VERSION}
-        return CacheSpec(config, content, settings.phantom_images)
+        return CacheSpec(config, content, settings.phantom_images, cls.CLASS_NAMES)
 
     def records(self, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """See `CachedBuilder.records`."""
