@@ -46,9 +46,7 @@ def make_optimizer(
       epoch_steps: steps of an epoch, for the warm-up.
     """
     options = options or OptimizerOptions()
-    rate = _learning_rate(
-        learning_rate, schedule, total_steps, options.warmup_epochs * epoch_steps
-    )
+    rate = _learning_rate(learning_rate, schedule, total_steps, options.warmup_epochs * epoch_steps)
     if options.name == "adam":
         optimizer = optax.adam(rate)
     elif options.name == "adamw":

@@ -231,7 +231,14 @@ def test_batch_larger_than_the_data_is_refused_before_any_work(tmp_path, cache_d
             "did you mean config.train.epochs?",
         ),
         (["--config=configs/demo.py", "--config.attack.epsilon=-1"], "must be at least 0"),
-        (["--config=configs/pneumonia_resnet.py", "--config.data.dir=nowhere"], "nowhere"),
+        (
+            [
+                "--config=configs/pneumonia_resnet.py",
+                "--config.data.dir=nowhere",
+                "--config.model.weights=none",
+            ],
+            "nowhere",
+        ),
     ],
 )
 def test_command_line_answers_in_one_line(arguments, line, tmp_path):

@@ -141,8 +141,8 @@ def test_every_config_is_possible(name):
 
 def test_unknown_and_missing_fields_of_a_config_file_are_named():
     config = default.get_config()
-    config.train.momentum = 0.9
-    with pytest.raises(UserError, match=r"config.train.momentum: unknown field"):
+    config.train.patience = 3
+    with pytest.raises(UserError, match=r"config.train.patience: unknown field"):
         validate(config)
     config = default.get_config()
     del config.train.epochs

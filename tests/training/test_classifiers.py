@@ -22,7 +22,8 @@ from medadv_jax.models.purifiers import create_purifier
 from medadv_jax.training.build import assemble, training_classifier
 from medadv_jax.training.classifiers import Classifiers
 from medadv_jax.training.metric_writer import MetricsWriter
-from medadv_jax.training.state import create_state, make_optimizer, train_all
+from medadv_jax.training.optimizer import make_optimizer
+from medadv_jax.training.state import create_state, train_all
 from medadv_jax.training.step import make_train_step
 from tests.helpers.tiny import CLASSES, SIZE, TinyNet, tiny_config, tiny_dataset
 
