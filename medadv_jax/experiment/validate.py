@@ -198,7 +198,7 @@ def _check_training(config: Config) -> None:
     """Refuses settings of the start and of the optimizer that contradict each other."""
     model, train = config.model, config.train
     if model.weights != "none" and model.width != 1:
-        allowed = f"model.width=1 with model.weights={model.weights}, or model.weights=none"
+        allowed = "1 with weights of a file; give model.width=1, or model.weights=none"
         raise _refuse("model.width", model.width, allowed)
     if not train.epochs and model.weights == "none":
         allowed = "at least 1 with model.weights=none: an untrained network"
