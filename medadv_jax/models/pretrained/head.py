@@ -40,7 +40,7 @@ def describe_head(
 ) -> str:
     """Returns what becomes of a file's head, for the user; arguments as of `head_order`."""
     if not count:
-        return "it has no head that fits"
+        return "it has no head, or one of another form"
     head = f"its head for {', '.join(names)}" if names else f"its head of {count} classes"
     if not kept:
         return f"{head} is replaced"

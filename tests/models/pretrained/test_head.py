@@ -75,17 +75,6 @@ def test_logits_in_another_order_are_put_into_that_of_the_data(raw):
     assert same.head == "its head for e, b, c, a, d is kept"
 
 
-def test_both_heads_of_inception_are_put_into_the_order():
-    raw = raw_weights("torchvision", "inception_v3")
-    whole = match_arrays("inception_v3", raw).arrays
-    matched = match_arrays("inception_v3", named(raw, *"abcde"), class_names=NAMES).arrays
-    heads = [path for path in whole if path[-2] == "fc"]
-    assert {path[1] for path in heads} == {"fc", "AuxLogits"}
-    for path in whole:
-        order = [4, 1, 2, 0, 3] if path in heads else slice(None)
-        np.testing.assert_array_equal(matched[path], whole[path][..., order])
-
-
 @pytest.mark.parametrize(
     "classes", ["[1, 2, 3, 4, 5]", "a,b", '["a"]', '["a", "a", "b", "c", "d"]', "{"]
 )
