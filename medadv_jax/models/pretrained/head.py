@@ -31,7 +31,7 @@ def head_order(
     if count != len(class_names):
         return None
     if names is None:
-        return list(range(count))
+        return list(range(len(class_names)))
     return [names.index(name) for name in class_names] if {*names} == {*class_names} else None
 
 
