@@ -23,7 +23,8 @@ from medadv_jax.distributed import put_batch
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source, Target, evaluation_attacks, threats
 from medadv_jax.models import create_model
-from medadv_jax.training.state import create_state, make_optimizer
+from medadv_jax.training.optimizer import make_optimizer
+from medadv_jax.training.state import create_state
 from medadv_jax.training.step import make_train_step
 
 KEY = 0  # of weights, random starts and dropout

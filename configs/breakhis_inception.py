@@ -2,8 +2,7 @@
 
     python main.py --config=configs/breakhis_inception.py --workdir=runs/x --config.data.dir=FOLDER
 
-From ImageNet weights: --config.model.weights=torchvision/inception_v3, or a file of yours. As it
-stands it has not been trained to its end yet.
+As it stands it has not been trained to its end yet.
 """
 
 from configs import breakhis_resnet
@@ -14,5 +13,6 @@ def get_config() -> Config:
     """Returns the config."""
     config = breakhis_resnet.get_config()
     config.model.name = "inception_v3"
+    config.model.weights = "torchvision/inception_v3"
     config.data.image_size = 299  # the paper's; the network takes 75 and more
     return config

@@ -1,10 +1,10 @@
-"""BreakHis histopathology (benign or malignant), ResNet50 from fresh weights.
+"""BreakHis histopathology (benign or malignant), ResNet50 from ImageNet weights.
 
     python main.py --config=configs/breakhis_resnet.py --workdir=runs/x --config.data.dir=FOLDER
 
 Meant for a GPU, and for all 7,909 images; neither has been tried yet. On 138 of them and two CPU
-cores, with --config.data.image_size=64 --config.model.width=0.5, it runs to its end and says that
-its numbers mean nothing.
+cores, with --config.data.image_size=64 --config.model.width=0.5 --config.model.weights=none, it
+runs to its end and says that its numbers mean nothing.
 """
 
 from configs import default
@@ -15,6 +15,7 @@ def get_config() -> Config:
     """Returns the config."""
     config = default.get_config()
     config.data.name = "breakhis"
+    config.model.weights = "torchvision/resnet50"  # none: a fresh start
     config.train.schedule = "cosine"  # the paper's rate is constant
     config.data.augment.flip = True  # tissue knows no left, right, up or down
     config.purifier.name = "unet"  # the paper's purifier destroys the image

@@ -57,10 +57,21 @@ def get_config() -> Config:
     model.dtype = "float32"  # compute: float32 | bfloat16; parameters, norms and loss stay float32
 
     config.train = train = ml_collections.ConfigDict()
-    train.epochs = 20  # passes over the training images, for each defence
+    # passes over the training images, for each defence; 0: the weights of the file as they are
+    train.epochs = 20
     train.batch_size = 32  # images a step, over all devices
-    train.learning_rate = 0.001  # Adam's
+    train.learning_rate = 0.001  # its largest value
     train.schedule = "constant"  # constant: the paper's | cosine: to 0 over all steps
+    # The optimizer of base and adversarial; purifiers, and networks trained with them, have Adam.
+    train.optimizer = "adam"  # adam: the paper's | adamw | sgd: with momentum
+    train.weight_decay = 0.0  # of adamw (commonly 0.01) and sgd (0.0005); kernels only; 0: none
+    train.momentum = 0.9  # of sgd
+    train.clip_norm = 0.0  # largest norm of all gradients together; 0: no limit
+    train.warmup_epochs = 0.0  # epochs in which the learning rate rises to its value; 0: none
+    # decay of the running average of the weights, which is validated and deployed; 0: none
+    train.ema = 0.0
+    train.class_weights = "none"  # none | balanced: n / (K · images of the class), in the loss
+    train.sampling = "uniform"  # uniform: each image once an epoch | balanced: each class as often
     train.trainable = "all"  # all | head | last_stage: and the head; BatchNorm then stays as it is
     train.attacks = "fgsm,pgd,bim,mifgsm"  # comma-separated; the attacks trained against
     train.assignment = "one"  # one: each example meets one of the attacks | all: each meets all

@@ -2,8 +2,7 @@
 
     python main.py --config=configs/pneumonia_vgg16.py --workdir=runs/x --config.data.dir=FOLDER
 
-From ImageNet weights: --config.model.weights=torchvision/vgg16, or a file of yours. As it stands
-it has not been trained to its end yet.
+As it stands it has not been trained to its end yet.
 """
 
 from configs import pneumonia_resnet
@@ -14,4 +13,5 @@ def get_config() -> Config:
     """Returns the config."""
     config = pneumonia_resnet.get_config()
     config.model.name = "vgg16"
+    config.model.weights = "torchvision/vgg16"
     return config

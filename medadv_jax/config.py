@@ -28,6 +28,14 @@ FIELDS_WITHOUT_RESULT = ("compile_cache", "data.cache_dir", "train.checkpoint_mi
 # Fields that runs of earlier versions lack -> the value that those versions had.
 _ADDED_FIELDS = {
     "deterministic": False,
+    "train.optimizer": "adam",
+    "train.weight_decay": 0.0,
+    "train.momentum": 0.9,
+    "train.clip_norm": 0.0,
+    "train.warmup_epochs": 0.0,
+    "train.ema": 0.0,
+    "train.class_weights": "none",
+    "train.sampling": "uniform",
     "eval.images": 0,
     "eval.apgd_steps": 100,
     "eval.queries": 5000,

@@ -23,6 +23,7 @@ _SOURCE = flags.DEFINE_enum(
 )
 _INPUT = flags.DEFINE_string("input", "", "The file to convert.")
 _OUTPUT = flags.DEFINE_string("output", "", "The safetensors file to write.")
+_CLASSES = flags.DEFINE_list("classes", [], "Names of the logits in their order, comma-separated.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare the logits with the original library's.")
 
 
@@ -39,6 +40,7 @@ def main() -> None:
     if _SOURCE.value not in ("auto", raw.layout):
         raise UserError(f"--source={_SOURCE.value}: {source} is in the layout of {raw.layout}")
     matched = match_arrays(_ARCH.value, raw)
+    matched = matched.named(_CLASSES.value) if _CLASSES.value else matched
     checked = f"logits agree to {verify(raw, matched):.1e}; " if _VERIFY.value else ""
     save_matched(target, matched, source)
     count = sum(array.size for array in matched.arrays.values())

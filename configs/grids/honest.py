@@ -3,8 +3,8 @@
     python scripts/sweep.py --grid=honest --config.data.dir=FOLDER
 
 All images, unbalanced as they come, each tested once by a network that never saw its patient; every
-attack is adaptive, too. Cells of one fold share nothing with those of another. Meant for a GPU; it
-has not been run to its end yet.
+attack is adaptive, too. Cells of one fold share nothing with those of another. All networks start
+from torchvision's ImageNet weights. Meant for a GPU; it has not been run to its end yet.
 """
 
 from medadv_jax.experiment.sweep.grids import CONFIGS, Grid

@@ -2,13 +2,8 @@
 
     python scripts/sweep.py --grid=paper --config.data.dir=FOLDER
 
-Split by image, which leaks patients, as in the paper; a report says so. The paper's networks start
-from ImageNet weights, these from fresh ones: add
-
-    "*_resnet": {"model.weights": "torchvision/resnet50"}
-
-and so on to `special` in a copy of this file, and give its path to --grid. Meant for a GPU; it has
-not been run to its end yet.
+Split by image, which leaks patients, as in the paper; a report says so. All networks start from
+torchvision's ImageNet weights. Meant for a GPU; it has not been run to its end yet.
 """
 
 from medadv_jax.experiment.sweep.grids import CONFIGS, Grid

@@ -17,6 +17,7 @@ def get_grid() -> Grid:
             "data.per_class": 100,
             "data.image_size": 32,
             "model.width": 0.125,
+            "model.weights": "none",
             "train.epochs": 6,
             "train.batch_size": 16,
             "train.num_steps": 2,

@@ -24,6 +24,7 @@ def get_grid() -> Grid:
             "data.image_size": 64,
             "data.per_class": 500,
             "model.width": 0.5,
+            "model.weights": "none",
             "train.epochs": 8,
             "purifier.epochs": 2,
             "purifier.joint_epochs": 1,

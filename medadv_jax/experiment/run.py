@@ -25,6 +25,7 @@ from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.validate import check_batch, validate
 from medadv_jax.files import write_json
 from medadv_jax.progress import StageProgress, default_console, say
+from medadv_jax.training.build import find_start
 from medadv_jax.training.classifiers import Classifiers
 from medadv_jax.training.metric_writer import MetricsWriter, SilentWriter
 
@@ -79,6 +80,7 @@ def run(config: Config, folder: Path, console: Console | None = None) -> None:
             distributed.make_deterministic()
         validate(config)
         distributed.enable_compilation_cache(config.compile_cache)
+        find_start(config)
         listed = list_dataset(config.data)
         check_batch(config, listed.count, "images there are")
         quiet = None if distributed.is_first() else Console(quiet=True)

@@ -18,6 +18,7 @@ from medadv_jax.defenses.purification import OBJECTIVES
 from medadv_jax.errors import UserError
 from medadv_jax.models import MODELS, default_options
 from medadv_jax.models.purifiers import PURIFIERS
+from medadv_jax.training.optimizer import OPTIMIZERS
 
 Rule = tuple[Callable[[Any], bool], str]  # (is the value allowed?, what is allowed)
 
@@ -96,9 +97,17 @@ RULES: dict[str, Rule] = {
     "model.dropout": (lambda value: value == -1 or 0 <= value < 1, "a rate below 1, or -1"),
     "model.conv_impl": _one_of(("auto", "cpu", "plain")),
     "model.dtype": _one_of(("bfloat16", "float32")),
-    "train.epochs": _number(1, _EPOCHS),
+    "train.epochs": _number(0, _EPOCHS),
     "train.batch_size": _number(1, _MANY),
     "train.learning_rate": _number(0, _RATE, above=True),
+    "train.optimizer": _one_of(OPTIMIZERS),
+    "train.weight_decay": _number(0, 1),
+    "train.momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "train.clip_norm": _number(0, _RATE),
+    "train.warmup_epochs": _number(0, _EPOCHS),
+    "train.ema": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "train.class_weights": _one_of(("none", "balanced")),
+    "train.sampling": _one_of(("uniform", "balanced")),
     "train.schedule": _one_of(("constant", "cosine")),
     "train.trainable": _one_of(("all", "head", "last_stage")),
     "train.attacks": _list_of(ATTACKS),
@@ -163,6 +172,7 @@ def validate(config: Config) -> None:
         if not is_possible:
             raise _refuse(field, fields[field], allowed)
     _check_attack(config)
+    _check_training(config)
     _check_together(config)
 
 
@@ -182,6 +192,25 @@ def _check_attack(config: Config) -> None:
     most = max(1.0, LARGEST_POWER ** (1 / steps))
     if attack.decay > most:
         raise _refuse("attack.decay", attack.decay, f"at most {most:.3g} with {steps} steps")
+
+
+def _check_training(config: Config) -> None:
+    """Refuses settings of the start and of the optimizer that contradict each other."""
+    model, train = config.model, config.train
+    if model.weights != "none" and model.width != 1:
+        allowed = "1 with weights of a file; give model.width=1, or model.weights=none"
+        raise _refuse("model.width", model.width, allowed)
+    if not train.epochs and model.weights == "none":
+        allowed = "at least 1 with model.weights=none: an untrained network"
+        raise _refuse("train.epochs", train.epochs, allowed)
+    if not train.epochs and "adversarial" in config.defenses.split(","):
+        allowed = "at least 1 to train adversarial; give --config.defenses=base"
+        raise _refuse("train.epochs", train.epochs, allowed)
+    if train.weight_decay and train.optimizer == "adam":
+        raise _refuse("train.weight_decay", train.weight_decay, "0 with adam; adamw has one")
+    if train.warmup_epochs > train.epochs:
+        allowed = f"at most train.epochs={train.epochs}"
+        raise _refuse("train.warmup_epochs", train.warmup_epochs, allowed)
 
 
 def _check_together(config: Config) -> None:
@@ -220,6 +249,8 @@ def _check_options(config: Config) -> None:
 
 def check_batch(config: Config, images: int, what: str) -> None:
     """Raises UserError if a training batch is larger than the number of images."""
+    if not config.train.epochs and config.defenses == "base":
+        return  # nothing is trained
     if config.train.batch_size > images:
         allowed = f"at most the {images} {what}"
         raise _refuse("train.batch_size", config.train.batch_size, allowed)

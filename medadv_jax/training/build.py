@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
+from medadv_jax.errors import UserError
 from medadv_jax.models import create_model, pretrained
 from medadv_jax.models.purifiers import create_purifier
 
@@ -34,7 +35,7 @@ def assemble(config: Config, class_names: Sequence[str]) -> Assembly:
       UserError: weights that cannot be found or downloaded, or belong to another network.
     """
     model, purifier = config.model, config.purifier
-    network, start, expected, notes = _network(config, len(class_names))
+    network, start, expected, notes = _network(config, class_names)
     normalization = expected if model.normalization == "auto" else model.normalization
     if normalization != expected and start is not None:
         notes.append(f"the weights expect {expected} inputs, and get {normalization} ones")
@@ -58,8 +59,22 @@ def training_classifier(classifier: Classifier, config: Config) -> Classifier:
     return Classifier(network, classifier.normalization, classifier.purifier)
 
 
+def find_start(config: Config) -> None:
+    """Fetches the weights that a run starts from, if they are a published name.
+
+    Raises:
+      UserError: there is no such file, and it cannot be fetched.
+    """
+    if config.model.weights == "none":
+        return
+    try:
+        pretrained.find_weights(config.model.name, config.model.weights)
+    except UserError as error:
+        raise UserError(f"{error}; for a fresh start --config.model.weights=none") from error
+
+
 def _network(
-    config: Config, num_classes: int
+    config: Config, class_names: Sequence[str]
 ) -> tuple[nn.Module, Variables | None, str, list[str]]:
     """Returns network, initial weights, the normalisation that they expect, and notes."""
     model = config.model
@@ -70,13 +85,13 @@ def _network(
         options["dropout"] = model.dropout
     if model.weights == "none":
         network = create_model(
-            model.name, num_classes, model.width, model.dtype, model.conv_impl, **options
+            model.name, len(class_names), model.width, model.dtype, model.conv_impl, **options
         )
         return network, None, "imagenet", []
     loaded = pretrained.load_network(
         model.name,
         model.weights,
-        num_classes,
+        class_names=class_names,
         width=model.width,
         dtype=model.dtype,
         conv_impl=model.conv_impl,
@@ -85,5 +100,15 @@ def _network(
     )
     variables = {"batch_stats": {}, **loaded.variables}
     fresh = ", ".join(loaded.fresh)
-    note = f"{model.name} starts from {model.weights}; freshly initialised: {fresh or 'nothing'}"
-    return loaded.net, variables, loaded.normalization, [note]
+    if fresh and not config.train.epochs:
+        raise UserError(
+            f"config.train.epochs=0: needs a trained head for {', '.join(class_names)}; of"
+            f" {model.weights}, {loaded.head}"
+        )
+    note = f"{model.name} starts from {model.weights}: {loaded.head}"
+    return (
+        loaded.net,
+        variables,
+        loaded.normalization,
+        [f"{note}; freshly initialised: {fresh or 'nothing'}"],
+    )

@@ -68,6 +68,10 @@ class Checkpoints:
         """Returns the number of epochs of the newest checkpoint, 0 if there is none."""
         return self._manager.latest_step() or 0
 
+    def reached(self, epochs: int) -> bool:
+        """Returns whether there is a checkpoint of `epochs` epochs or more."""
+        return any(step >= epochs for step in self._manager.all_steps())
+
     def best(self) -> tuple[int, dict[str, float]]:
         """Returns epochs and metrics of the best checkpoint; KeyError if there is none."""
         self._manager.wait_until_finished()

@@ -1,17 +1,19 @@
 """The classifiers of a run: trains them, and restores them from their checkpoints."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 from rich.console import Console
 
 from medadv_jax import interrupts
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
-from medadv_jax.data.loader import Dataset, make_loader, steps_per_epoch
+from medadv_jax.data.loader import Batch, Dataset, make_loader, steps_per_epoch
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import Defense, get_defense
 from medadv_jax.distributed import make_local_mesh, make_mesh, to_local
@@ -20,8 +22,10 @@ from medadv_jax.evaluation.threat_models import Source, Target, Threat, validati
 from medadv_jax.progress import StageProgress
 from medadv_jax.training.build import assemble, training_classifier
 from medadv_jax.training.checkpoints import Checkpoints, tree_sha256
+from medadv_jax.training.imbalance import balanced_weights, draw_balanced
 from medadv_jax.training.metric_writer import MetricsWriter
-from medadv_jax.training.state import abstract_state, create_state, make_optimizer, split
+from medadv_jax.training.optimizer import OptimizerOptions, make_optimizer
+from medadv_jax.training.state import abstract_state, create_state, split
 from medadv_jax.training.step import make_train_step
 from medadv_jax.training.trainer import Trainer
 
@@ -39,7 +43,7 @@ class Classifiers:
 
     def __init__(self, config: Config, workdir: Path, class_names: Sequence[str]):
         self._config, self._workdir = config, workdir
-        self._parts = assemble(config, class_names)
+        self._parts, self._num_classes = assemble(config, class_names), len(class_names)
         self._best: dict[str, Variables] = {}
         self.mesh, self.notes = make_local_mesh(), self._parts.notes
         self._training_mesh = make_mesh()
@@ -80,44 +84,74 @@ class Classifiers:
         Returns:
           "" after training; else why there was nothing to train.
         """
-        config, training = self._config, defense.training(self._config)
+        training = defense.training(self._config)
+        if not training.epochs and defense.needs:
+            return "its parts are trained; nothing to do"
         with contextlib.closing(self._checkpoints(defense)) as checkpoints:
-            first = checkpoints.latest()
-            if first >= training.epochs:
-                return "done before" if first else "its parts are trained; nothing to do"
-            images, batch_size = len(splits.train), config.train.batch_size
-            optimizer = self._optimizer(defense, steps_per_epoch(images, batch_size))
-            classifier = training_classifier(self._classifier(defense), config)
-            step = make_train_step(
-                classifier, optimizer, defense.make_objective(config), config.data.augment
-            )
-            state, frozen = create_state(
-                classifier, optimizer, self._training_mesh, jax.random.key(config.seed),
-                config.data.image_size, self._start(defense), defense.trained_layers(config),
-            )  # fmt: skip
+            if checkpoints.reached(training.epochs):
+                return "done before"
+            images, first = len(splits.train), checkpoints.latest()
             total, stage = images * training.epochs, f"train {defense.name}"
             with StageProgress(console, stage, total, images * first) as progress:
                 progress.line(f"{training.epochs} epochs of {images} images")
-                Trainer(
-                    config=config,
-                    defense=defense,
-                    train_step=step,
-                    make_epoch=lambda epoch: make_loader(
-                        dataset,
-                        splits.train,
-                        batch_size,
-                        shuffle_seed=config.seed,
-                        epoch=epoch,
-                        part=(jax.process_index(), jax.process_count()),
-                    ),
-                    validate=self._validator(defense, dataset, splits),
-                    checkpoints=checkpoints,
-                    writer=writer,
-                    progress=progress,
-                    mesh=self._training_mesh,
-                    frozen=frozen,
-                ).fit(state)
+                self._fit(defense, dataset, splits, checkpoints, writer, progress)
         return ""
+
+    def _fit(
+        self,
+        defense: Defense,
+        dataset: Dataset,
+        splits: Splits,
+        checkpoints: Checkpoints,
+        writer: MetricsWriter,
+        progress: StageProgress,
+    ) -> None:
+        """Trains one classifier from its newest checkpoint, else from its start."""
+        config = self._config
+        steps = steps_per_epoch(len(splits.train), config.train.batch_size)
+        optimizer, average_decay = self._optimizer(defense, steps), self._average_decay(defense)
+        classifier = training_classifier(self._classifier(defense), config)
+        step = make_train_step(
+            classifier, optimizer, defense.make_objective(config), config.data.augment,
+            self._class_weights(defense, dataset.labels[splits.train]), average_decay,
+        )  # fmt: skip
+        state, frozen = create_state(
+            classifier, optimizer, self._training_mesh, jax.random.key(config.seed),
+            config.data.image_size, self._start(defense), defense.trained_layers(config),
+            average_decay,
+        )  # fmt: skip
+        Trainer(
+            config=config,
+            defense=defense,
+            train_step=step,
+            make_epoch=functools.partial(self._epoch, dataset, splits.train),
+            validate=self._validator(defense, dataset, splits),
+            checkpoints=checkpoints,
+            writer=writer,
+            progress=progress,
+            mesh=self._training_mesh,
+            frozen=frozen,
+        ).fit(state)
+
+    def _epoch(self, dataset: Dataset, train: Sequence[int], epoch: int) -> Iterator[Batch]:
+        """Returns the training batches of an epoch, this process' part of each."""
+        config, indices = self._config, np.asarray(train)
+        if config.train.sampling == "balanced":
+            indices = draw_balanced(indices, dataset.labels[indices], config.seed, epoch)
+        return make_loader(
+            dataset,
+            indices,
+            config.train.batch_size,
+            shuffle_seed=config.seed,
+            epoch=epoch,
+            part=(jax.process_index(), jax.process_count()),
+        )
+
+    def _class_weights(self, defense: Defense, labels: np.ndarray) -> np.ndarray | None:
+        """Returns the factors of the classes in the loss; None: 1, and for a purifier's loss."""
+        if self._config.train.class_weights == "none" or defense.trains == "purifier":
+            return None
+        return balanced_weights(labels, self._num_classes)
 
     def _validator(
         self, defense: Defense, dataset: Dataset, splits: Splits
@@ -150,8 +184,18 @@ class Classifiers:
 
     def _optimizer(self, defense: Defense, steps: int) -> optax.GradientTransformation:
         """Returns the optimizer of a stage with `steps` steps an epoch."""
-        epochs, rate = defense.training(self._config)
-        return make_optimizer(rate, self._config.train.schedule, epochs * steps)
+        train, (epochs, rate) = self._config.train, defense.training(self._config)
+        options = OptimizerOptions()  # of purifiers, and of networks trained with them
+        if defense.trains == "network":
+            options = OptimizerOptions(
+                train.optimizer, train.weight_decay, train.momentum, train.clip_norm,
+                train.warmup_epochs,
+            )  # fmt: skip
+        return make_optimizer(rate, train.schedule, epochs * steps, options, steps)
+
+    def _average_decay(self, defense: Defense) -> float:
+        """Returns the decay of a stage's average of weights; 0: there is none."""
+        return self._config.train.ema if defense.trains == "network" else 0.0
 
     def _start(self, defense: Defense) -> Variables | None:
         """Returns the variables that a stage starts from; None: fresh weights."""
@@ -170,7 +214,7 @@ class Classifiers:
 
     def _restore(self, defense: Defense) -> Variables:
         """Returns the variables of the best checkpoint, frozen ones included."""
-        if not defense.training(self._config).epochs:
+        if not defense.training(self._config).epochs and defense.needs:
             start = self._start(defense)
             assert start is not None, "a defence that trains nothing starts from other defences"
             return start
@@ -178,7 +222,8 @@ class Classifiers:
         trains = defense.trained_layers(self._config)
         # Shapes do not depend on the number of steps.
         optimizer = self._optimizer(defense, 1)
-        like = abstract_state(classifier, optimizer, self.mesh, size, trains)
+        decay = self._average_decay(defense)
+        like = abstract_state(classifier, optimizer, self.mesh, size, trains, decay)
         frozen: Variables = {}
         if defense.trains == "purifier" or self._config.train.trainable != "all":
             start = self._start(defense)
@@ -187,4 +232,4 @@ class Classifiers:
                 start = jax.jit(classifier.init, static_argnums=1)(key, size)
             _, frozen = split(start, trains)
         with contextlib.closing(self._checkpoints(defense)) as checkpoints:
-            return checkpoints.restore(checkpoints.best()[0], like).variables(frozen)
+            return checkpoints.restore(checkpoints.best()[0], like).deployed(frozen)

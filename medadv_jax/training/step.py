@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from medadv_jax.classifier import Classifier, Variables, to_pixels
@@ -20,7 +21,7 @@ from medadv_jax.defenses import objectives
 from medadv_jax.defenses.objectives import Metrics, Objective
 from medadv_jax.distributed import Batch
 from medadv_jax.training.augment import augment
-from medadv_jax.training.state import TrainState
+from medadv_jax.training.state import TrainState, take_step
 
 
 def make_train_step(
@@ -28,12 +29,22 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     objective: Objective,
     augmentation: Config,
+    class_weights: np.ndarray | None = None,
+    average_decay: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the compiled step: (state, batch, key, frozen) -> (state, metrics of the batch).
 
     The state is donated. `frozen` holds the parameters that are not trained; omit it if all are.
     `key` is the same for all steps: the step folds its number in. Metrics are () float32: loss,
     those of the objective, and count, the number of examples that are not padding.
+
+    Args:
+      classifier: the classifier to train.
+      optimizer: from `make_optimizer`.
+      objective: the examples of a batch, and the loss on them.
+      augmentation: `config.data.augment`.
+      class_weights: (K,) float32, a factor of the loss of each class; None: 1.
+      average_decay: that of the state; see `create_state`.
     """
 
     def step(
@@ -46,6 +57,9 @@ def make_train_step(
         folded = classifier.fold(state.variables(frozen))
         logits_fn = classifier.folded().logits_fn(folded, objective.gradient)
         examples = objective.make_examples(logits_fn, *inputs, attack_key)
+        if class_weights is not None:
+            factors = jnp.asarray(class_weights)[inputs.labels]
+            examples = examples._replace(weights=examples.weights * factors[:, None])
 
         # A function of the trained parameters only: frozen layers get no weight gradients.
         def loss_fn(params: Any) -> tuple[jax.Array, objectives.Loss]:
@@ -54,9 +68,8 @@ def make_train_step(
             return loss.value, loss
 
         gradients, loss = jax.grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss.value, **loss.metrics, "count": jnp.sum(inputs.mask)}
-        return TrainState(state.step + 1, params, loss.batch_stats, opt_state), metrics
+        state = take_step(state, optimizer, gradients, loss.batch_stats, average_decay)
+        return state, metrics
 
     return jax.jit(step, donate_argnums=0)

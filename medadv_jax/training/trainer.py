@@ -116,6 +116,8 @@ class Trainer:
     def fit(self, state: TrainState) -> None:
         """Trains to the last epoch, resuming where an earlier process stopped.
 
+        With 0 epochs the state is validated and saved as it is.
+
         Args:
           state: the state before the first step; donated.
 
@@ -127,9 +129,11 @@ class Trainer:
         state, first, rows = self._go_on(state)
         self.writer.rewind(self.defense.name, int(state.step))
         try:
+            if not self.epochs:
+                self._end_epoch(state, 0, {}, [])
             for epoch in range(first, self.epochs):
                 state, row = self._train_epoch(state, key, epoch, rows)
-                self._end_epoch(state, epoch, row, rows)
+                self._end_epoch(state, epoch + 1, row, rows)
                 rows = []
         finally:
             interrupts.heed()
@@ -173,25 +177,26 @@ class Trainer:
                 saved = time.monotonic()
         return state, meter.means() | speed.row()
 
-    def _end_epoch(self, state: TrainState, epoch: int, row: Row, rows: list[Row]) -> None:
-        """Validates, writes the epoch's line, and saves a checkpoint, in this order: every
-        checkpoint has its line, and a line without a checkpoint is dropped on resuming."""
+    def _end_epoch(self, state: TrainState, epochs: int, row: Row, rows: list[Row]) -> None:
+        """Validates after `epochs` epochs, writes a line, and saves a checkpoint, in this order:
+        every checkpoint has its line, and a line without a checkpoint is dropped on resuming."""
         try:
-            validation = self.validate(state.variables(self.frozen))
+            validation = self.validate(state.deployed(self.frozen))
         except interrupts.Stopped:
-            self._keep(state, epoch, rows)
+            if rows:
+                self._keep(state, epochs - 1, rows)
             raise
         if not math.isfinite(validation["loss"]):
-            raise self._not_finite("validation loss", int(state.step), epoch)
+            raise self._not_finite("validation loss", int(state.step), epochs)
         prefix = "validation_adversarial_" if self.defense.chosen_under else "validation_"
         row = {**row, **{f"{prefix}{name}": value for name, value in validation.items()}}
-        self.writer.write(self.defense.name, int(state.step), {"epoch": epoch + 1, **row})
+        self.writer.write(self.defense.name, int(state.step), {"epoch": epochs, **row})
         self.writer.flush()
-        self.checkpoints.save(epoch + 1, state, validation)
+        self.checkpoints.save(epochs, state, validation)
         text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
-        self.progress.line(f"epoch {epoch + 1}/{self.epochs}  {text}")
-        if epoch + 1 < self.epochs:
-            interrupts.check(f"train {self.defense.name}, after epoch {epoch + 1}")
+        self.progress.line(f"epoch {epochs}/{self.epochs}  {text}")
+        if epochs < self.epochs:
+            interrupts.check(f"train {self.defense.name}, after epoch {epochs}")
 
     def _keep(self, state: TrainState, epoch: int, rows: list[Row]) -> None:
         """Saves a state within an epoch with its position; raises Stopped if one is requested."""
@@ -211,15 +216,15 @@ class Trainer:
     def _take(self, step: int, epoch: int, row: Row) -> None:
         """Writes the metrics of a step if due; raises UserError if its loss is not finite."""
         if not math.isfinite(row["loss"]):
-            raise self._not_finite("loss", step, epoch)
+            raise self._not_finite("loss", step, epoch + 1)
         if step % self.config.train.log_steps == 0:
             self.writer.write(self.defense.name, step, {"epoch": epoch + 1, **row})
 
-    def _not_finite(self, what: str, step: int, epoch: int) -> UserError:
+    def _not_finite(self, what: str, step: int, number: int) -> UserError:
         last = self.checkpoints.latest()
         good = f"{self.checkpoints.folder}/{last}" if last else "none"
         rate = self.defense.training(self.config).learning_rate
         return UserError(
-            f"{self.defense.name}: the {what} is not finite at step {step} (epoch {epoch + 1});"
+            f"{self.defense.name}: the {what} is not finite at step {step} (epoch {number});"
             f" last good checkpoint: {good}; try a smaller learning rate than {rate}"
         )

@@ -22,7 +22,8 @@ from medadv_jax.classifier import Classifier
 from medadv_jax.data.loader import make_loader
 from medadv_jax.defenses import get_defense
 from medadv_jax.models import create_model
-from medadv_jax.training.state import abstract_state, make_optimizer
+from medadv_jax.training.optimizer import make_optimizer
+from medadv_jax.training.state import abstract_state
 from medadv_jax.training.step import make_train_step
 from tests.helpers.tiny import TinyNet
 

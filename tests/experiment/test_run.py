@@ -16,10 +16,12 @@ from PIL import Image
 from rich.console import Console
 
 from medadv_jax import models
+from medadv_jax.config import load_config
 from medadv_jax.defenses import DEFENSES
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.predictions import read_predictions
 from medadv_jax.experiment.run import run as run_experiment
+from medadv_jax.models.pretrained import download
 from medadv_jax.training.checkpoints import Checkpoints
 from tests.helpers.tiny import TinyNet, age_config, read_results, tiny_config
 
@@ -223,6 +225,30 @@ def test_batch_larger_than_the_data_is_refused_before_any_work(tmp_path, cache_d
     assert not (tmp_path / "96").exists()
 
 
+def test_weights_that_cannot_be_had_stop_the_run_before_its_data(tmp_path, monkeypatch):
+    """In one line: the file, where it belongs, and how to start without."""
+
+    def unreachable(url):
+        raise OSError("no network")
+
+    monkeypatch.setattr(download, "_ask", unreachable)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = load_config(ROOT / "configs" / "pneumonia_vgg16.py")
+    config.data.dir = str(tmp_path / "nowhere")
+    with pytest.raises(UserError) as caught:
+        run(config, tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith("weights torchvision/vgg16: cannot be fetched (no network)")
+    target = tmp_path / "home/.cache/medadv_jax/weights/vgg16-397923af.pth"
+    assert f"put it at {target}" in message
+    assert message.endswith("; for a fresh start --config.model.weights=none")
+    assert "\n" not in message
+    config.model.weights = str(tmp_path / "own.pth")
+    with pytest.raises(UserError, match=r"own.pth: No such file.*; for a fresh start --config.mod"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -231,7 +257,14 @@ def test_batch_larger_than_the_data_is_refused_before_any_work(tmp_path, cache_d
             "did you mean config.train.epochs?",
         ),
         (["--config=configs/demo.py", "--config.attack.epsilon=-1"], "must be at least 0"),
-        (["--config=configs/pneumonia_resnet.py", "--config.data.dir=nowhere"], "nowhere"),
+        (
+            [
+                "--config=configs/pneumonia_resnet.py",
+                "--config.data.dir=nowhere",
+                "--config.model.weights=none",
+            ],
+            "nowhere",
+        ),
     ],
 )
 def test_command_line_answers_in_one_line(arguments, line, tmp_path):

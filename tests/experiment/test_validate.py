@@ -9,6 +9,7 @@ from medadv_jax import cli
 from medadv_jax.config import flatten
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.validate import RULES, check_batch, validate
+from medadv_jax.models.pretrained import download
 from tests.helpers.tiny import tiny_config
 
 BAD_VALUES = [
@@ -32,7 +33,15 @@ BAD_VALUES = [
     ("model.normalization", "none", "one of auto, caffe, imagenet, symmetric"),
     ("model.conv_impl", "gpu", "one of auto, cpu, plain"),
     ("model.dtype", "float16", "one of bfloat16, float32"),
-    ("train.epochs", 0, "at least 1"),
+    ("train.epochs", 0, "at least 1 with model.weights=none: an untrained network"),
+    ("train.optimizer", "lion", "one of adam, adamw, sgd"),
+    ("train.weight_decay", 0.01, "0 with adam"),
+    ("train.momentum", 1.0, "at least 0 and below 1"),
+    ("train.clip_norm", -1.0, "at least 0"),
+    ("train.warmup_epochs", 21.0, "at most train.epochs=20"),
+    ("train.ema", 1.0, "at least 0 and below 1"),
+    ("train.class_weights", "auto", "one of balanced, none"),
+    ("train.sampling", "all", "one of balanced, uniform"),
     ("train.batch_size", 0, "at least 1"),
     ("train.batch_size", 30, "a multiple of 4 attacks × 2 devices"),
     ("train.learning_rate", 0.0, "above 0"),
@@ -79,6 +88,29 @@ def test_impossible_value_is_named_with_what_is_allowed(field, value, allowed):
     assert "\n" not in text
     assert text.startswith(f"config.{field}={value}: must be ")
     assert allowed in text
+
+
+def test_weights_of_a_file_need_the_full_width():
+    config = importlib.import_module("configs.pneumonia_vgg16").get_config()
+    config.model.width = 0.5
+    message = r"model.width=0.5: must be 1 with weights of a file; give model.width=1, or model.w"
+    with pytest.raises(UserError, match=message):
+        validate(config)
+    config.model.weights = "none"
+    validate(config)
+
+
+def test_without_epochs_nothing_is_trained_adversarially():
+    config = default.get_config()
+    config.model.weights, config.train.epochs = "own.pth", 0
+    message = r"train.epochs=0: must be at least 1 to train adversarial; give --config.defenses="
+    with pytest.raises(UserError, match=message):
+        validate(config)
+    for defenses in ("base", "base,autoencoder"):
+        config.defenses = defenses
+        validate(config)
+    config.defenses = "base"
+    check_batch(config, 3, "training images")  # no batch is needed
 
 
 def test_fold_beyond_the_last_is_refused():
@@ -139,10 +171,18 @@ def test_every_config_is_possible(name):
     assert module.__doc__
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_configs_of_the_paper_start_from_imagenet_and_the_others_fresh(name):
+    model = importlib.import_module(f"configs.{name}").get_config().model
+    fresh = name in ("default", "demo")
+    assert model.weights == ("none" if fresh else f"torchvision/{model.name}")
+    assert fresh or model.weights in download.REGISTRY
+
+
 def test_unknown_and_missing_fields_of_a_config_file_are_named():
     config = default.get_config()
-    config.train.momentum = 0.9
-    with pytest.raises(UserError, match=r"config.train.momentum: unknown field"):
+    config.train.patience = 3
+    with pytest.raises(UserError, match=r"config.train.patience: unknown field"):
         validate(config)
     config = default.get_config()
     del config.train.epochs

@@ -21,7 +21,8 @@ from medadv_jax.config import Config
 from medadv_jax.data.loader import make_loader
 from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import make_key, make_mesh, put_batch
-from medadv_jax.training.state import TrainState, create_state, make_optimizer
+from medadv_jax.training.optimizer import make_optimizer
+from medadv_jax.training.state import TrainState, create_state
 from medadv_jax.training.step import make_train_step
 from tests.helpers.tiny import SIZE, tiny_config, tiny_dataset
 

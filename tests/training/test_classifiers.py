@@ -19,10 +19,13 @@ from medadv_jax.experiment import run_dir
 from medadv_jax.models import create_model, pretrained
 from medadv_jax.models.pretrained.load import images_of
 from medadv_jax.models.purifiers import create_purifier
+from medadv_jax.training import classifiers as classifiers_module
 from medadv_jax.training.build import assemble, training_classifier
+from medadv_jax.training.checkpoints import Checkpoints
 from medadv_jax.training.classifiers import Classifiers
 from medadv_jax.training.metric_writer import MetricsWriter
-from medadv_jax.training.state import create_state, make_optimizer, train_all
+from medadv_jax.training.optimizer import make_optimizer
+from medadv_jax.training.state import create_state, train_all
 from medadv_jax.training.step import make_train_step
 from tests.helpers.tiny import CLASSES, SIZE, TinyNet, tiny_config, tiny_dataset
 
@@ -279,3 +282,80 @@ def test_weights_that_are_not_there_are_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.pth") as caught:
         assemble(config, CLASSES)
     assert "\n" not in str(caught.value)
+
+
+# Fields of training
+
+
+def test_fields_of_training_reach_networks_and_not_purifiers(config, tmp_path, monkeypatch):
+    """Decay, momentum and averages belong to base and adversarial; what is restored is what was
+    validated."""
+    config.train.update(optimizer="sgd", ema=0.5, class_weights="balanced", sampling="balanced")
+    config.train.update(clip_norm=1.0, weight_decay=0.01, warmup_epochs=1.0)
+    config.defenses = "base,autoencoder"
+    seen = {}
+    make = classifiers_module.Trainer
+
+    def recorded(**parts):
+        validate, name = parts["validate"], parts["defense"].name
+
+        def validated(variables):
+            seen[name] = jax.device_get(variables)
+            return validate(variables)
+
+        return make(**{**parts, "validate": validated})
+
+    monkeypatch.setattr(classifiers_module, "Trainer", recorded)
+    trained_run(tmp_path, config, tiny_dataset(48))
+    again = Classifiers(config, tmp_path, CLASSES)
+    for name in ("base", "autoencoder"):
+        assert_equal_trees(again.variables(get_defense(name)), seen[name])
+        stored = (tmp_path / "checkpoints" / name / "1" / "default" / "_METADATA").read_text()
+        assert ("average" in stored) == (name == "base")
+
+
+# The network of a file as it is: no epochs
+
+
+def pretrained_tiny(monkeypatch, fresh=()):
+    """Lets every file of weights be one of a `TinyNet`; returns its variables."""
+    net = TinyNet()
+    variables = net.init(jax.random.key(7), jnp.zeros((1, SIZE, SIZE, 3)))
+    variables = jax.tree.map(np.array, dict(variables))
+    told = pretrained.Pretrained(net, variables, "symmetric", {}, fresh, "its head is told")
+    monkeypatch.setattr(pretrained, "load_network", lambda *_, **__: told)
+    return variables
+
+
+def test_without_epochs_the_file_is_what_is_deployed(config, tmp_path, monkeypatch):
+    variables = pretrained_tiny(monkeypatch)
+    config.model.weights, config.train.epochs = "own.pth", 0
+    config.defenses = "base,autoencoder"
+    config.train.ema, config.train.schedule = 0.9, "cosine"
+    dataset = tiny_dataset(48)
+    classifiers = trained_run(tmp_path, config, dataset)
+    assert "own.pth: its head is told" in classifiers.notes[0]
+    base, behind = (classifiers.variables(get_defense(n)) for n in ("base", "autoencoder"))
+    for collection in ("params", "batch_stats"):
+        assert_equal_trees(base[collection], variables[collection])
+        assert_equal_trees(behind[collection], variables[collection])
+    # The checkpoint has the accuracy of that network on the validation images.
+    checkpoints = Checkpoints(tmp_path / "checkpoints" / "base")
+    epochs, metrics = checkpoints.best()
+    checkpoints.close()
+    pixels = jnp.asarray(np.stack([*dataset.source])[16:32], jnp.float32) / 255
+    logits = Classifier(TinyNet(), "symmetric").logits(variables, pixels)
+    expected = float((jnp.argmax(logits, -1) == dataset.labels[16:32]).mean())
+    assert (epochs, metrics["accuracy"]) == (0, pytest.approx(expected))
+    # A second start finds it done, whatever the file holds by then.
+    pretrained_tiny(monkeypatch)["params"]["Dense_0"]["bias"][:] = 9
+    again = trained_run(tmp_path, config, dataset)
+    assert_equal_trees(again.variables(get_defense("base")), base)
+
+
+def test_without_epochs_a_head_must_be_trained(config, monkeypatch):
+    pretrained_tiny(monkeypatch, fresh=("params/fc/bias",))
+    config.model.weights, config.train.epochs = "own.pth", 0
+    message = "train.epochs=0: needs a trained head for negative, positive; of own.pth, its head is"
+    with pytest.raises(UserError, match=message):
+        assemble(config, CLASSES)

@@ -21,7 +21,8 @@ from medadv_jax.progress import StageProgress
 from medadv_jax.training.augment import _move, augment
 from medadv_jax.training.checkpoints import Checkpoints
 from medadv_jax.training.metric_writer import MetricsWriter
-from medadv_jax.training.state import create_state, make_optimizer
+from medadv_jax.training.optimizer import make_optimizer
+from medadv_jax.training.state import create_state
 from medadv_jax.training.step import make_train_step
 from medadv_jax.training.trainer import Trainer
 from tests.helpers.tiny import SIZE, TinyNet, tiny_config, tiny_dataset

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.files import atomic_write
 from medadv_jax.models import create_model
 from medadv_jax.models.pretrained import download
+from medadv_jax.models.pretrained.head import CLASSES
 from medadv_jax.models.pretrained.match import (
     VERSION,
     ArrayPath,
@@ -50,6 +51,7 @@ class Pretrained:
       normalization: of the network's inputs, a key of `classifier.NORMALIZATIONS`.
       options: of `create_model`, beside num_classes, dtype and conv_impl.
       fresh: names of the arrays that are newly initialised instead of loaded: a new head.
+      head: what became of the file's head, for the user.
     """
 
     net: nn.Module
@@ -57,6 +59,7 @@ class Pretrained:
     normalization: str
     options: Options
     fresh: tuple[str, ...]
+    head: str
 
 
 def load_pretrained(
@@ -72,6 +75,7 @@ def load_network(
     path: str | Path,
     num_classes: int | None = None,
     *,
+    class_names: Sequence[str] | None = None,
     width: float = 1.0,
     dtype: Any = "float32",
     conv_impl: str = "auto",
@@ -85,6 +89,9 @@ def load_network(
         path: a converted, torchvision or Keras file, or a published name such as
             "torchvision/resnet50" or "keras/vgg16" (see `download.REGISTRY`).
         num_classes: logits of a new head; None keeps the file's head.
+        class_names: instead of `num_classes`, the names of label 0, 1, …: the file's head is kept
+            if it is for these classes, else there is a new one. A file without names has a head
+            for them if it has as many logits.
         width: must be 1, the width of all published weights.
         dtype: see `create_model`.
         conv_impl: see `create_model`.
@@ -95,22 +102,35 @@ def load_network(
         UserError: `read_weights` fails, or the file holds other weights than the network's.
     """
     if width != 1:
-        raise UserError(f"width={width} has no published weights; give 1, or weights=none")
-    new_head = num_classes is not None
-    matched = match_arrays(name, read_weights(_find(name, path)), options, new_head=new_head)
+        raise UserError(
+            f"width={width}: files of weights are for the full width; give model.width=1, or"
+            " model.weights=none"
+        )
+    raw, new_head = read_weights(find_weights(name, path)), num_classes is not None
+    matched = match_arrays(name, raw, options, new_head=new_head, class_names=class_names)
+    if class_names is not None and matched.num_classes is None:
+        num_classes = len(class_names)
     variables, fresh = build_variables(matched, num_classes, seed)
     classes = num_classes or matched.num_classes or 1
     net = create_model(name, classes, dtype=dtype, conv_impl=conv_impl, **matched.options)
-    return Pretrained(net, variables, matched.normalization, matched.options, fresh)
+    return Pretrained(net, variables, matched.normalization, matched.options, fresh, matched.head)
 
 
-def _find(name: str, path: str | Path) -> Path:
-    """The path itself, or that of the downloaded file for a name such as `keras/vgg16`."""
-    if str(path) not in download.REGISTRY or Path(path).exists():
-        return Path(path)
-    if str(path).partition("/")[2].removesuffix("_notop") != name:
-        raise UserError(f"{path}: these are not weights of {name}")
-    return download.fetch(str(path))
+def find_weights(name: str, path: str | Path) -> Path:
+    """Returns the path of a file, fetched if it is a published name such as `keras/vgg16`.
+
+    Raises:
+        UserError: a name of another network than `name`, a download that fails, or no such file.
+    """
+    path = str(path)
+    if path in download.REGISTRY and not Path(path).exists():
+        if path.partition("/")[2].removesuffix("_notop") != name:
+            source = path.partition("/")[0]
+            raise UserError(f"{path}: these are not weights of {name}; give {source}/{name}")
+        return download.fetch(path)
+    if not Path(path).expanduser().exists():
+        raise UserError(f"{path}: No such file or directory; give a file of weights")
+    return Path(path).expanduser()
 
 
 # The head
@@ -187,6 +207,7 @@ def _metadata(matched: MatchedWeights, source: Path) -> dict[str, str]:
         "options": json.dumps(matched.options, sort_keys=True),
         "normalization": matched.normalization,
         "num_classes": str(matched.num_classes or 0),
+        **({CLASSES: json.dumps(matched.classes)} if matched.classes else {}),
     }
 
 

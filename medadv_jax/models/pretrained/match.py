@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict
 from medadv_jax.errors import UserError
 from medadv_jax.models import HEAD, create_model
 from medadv_jax.models.pretrained import keras_names, torchvision_names
+from medadv_jax.models.pretrained.head import describe_head, file_classes, head_order
 from medadv_jax.models.pretrained.layers import SourceArray, unchanged
 from medadv_jax.models.pretrained.read import RawWeights
 from medadv_jax.models.pretrained.wrappers import unwrapped
@@ -46,6 +47,8 @@ class MatchedWeights:
       num_classes: logits of the head; None without a head.
       arrays: path → float32 array.
       left_out: names of arrays in the file that are not used: a head of another form.
+      classes: names of the head's logits; None: the file does not say.
+      head: what becomes of the file's head, for the user.
     """
 
     name: str
@@ -55,10 +58,24 @@ class MatchedWeights:
     num_classes: int | None
     arrays: Mapping[ArrayPath, np.ndarray]
     left_out: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
+    head: str = ""
+
+    def named(self, classes: Sequence[str]) -> "MatchedWeights":
+        """Returns the weights with names for their logits; UserError for too few or too many."""
+        if len(classes) != self.num_classes:
+            logits = f"{self.num_classes or 'no'} logits"
+            raise UserError(f"classes {', '.join(classes)}: {len(classes)} names for {logits}")
+        return dataclasses.replace(self, classes=tuple(classes))
 
 
 def match_arrays(
-    name: str, raw: RawWeights, options: Options | None = None, *, new_head: bool = False
+    name: str,
+    raw: RawWeights,
+    options: Options | None = None,
+    *,
+    new_head: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> MatchedWeights:
     """Finds every array of a network in a file and converts it to our layout.
 
@@ -70,6 +87,8 @@ def match_arrays(
         options: of `create_model`, overriding those of the file. With another `head`, the file's
             head is left out.
         new_head: the last layer will be replaced, so the file's is left out in whatever form.
+        class_names: of label 0, 1, … The last layer is left out unless it is for these classes, as
+            far as the file says; logits in another order are put into this one.
 
     Raises:
         UserError: arrays are missing, unknown or misshapen, hold NaN, infinities or a negative
@@ -84,7 +103,10 @@ def match_arrays(
     raw, beside = unwrapped(name, raw, body)
     other_form = wanted.get("head") != own.get("head")
     keeps_head = not new_head and not other_form and _has_last(raw, sources)
-    num_classes = _num_classes(raw, sources, required=keeps_head)
+    num_classes = _num_classes(raw, sources, required=keeps_head and class_names is None)
+    names = file_classes(raw, num_classes)
+    order = head_order(num_classes, names, class_names) if class_names is not None else None
+    keeps_head = keeps_head and (class_names is None or order is not None)
     expected = _file_shapes(name, num_classes or 1, own if converted else wanted, raw)
 
     before_last = set() if other_form else {path for path in head if path[1] != "fc"}
@@ -94,9 +116,19 @@ def match_arrays(
     known = {found.name for found in sources.values()}
     left_out = () if keeps_head else _other_head(raw, known, sources["params", "fc", "bias"])
     arrays = _checked(name, raw, used, expected, known | set(left_out))
-    classes = num_classes if keeps_head else None
+    if keeps_head and order is not None:
+        arrays |= {path: arrays[path][..., order] for path in arrays if path[-2] == "fc"}
+        names = names and tuple(class_names or ())
     return MatchedWeights(
-        name, source, wanted, normalization, classes, arrays, (*left_out, *beside)
+        name,
+        source,
+        wanted,
+        normalization,
+        num_classes if keeps_head else None,
+        arrays,
+        (*left_out, *beside),
+        names if keeps_head else None,
+        describe_head(num_classes, file_classes(raw, num_classes), order, keeps_head),
     )
 
 
