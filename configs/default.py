@@ -74,6 +74,8 @@ def get_config() -> Config:
     attack.norm = "linf"  # linf | l2; the norm of the ball
     attack.relative_step = 2.5  # step size × steps / epsilon, for attacks of many steps (Madry)
     attack.decay = 1.0  # momentum decay μ of MI-FGSM (Dong et al. 2018)
+    # of the first-order attacks in the evaluation: none | next: class y + 1 for label y | a class
+    attack.targeted = "none"
     attack.loop = "fori_loop"  # or unrolled: a copy of the step for each, long to compile
 
     config.purifier = purifier = ml_collections.ConfigDict()  # of autoencoder and hybrid
@@ -101,6 +103,8 @@ def get_config() -> Config:
     # chooses the checkpoint of an adversarially trained network; auto: pgd, through a purifier apgd
     evaluate.validation_attack = "auto"
     evaluate.validation_steps = 20  # steps of that attack if it is APGD; others: train.num_steps
+    # decision between two classes: argmax | youden: the best threshold on validation images
+    evaluate.threshold = "argmax"
     evaluate.checks = True  # the self-checks, and accuracy against ε and against steps
     evaluate.check_images = 64  # test images for them, half of each class
     evaluate.second_images = 200  # test images that self-check 7 attacks by another algorithm
