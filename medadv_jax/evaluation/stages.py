@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +29,12 @@ from medadv_jax.evaluation.checks import run_all, second_opinion
 from medadv_jax.evaluation.checks.result import headline
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.class_results import write_class_results
+from medadv_jax.evaluation.decision_threshold import (
+    as_deployed,
+    choose_threshold,
+    read_thresholds,
+    write_thresholds,
+)
 from medadv_jax.evaluation.model_under_test import (
     ModelUnderTest,
     choose_examples,
@@ -93,6 +100,26 @@ class Evaluation:
     batch_size: int
     targets: Mapping[str, Target]
 
+    def with_thresholds(self) -> "Evaluation":
+        """Returns the evaluation of classifiers that decide as `config.eval.threshold` says.
+
+        What is chosen on the clean validation images is in `thresholds.json`.
+        """
+        if self.config.eval.threshold == "argmax":
+            return self
+        found = read_thresholds(self.workdir)
+        for name in self.targets.keys() - found.keys():
+            clean = predict_all(
+                self.predictor, [], [], self.targets[name], self._batches(self.splits.validation),
+                self.mesh, self.config.seed,
+            )  # fmt: skip
+            found[name] = choose_threshold(clean.logits[:, 0], clean.label)
+        write_thresholds(self.workdir, found)
+        for name in self.targets:
+            self._say(f"threshold {name}: {found[name].probability:.3f} for class 1")
+        targets = {name: as_deployed(each, found[name]) for name, each in self.targets.items()}
+        return dataclasses.replace(self, targets=targets)
+
     def attack(self, name: str) -> None:
         """Attacks the classifier of a defence on the test images; adds to `predictions.parquet`.
 
@@ -150,7 +177,7 @@ class Evaluation:
         attacks, validation = self._first_order_attacks(), self.splits.validation
         test = self._choose_tests(settings.images or len(self.splits.test)).tolist()
         total = detection.count_scored(len(validation), len(test), len(attacks))
-        variables = self.targets["autoencoder"].variables
+        variables = self._base_behind_purifier()
         measured = detection.Detection(self.predictor, variables, self.mesh, self.config.seed)
         with self._progress("detectors", total) as progress:
             table = measured.measure(
@@ -164,6 +191,14 @@ class Evaluation:
                 progress.advance,
             )
         write_table(path, table)
+
+    def _base_behind_purifier(self) -> Any:
+        """Returns the variables of the base network, its decision and the `autoencoder`'s purifier.
+
+        Of the two only the decision can differ.
+        """
+        base, both = (self.targets[name].variables for name in ("base", "autoencoder"))
+        return {**both, **{name: base[name] for name in ("logit_bias",) if name in base}}
 
     def keep_pictures(self) -> None:
         """Keeps a few attacked test images, under PGD or the last of `eval.attacks`."""

@@ -16,7 +16,7 @@ from medadv_jax.files import read_json, write_json
 NETWORKS = "networks.json"
 _OF_ALL = (
     "results.csv", "per_class.csv", "confusion.json", "pictures.npz", "self_checks.json",
-    "detection.parquet", "detection.csv",
+    "detection.parquet", "detection.csv", "thresholds.json",
 )  # fmt: skip
 
 

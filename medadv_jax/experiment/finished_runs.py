@@ -22,6 +22,7 @@ from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import put_batch, use_own_settings
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.class_results import write_class_results
+from medadv_jax.evaluation.decision_threshold import as_deployed, read_thresholds
 from medadv_jax.evaluation.ensemble import (
     EvaluationSetup,
     TrainedModel,
@@ -166,8 +167,9 @@ def load_models(runs: Sequence[Path], made: Sequence[Classifiers]) -> list[Train
         names = [str(run) for run in runs]
     models = []
     for run, name, classifiers in zip(runs, names, made, strict=True):
+        thresholds = read_thresholds(run)
         for defense in _config(run).defenses.split(","):
-            target = classifiers.target(get_defense(defense))
+            target = as_deployed(classifiers.target(get_defense(defense)), thresholds.get(defense))
             models.append(TrainedModel(name, defense, classifiers.predictor, target))
     return models
 

@@ -168,7 +168,7 @@ class Run:
         return Evaluation(
             self.config, self.workdir, self.console, dataset, splits, parts.predictor, parts.mesh,
             parts.eval_batch(), targets,
-        )  # fmt: skip
+        ).with_thresholds()  # fmt: skip
 
     def _report(self) -> None:
         """Writes the report, and says what lies where."""
