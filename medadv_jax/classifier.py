@@ -110,7 +110,7 @@ class Classifier:
         logits = cast(
             jax.Array, self.network.apply(*self._arguments(variables, pixels), train=False)
         )
-        return logits + variables["logit_bias"] if "logit_bias" in variables else logits
+        return logits + variables["logit_bias"][None] if "logit_bias" in variables else logits
 
     def logits_fn(
         self, variables: Variables, gradient: str = "full"

@@ -51,14 +51,17 @@ def choose_threshold(logits: np.ndarray, label: np.ndarray) -> Threshold:
     positive = label == 1
     if positive.all() or not positive.any():
         return Threshold(0.0, 0.5, 0.0, 0.0, len(label))
-    sensitivity = (gap[positive] > cuts[:, None]).mean(axis=1)
-    youden = sensitivity - (gap[~positive] > cuts[:, None]).mean(axis=1)
+    youden = _share_above(gap[positive], cuts) - _share_above(gap[~positive], cuts)
     best = np.flatnonzero(youden >= youden.max() - 1e-12)
     cut = float(cuts[best[np.abs(cuts[best]).argmin()]])
     return Threshold(
         bias=0.0 - cut, probability=float(1 / (1 + np.exp(-cut))), youden=float(youden.max()),
         youden_argmax=float(youden[0]), images=len(label),
     )  # fmt: skip
+
+
+def _share_above(values: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    return 1 - np.searchsorted(np.sort(values), cuts, side="right") / len(values)
 
 
 def write_thresholds(workdir: Path, found: Mapping[str, Threshold]) -> None:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from medadv_jax.evaluation.metrics import probability_of
 from medadv_jax.report.records import RunRecords
-from medadv_jax.report.style import Graphic, Omitted, draw
+from medadv_jax.report.style import Graphic, Omitted, draw, shortened
 
 MOST_EXAMPLES = 4
 CORRECT, WRONG = "#00583b", "#a33c00"
@@ -35,7 +35,7 @@ def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Grap
                 _prediction(run, arrays["label"][i], arrays[f"{defense}/score_{kind}"][i])
                 for kind in ("clean", "adversarial")
             )
-            truth = run.class_names[int(arrays["label"][i])]
+            truth = shortened(run.class_names[int(arrays["label"][i])])
             _show(row[0], clean, f"clean, is {truth}", before)
             shift = 0.5 + (attacked - clean) / (2 * epsilon)
             _show(row[1], shift, "perturbation", (f"× {1 / (2 * epsilon):.3g}", "black"))
@@ -69,7 +69,8 @@ def compact(run: RunRecords, label: str) -> Graphic:
         grid = figure.subplots(len(chosen), 1 + len(defenses), squeeze=False)
         for row, i in zip(grid, chosen, strict=True):
             truth = int(arrays["label"][i])
-            _show(row[0], arrays["images"][i], "clean", (f"is {run.class_names[truth]}", "black"))
+            name = shortened(run.class_names[truth])
+            _show(row[0], arrays["images"][i], "clean", (f"is {name}", "black"))
             for axes, defense in zip(row[1:], defenses, strict=True):
                 text = _prediction(run, truth, arrays[f"{defense}/score_adversarial"][i])
                 _show(axes, arrays[f"{defense}/adversarial"][i], f"{defense}, attacked", text)
@@ -99,7 +100,7 @@ def _prediction(run: RunRecords, label: int, score: np.ndarray) -> tuple[str, st
     predicted = int(score.argmax() if score.ndim else score > 0.5)
     confidence = float(probability_of(np.array(predicted), np.asarray(score, float)))
     mark, color = ("correct", CORRECT) if predicted == label else ("wrong", WRONG)
-    return f"{run.class_names[predicted]} {confidence:.3f}: {mark}", color
+    return f"{shortened(run.class_names[predicted])} {confidence:.3f}: {mark}", color
 
 
 def _show(axes: Axes, image: np.ndarray, title: str, below: tuple[str, str]) -> None:

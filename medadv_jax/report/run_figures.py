@@ -21,6 +21,7 @@ from medadv_jax.report.style import (
     draw,
     draw_png,
     legend_below,
+    shortened,
 )
 
 _DASHED = (
@@ -154,7 +155,7 @@ def confusion(run: RunRecords) -> Graphic:
 
 
 def _matrix(axes: Axes, run: RunRecords, outcome: Outcome) -> None:
-    names = [name if len(name) <= 16 else f"{name[:15]}…" for name in run.class_names]
+    names = [shortened(name) for name in run.class_names]
     many = len(names)
     counts = confusion_counts(run.label, outcome.predicted, many)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -206,7 +207,8 @@ def _roc_points(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.nd
         return roc_curve(label, score)[:2]
     curves = [roc_curve(label == k, of_class)[:2] for k, of_class in enumerate(score.T)]
     x = np.unique(np.concatenate([false for false, _ in curves]))
-    return x, np.mean([np.interp(x, *each) for each in curves], axis=0)
+    y = np.mean([np.interp(x, *each) for each in curves], axis=0)
+    return np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
 
 
 def _line(
