@@ -78,6 +78,7 @@ class Metrics:
 
 
 AVERAGED = ("precision", "recall", "specificity", "f1", "auc")
+COUNTS = ("tn", "fp", "fn", "tp")
 
 
 def summarize(
@@ -98,22 +99,24 @@ def summarize(
     reasons: dict[str, str] = {}
     accuracy = _ratio(reasons, "accuracy", right, n, "no examples")
     low, high = wilson_interval(right, n) if n else (None, None)
-    counts: tuple[int | None, ...] = (None, None, None, None)
+    values: dict[str, Any]
     if score.ndim == 1:
         found = class_metrics(label, score, predicted)
         reasons |= found.reasons
-        values = [getattr(found, column) for column in AVERAGED]
-        counts = found.tn, found.fp, found.fn, found.tp
+        values = {column: getattr(found, column) for column in (*AVERAGED, *COUNTS)}
     else:
         classes = one_against_rest(label, score, predicted)
-        values = [_macro(classes, column, reasons) for column in AVERAGED]
+        values = {column: _macro(classes, column, reasons) for column in AVERAGED}
+        values |= dict.fromkeys(COUNTS)
     success = None
     if clean_predicted is not None:
         correct = clean_predicted == label
         broken = int((correct & (predicted != label)).sum())
         why = "no example is correct when clean"
         success = _ratio(reasons, "attack_success_rate", broken, int(correct.sum()), why)
-    return Metrics(n, accuracy, low, high, *values, success, *counts, reasons)
+    return Metrics(
+        n, accuracy, low, high, attack_success_rate=success, reasons=reasons, **values
+    )  # fmt: skip
 
 
 def class_metrics(

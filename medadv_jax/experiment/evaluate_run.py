@@ -38,7 +38,7 @@ def evaluate_run(
       defenses: names; none: all of the run.
       attacks: names of attacks, comma-separated.
       epsilon: radius in pixels of [0, 1]; None: that of the run, whose norm is taken too.
-      count: test images to take, drawn with half of each class; 0: all.
+      count: test images to take, drawn with as many of each class; 0: all.
       output: CSV file to write, with a line for each classifier and image.
       check_images: see `evaluate`.
 

@@ -4,7 +4,12 @@ import numpy as np
 
 from medadv_jax.config import flatten
 from medadv_jax.evaluation.intervals import patient_accuracy
-from medadv_jax.evaluation.metrics import balanced_accuracy, one_against_rest, reliability
+from medadv_jax.evaluation.metrics import (
+    COUNTS,
+    balanced_accuracy,
+    one_against_rest,
+    reliability,
+)
 from medadv_jax.evaluation.statistics import proportion_interval
 from medadv_jax.report.comparison import ATTACKED, CLEAN, correct_by_defense
 from medadv_jax.report.records import PURIFIED, THREATS, Outcome, RunRecords
@@ -96,7 +101,7 @@ def accuracy(run: RunRecords, outcome: Outcome) -> Estimate:
 def metrics_table(run: RunRecords) -> Table:
     """Returns all metrics of all evaluations at the run's epsilon, with intervals."""
     names = ("accuracy", *METRICS)
-    counted = ("tn", "fp", "fn", "tp") if len(run.class_names) == 2 else ()
+    counted = COUNTS if len(run.class_names) == 2 else ()
     rows: list[tuple[Cell, ...]] = []
     for defense in run.defenses:
         for threat, evaluation, outcome in _shown(run, defense):

@@ -23,7 +23,7 @@ def test_definitions_are_those_of_scikit_learn():
         assert m.specificity == pytest.approx(reference.recall_score(1 - label, 1 - predicted))
         assert m.f1 == pytest.approx(reference.f1_score(label, predicted))
         assert m.auc == pytest.approx(reference.roc_auc_score(label, score))
-        assert m.tn + m.fp + m.fn + m.tp == m.n == 30
+        assert sum(getattr(m, count) for count in metrics.COUNTS) == m.n == 30
         assert m.reasons == {}
 
 
