@@ -175,7 +175,7 @@ def is_correct(
 
 
 def make_attack_programs(
-    predictor: Predictor, norm: str, batch_size: int, mesh: Mesh, num_classes: int = 2
+    predictor: Predictor, norm: str, batch_size: int, mesh: Mesh, num_classes: int
 ) -> tuple[AttackQueue, SearchingAttacks]:
     """Returns the programs that attack the classifiers of `predictor`, for all defences.
 

@@ -144,8 +144,14 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
         writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
 
 
-def read_predictions(path: Path, num_classes: int = 2) -> pa.Table:
-    """Returns the predictions of a run of K classes so far; see `read_table`."""
+def read_predictions(path: Path, num_classes: int | None = None) -> pa.Table:
+    """Returns the predictions of a run so far; see `read_table`.
+
+    `num_classes`: K; None: as many as the file has scores of.
+    """
+    if num_classes is None:
+        scored = [name for name in read_table(path).column_names if name.startswith("score_")]
+        num_classes = len(scored) or 2
     return read_table(path, record_schema(num_classes))
 
 

@@ -189,7 +189,7 @@ def test_files_of_three_classes(tmp_path):
         "score_0", "score_1", "score_2",
     ]  # fmt: skip
     write_table(path, pa.concat_tables([table, second]))
-    table = read_predictions(path, 3)
+    table = read_predictions(path)
     np.testing.assert_array_equal(table["score_1"].to_numpy()[:6], score[:, 1])
     write_class_results(tmp_path, NAMES, table)
     confusion = json.loads((tmp_path / "confusion.json").read_text())
