@@ -139,7 +139,7 @@ class Predictor(Generic[M]):
             to_pixels(batch["image"]),
             batch["label"],
         )
-        if not attacks[0].targeted:
+        if not any(getattr(attack, "targeted", False) for attack in attacks):
             return self._attacks[program](variables, weight, pixels, labels, key)
         assert self.choose_targets is not None, "a targeted attack needs targets"
         targets = self.choose_targets(labels)

@@ -92,12 +92,12 @@ def _choose(label: np.ndarray, most: int) -> list[int]:
     return sorted((first + rest)[:most])
 
 
-def _prediction(run: RunRecords, label: int, score: np.ndarray) -> tuple[str, str]:
+def _prediction(run: RunRecords, label: int, score: np.ndarray | float) -> tuple[str, str]:
     """Returns the predicted class with its probability, and the colour of correct or wrong.
 
     `score`: of one image, () float of class 1 of two classes, or (K,).
     """
-    predicted = int(score.argmax() if score.ndim else score > 0.5)
+    predicted = int(np.argmax(score) if np.ndim(score) else score > 0.5)
     confidence = float(probability_of(np.array(predicted), np.asarray(score, float)))
     mark, color = ("correct", CORRECT) if predicted == label else ("wrong", WRONG)
     return f"{shortened(run.class_names[predicted])} {confidence:.3f}: {mark}", color
