@@ -83,7 +83,7 @@ def compact(run: RunRecords, label: str) -> Graphic:
     return draw(f"figures_08_to_13_{run.name}", caption, size, paint)
 
 
-def _choose(label: np.ndarray, most: int) -> list[int]:
+def _choose(label: np.ndarray, most: int = MOST_EXAMPLES) -> list[int]:
     """Returns up to `most` indices of labels (n,): the first of each class, then others."""
     classes = max(2, label.max(initial=0) + 1)
     each = most // classes
