@@ -85,6 +85,8 @@ def get_config() -> Config:
     attack.norm = "linf"  # linf | l2; the norm of the ball
     attack.relative_step = 2.5  # step size × steps / epsilon, for attacks of many steps (Madry)
     attack.decay = 1.0  # momentum decay μ of MI-FGSM (Dong et al. 2018)
+    # of the first-order attacks in the evaluation: none | next: class y + 1 for label y | a class
+    attack.targeted = "none"
     attack.loop = "fori_loop"  # or unrolled: a copy of the step for each, long to compile
 
     config.purifier = purifier = ml_collections.ConfigDict()  # of autoencoder and hybrid
@@ -102,7 +104,7 @@ def get_config() -> Config:
     config.eval = evaluate = ml_collections.ConfigDict()
     # comma-separated; one row of results.csv for each
     evaluate.attacks = "fgsm,pgd,bim,mifgsm,apgd"
-    evaluate.images = 0  # test images to evaluate, half of each class, drawn by the seed; 0: all
+    evaluate.images = 0  # test images, as many of each class, drawn by the seed; 0: all
     evaluate.num_steps = 10  # steps of BIM, MI-FGSM and PGD
     evaluate.apgd_steps = 100  # steps of APGD, FAB and FMN, also within AutoAttack
     evaluate.queries = 5000  # of Square, also within AutoAttack
@@ -112,14 +114,16 @@ def get_config() -> Config:
     # chooses the checkpoint of an adversarially trained network; auto: pgd, through a purifier apgd
     evaluate.validation_attack = "auto"
     evaluate.validation_steps = 20  # steps of that attack if it is APGD; others: train.num_steps
+    # decision between two classes: argmax | youden: the best threshold on validation images
+    evaluate.threshold = "argmax"
     evaluate.checks = True  # the self-checks, and accuracy against ε and against steps
-    evaluate.check_images = 64  # test images for them, half of each class
+    evaluate.check_images = 64  # test images for them, as many of each class
     evaluate.second_images = 200  # test images that self-check 7 attacks by another algorithm
     evaluate.second_queries = 500  # of Square in self-check 7
 
     config.detector = detector = ml_collections.ConfigDict()  # beside base; needs autoencoder
     detector.run = True  # whether detectors are measured
-    detector.images = 0  # test images that they are measured on, half of each class; 0: all
+    detector.images = 0  # test images they are measured on, as many of each class; 0: all
     detector.false_positive_rate = 0.05  # of clean validation images; chooses the threshold
     detector.attack = "pgd"  # of the adaptive attacker, whose loss includes the detector's score
     detector.penalty = 1.0  # its weight of score / threshold beside the cross-entropy

@@ -45,8 +45,9 @@ def to_pixels(images: jax.Array) -> jax.Array:
 class Classifier:
     """A network with purifier and normalisation, as a function of pixels.
 
-    Its variables are {"params": …, "batch_stats": …}, the network's, and "purifier": the
-    purifier's parameters, if there is one.
+    Its variables are {"params": …, "batch_stats": …}, the network's; "purifier": the purifier's
+    parameters, if there is one; "logit_bias" (K,): added to the logits, if it decides by another
+    threshold than the largest logit.
 
     Attributes:
       network: a Flax module from `create_model`; takes normalised images.
@@ -106,7 +107,10 @@ class Classifier:
             pixels = _straight_through(functools.partial(self.purify, variables), pixels)
         elif gradient != "bare":
             raise ValueError(f"gradient={gradient!r}: known are {', '.join(GRADIENTS)}")
-        return cast(jax.Array, self.network.apply(*self._arguments(variables, pixels), train=False))
+        logits = cast(
+            jax.Array, self.network.apply(*self._arguments(variables, pixels), train=False)
+        )
+        return logits + variables["logit_bias"][None] if "logit_bias" in variables else logits
 
     def logits_fn(
         self, variables: Variables, gradient: str = "full"

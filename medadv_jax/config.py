@@ -43,6 +43,8 @@ _ADDED_FIELDS = {
     "eval.second_images": 64,
     "eval.second_queries": 100,
     "detector.images": 0,
+    "attack.targeted": "none",
+    "eval.threshold": "argmax",
 }
 _RENAMED_FIELDS = {"model.forms": "model.conv_impl"}  # name in earlier versions -> name now
 

@@ -22,7 +22,7 @@ _EPSILON = flags.DEFINE_float(
     "epsilon", None, "Radius in pixels of [0, 1]; that of the run if not given.", lower_bound=0.0
 )
 _IMAGES = flags.DEFINE_integer(
-    "images", 0, "Test images, drawn with half of each class; 0: all of them.", lower_bound=0
+    "images", 0, "Test images, as many of each class; 0: all of them.", lower_bound=0
 )
 _OUTPUT = flags.DEFINE_string("output", "", "CSV file: a line for each classifier and image.")
 

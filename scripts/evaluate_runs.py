@@ -23,7 +23,7 @@ from medadv_jax.experiment.finished_runs import evaluate_runs
 
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for the records; needed.")
 _IMAGES = flags.DEFINE_integer(
-    "images", 0, "Test images, drawn with half of each class; 0: all of them.", lower_bound=0
+    "images", 0, "Test images, as many of each class; 0: all of them.", lower_bound=0
 )
 
 

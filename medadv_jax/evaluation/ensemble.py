@@ -19,16 +19,13 @@ from medadv_jax.attacks import Attack
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
-from medadv_jax.evaluation.model_under_test import scores
 from medadv_jax.evaluation.predictions import SCHEMA, correct_by, prediction_rows, to_columns
-from medadv_jax.evaluation.predictor import Model, Predictor
+from medadv_jax.evaluation.predictor import Model, Predictor, scores
 from medadv_jax.evaluation.threat_models import Source, Target
 
 VOTES = ("mean", "majority")  # outputs of an ensemble that are deployed
-TRANSFER_SCHEMA = pa.schema(
-    [("source_run", pa.string()), ("source_defense", pa.string()), ("run", pa.string()),
-     *SCHEMA]
-)  # fmt: skip
+_ORIGIN = [pa.field(name, pa.string()) for name in ("source_run", "source_defense", "run")]
+TRANSFER_SCHEMA = pa.schema([*_ORIGIN, *SCHEMA])  # of two classes
 
 _TIES = 1e-3  # weight of the mean probability beside the votes: it decides between equal votes
 
@@ -87,9 +84,9 @@ def transfer_rows(models: Sequence[TrainedModel], setup: EvaluationSetup) -> pa.
     """Tries the adversarial examples of every model on every model.
 
     Returns:
-      Rows of `TRANSFER_SCHEMA`: clean predictions (no source), then the predictions of each model
-      on the examples that each makes by the full gradient of what is deployed; a model's own are
-      adaptive, the others transferred.
+      Rows of `TRANSFER_SCHEMA`, of more classes with the scores of each: clean predictions (no
+      source), then the predictions of each model on the examples that each makes by the full
+      gradient of what is deployed; a model's own are adaptive, the others transferred.
     """
     key, attacks, tables = jax.random.key(setup.seed), setup.attacks, []
     for batch, real, examples in setup.placed():
@@ -119,7 +116,7 @@ def _rows(
     rows = prediction_rows((target.defense, *name), examples, scores(logits), logits.argmax(axis=1))
     first = (source.run, source.defense) if source else ("", "")
     columns = [pa.array([value] * len(examples), pa.string()) for value in (*first, target.run)]
-    return pa.table([*columns, *rows.columns], schema=TRANSFER_SCHEMA)
+    return pa.table([*columns, *rows.columns], schema=pa.schema([*_ORIGIN, *rows.schema]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +177,12 @@ def ensemble_rows(models: Sequence[TrainedModel], setup: EvaluationSetup) -> pa.
     """Attacks the votes of models, one of each run and all of one defence, through all of them.
 
     Returns:
-      Rows of `predictions.SCHEMA`, of defence "<defense>/mean" and "<defense>/majority": clean,
-      and adaptive, the worst for each vote of the gradients of the mean probability and of the
-      mean log-probability, with BPDA where there are purifiers.
+      Rows of `predictions.record_schema`, of defence "<defense>/mean" and "<defense>/majority":
+      clean, and adaptive, the worst for each vote of the gradients of the mean probability and of
+      the mean log-probability, with BPDA where there are purifiers.
     """
-    predictor = Predictor(make_ensemble(models), setup.loop)
+    targets = models[0].predictor.choose_targets
+    predictor = Predictor(make_ensemble(models), setup.loop, targets)
     variables = tuple(model.target.variables for model in models)
     purified = any(model.target.deployed == "full" for model in models)
     attacked = ("mean", "log", "bpda") if purified else ("mean", "log")

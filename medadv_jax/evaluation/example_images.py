@@ -10,19 +10,24 @@ import numpy as np
 from medadv_jax.attacks import Attack
 from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.splits import Example
-from medadv_jax.evaluation.predictor import Predictor
+from medadv_jax.evaluation.predictor import Predictor, scores
 from medadv_jax.evaluation.threat_models import Source, Target
 from medadv_jax.files import write_record
 
 PER_CLASS = 3
 
 
-def choose(examples: Sequence[Example], test: Sequence[int]) -> list[int]:
-    """Returns the first `PER_CLASS` test images of each class, whatever the results."""
-    chosen = []
-    for label in (0, 1):
-        chosen += [i for i in test if examples[i].label == label][:PER_CLASS]
-    return chosen
+def choose(
+    examples: Sequence[Example], test: Sequence[int], num_classes: int = 2, most: int = 32
+) -> list[int]:
+    """Returns the first test images of each class, whatever the results.
+
+    `PER_CLASS` of each, or fewer so that there are at most `most`.
+    """
+    each, chosen = max(1, min(PER_CLASS, most // num_classes)), []
+    for label in range(num_classes):
+        chosen += [i for i in test if examples[i].label == label][:each]
+    return chosen[:most]
 
 
 def take(
@@ -48,7 +53,7 @@ def take(
     Returns:
       `images` (N, H, W, 3) float32 in [0, 1], `label` (N,), `attack` (), `epsilon` (); for each
       defence `<defense>/adversarial` (N, H, W, 3) float32, `<defense>/score_clean` and
-      `<defense>/score_adversarial` (N,), the probability of class 1, and with a purifier
+      `<defense>/score_adversarial`, see `predictor.scores`, and with a purifier
       `<defense>/purified`, the purified adversarial image.
     """
     number = [attack.name for attack in attacks].index(shown)
@@ -61,8 +66,8 @@ def take(
         adversarial = predictor.attack(attacks, source, batch, key)[number]
         arrays[f"{name}/adversarial"] = np.asarray(adversarial)[real]
         for kind, images in (("clean", pixels), ("adversarial", adversarial)):
-            probabilities = jax.nn.softmax(predictor.logits(target, images), axis=-1)
-            arrays[f"{name}/score_{kind}"] = np.asarray(probabilities)[real, 1]
+            logits = np.asarray(predictor.logits(target, images))
+            arrays[f"{name}/score_{kind}"] = scores(logits)[real]
         if target.deployed == "full":
             purified = jax.jit(predictor.classifier.purify)(target.variables, adversarial)
             arrays[f"{name}/purified"] = np.asarray(purified)[real]

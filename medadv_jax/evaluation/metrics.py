@@ -1,24 +1,48 @@
-"""Predictions → numbers. Pure functions over numpy arrays; scikit-learn's definitions."""
+"""Predictions → numbers. Pure functions over numpy arrays; scikit-learn's definitions.
+
+A `score` is the probability of class 1 (n,) where there are two classes, and the probability of
+every class (n, K) where there are more.
+"""
 
 import dataclasses
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from medadv_jax.evaluation.statistics import (
-    Interval,
-    Statistic,
-    cluster_bootstrap,
-    cluster_weights,
-    proportion_interval,
-    ratio_statistic,
-    wilson_interval,
-)
+from medadv_jax.evaluation.statistics import wilson_interval
 
 BINS = 10  # of a reliability curve
 
 K = TypeVar("K", bound=Hashable)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMetrics:
+    """Numbers of one class against the rest; None where a number has no meaning.
+
+    Attributes:
+      n: examples of the class.
+      precision: tp / (tp + fp).
+      recall: tp / (tp + fn), the sensitivity.
+      specificity: tn / (tn + fp).
+      f1: harmonic mean of precision and recall.
+      auc: area under the ROC curve of the score of the class.
+      tn, fp, fn, tp: the confusion matrix; the class is positive, all others are negative.
+      reasons: column -> why it is None.
+    """
+
+    n: int
+    precision: float | None
+    recall: float | None
+    specificity: float | None
+    f1: float | None
+    auc: float | None
+    tn: int
+    fp: int
+    fn: int
+    tp: int
+    reasons: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +52,11 @@ class Metrics:
     Attributes:
       n: examples.
       accuracy: share correct, and Wilson's 95 % interval accuracy_low … accuracy_high.
-      precision: tp / (tp + fp).
-      recall: tp / (tp + fn), the sensitivity.
-      specificity: tn / (tn + fp).
-      f1: harmonic mean of precision and recall.
-      auc: area under the ROC curve of the score of class 1.
+      precision, recall, specificity, f1, auc: those of class 1 where there are two classes; where
+        there are more, the mean over all classes, one against the rest (the macro average), None
+        if a class has no value.
       attack_success_rate: share of the examples correct when clean that the attack made wrong.
-      tn, fp, fn, tp: the confusion matrix; class 1 is positive.
+      tn, fp, fn, tp: the confusion matrix of two classes, class 1 is positive; None for more.
       reasons: column -> why it is None.
     """
 
@@ -48,11 +70,15 @@ class Metrics:
     f1: float | None
     auc: float | None
     attack_success_rate: float | None
-    tn: int
-    fp: int
-    fn: int
-    tp: int
+    tn: int | None
+    fp: int | None
+    fn: int | None
+    tp: int | None
     reasons: dict[str, str]
+
+
+AVERAGED = ("precision", "recall", "specificity", "f1", "auc")
+COUNTS = ("tn", "fp", "fn", "tp")
 
 
 def summarize(
@@ -64,54 +90,115 @@ def summarize(
     """Returns the metrics of a set of predictions, which may be empty or of one class.
 
     Args:
-      label: (n,) integer, 0 or 1.
-      score: (n,) float, of class 1; only its order counts.
-      predicted: (n,) integer, 0 or 1.
+      label: (n,) integer, 0 … K-1.
+      score: (n,) float of class 1, or (n, K) of every class; only their order counts.
+      predicted: (n,) integer, 0 … K-1.
       clean_predicted: (n,) the predictions on the clean images, if `predicted` is under attack.
     """
-    n = len(label)
+    n, right = len(label), int((predicted == label).sum())
     reasons: dict[str, str] = {}
-    tn, fp, fn, tp = (0, 0, 0, 0)
-    if n:
-        from sklearn.metrics import confusion_matrix  # lazily: it takes a second
-
-        tn, fp, fn, tp = (int(x) for x in confusion_matrix(label, predicted, labels=[0, 1]).ravel())
-
-    def ratio(column: str, part: int, whole: int, reason: str) -> float | None:
-        if whole == 0:
-            reasons[column] = reason
-            return None
-        return part / whole
-
-    accuracy = ratio("accuracy", tn + tp, n, "no examples")
-    low, high = wilson_interval(tn + tp, n) if n else (None, None)
-    precision = ratio("precision", tp, tp + fp, "class 1 is never predicted")
-    recall = ratio("recall", tp, tp + fn, "no example of class 1")
-    specificity = ratio("specificity", tn, tn + fp, "no example of class 0")
-    f1 = ratio("f1", 2 * tp, 2 * tp + fp + fn, "class 1 is neither present nor predicted")
-    auc = _auc(label, score, reasons)
+    accuracy = _ratio(reasons, "accuracy", right, n, "no examples")
+    low, high = wilson_interval(right, n) if n else (None, None)
+    values: dict[str, Any]
+    if score.ndim == 1:
+        found = class_metrics(label, score, predicted)
+        reasons |= found.reasons
+        values = {column: getattr(found, column) for column in (*AVERAGED, *COUNTS)}
+    else:
+        classes = one_against_rest(label, score, predicted)
+        values = {column: _macro(classes, column, reasons) for column in AVERAGED}
+        values |= dict.fromkeys(COUNTS)
     success = None
     if clean_predicted is not None:
         correct = clean_predicted == label
         broken = int((correct & (predicted != label)).sum())
         why = "no example is correct when clean"
-        success = ratio("attack_success_rate", broken, int(correct.sum()), why)
+        success = _ratio(reasons, "attack_success_rate", broken, int(correct.sum()), why)
     return Metrics(
-        n, accuracy, low, high, precision, recall, specificity, f1, auc, success,
+        n, accuracy, low, high, attack_success_rate=success, reasons=reasons, **values
+    )  # fmt: skip
+
+
+def class_metrics(
+    label: np.ndarray, score: np.ndarray, predicted: np.ndarray, positive: int = 1
+) -> ClassMetrics:
+    """Returns the metrics of one class against the rest.
+
+    Args:
+      label: (n,) integer.
+      score: (n,) float, of the class; only its order counts.
+      predicted: (n,) integer.
+      positive: the class.
+    """
+    is_class, named = label == positive, predicted == positive
+    tp, fp = int((is_class & named).sum()), int((~is_class & named).sum())
+    fn, tn = int((is_class & ~named).sum()), int((~is_class & ~named).sum())
+    reasons: dict[str, str] = {}
+    name = f"class {positive}"
+    return ClassMetrics(
+        tp + fn,
+        _ratio(reasons, "precision", tp, tp + fp, f"{name} is never predicted"),
+        _ratio(reasons, "recall", tp, tp + fn, f"no example of {name}"),
+        _ratio(reasons, "specificity", tn, tn + fp, "no example of another class"),
+        _ratio(reasons, "f1", 2 * tp, 2 * tp + fp + fn, f"{name} is neither present nor predicted"),
+        auc_of(is_class, score, reasons),
         tn, fp, fn, tp, reasons,
     )  # fmt: skip
 
 
-def _auc(label: np.ndarray, score: np.ndarray, reasons: dict[str, str]) -> float | None:
-    if len(np.unique(label)) < 2:
-        reasons["auc"] = "needs examples of both classes"
+def one_against_rest(
+    label: np.ndarray, score: np.ndarray, predicted: np.ndarray
+) -> list[ClassMetrics]:
+    """Returns the metrics of every class against the rest; arguments as for `summarize`."""
+    columns = score.T if score.ndim == 2 else (-score, score)  # the order of 1 - score
+    return [class_metrics(label, column, predicted, k) for k, column in enumerate(columns)]
+
+
+def balanced_accuracy(classes: Sequence[ClassMetrics]) -> float | None:
+    """Returns the mean recall of the classes that have examples, None without any."""
+    recalls = [each.recall for each in classes if each.recall is not None]
+    return float(np.mean(recalls)) if recalls else None
+
+
+def confusion_counts(label: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns (K, K) integer: row i, column j counts the examples of class i predicted as j."""
+    cells = np.asarray(label, int) * num_classes + np.asarray(predicted, int)
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _ratio(reasons: dict[str, str], column: str, part: int, whole: int, why: str) -> float | None:
+    if whole == 0:
+        reasons[column] = why
+        return None
+    return part / whole
+
+
+def _macro(classes: Sequence[ClassMetrics], column: str, reasons: dict[str, str]) -> float | None:
+    """Returns the mean over all classes; None if one has no value, with the reason of the first."""
+    missing = [each.reasons[column] for each in classes if column in each.reasons]
+    if missing:
+        reasons[column] = missing[0]
+        return None
+    return float(np.mean([getattr(each, column) for each in classes]))
+
+
+def auc_of(positive: np.ndarray, score: np.ndarray, reasons: dict[str, str]) -> float | None:
+    """Returns the area under the ROC curve; None, with a reason, where there is none.
+
+    Args:
+      positive: (n,) bool.
+      score: (n,) float, higher for positive examples.
+      reasons: gets the reason as "auc".
+    """
+    if positive.all() or not positive.any():
+        reasons["auc"] = "needs examples of every class"
         return None
     if not np.isfinite(score).all():
         reasons["auc"] = "a score is not finite"
         return None
-    from sklearn.metrics import roc_auc_score
+    from sklearn.metrics import roc_auc_score  # lazily: it takes a second
 
-    return float(roc_auc_score(label, score))
+    return float(roc_auc_score(positive.astype(int), score))
 
 
 # The worst case over attempts of an attacker.
@@ -131,18 +218,31 @@ def worst_attempt(wrong: Any, loss: Any) -> Any:
 def worst_prediction(
     label: np.ndarray, score: np.ndarray, predicted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the worst of S predictions for each example: score (n,) and class (n,).
+    """Returns the worst of S predictions for each example: its score and its class (n,).
 
     Args:
-      label: (n,) integer, 0 or 1.
-      score: (S, n) float, probability of class 1; the lower that of the label, the worse.
+      label: (n,) integer, 0 … K-1.
+      score: (S, n) float of class 1, or (S, n, K) of every class; the lower the probability of the
+        label, the worse.
       predicted: (S, n) integer.
     """
-    own = np.where(label == 1, score, 1 - score)
+    own = probability_of(np.broadcast_to(label, predicted.shape), score)
     chosen = worst_attempt(predicted != label, -own)[None]
-    lowest = np.take_along_axis(own, chosen, axis=0)[0]
     worst = np.take_along_axis(predicted, chosen, axis=0)[0]
+    if score.ndim > predicted.ndim:
+        return np.take_along_axis(score, chosen[..., None], axis=0)[0], worst
+    lowest = np.take_along_axis(own, chosen, axis=0)[0]
     return np.where(label == 1, lowest, 1 - lowest), worst
+
+
+def probability_of(classes: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Returns the probability of a class for each example: (…) integer, score -> (…).
+
+    A score has the shape of `classes`, or one axis more of K.
+    """
+    if score.ndim == classes.ndim:
+        return np.where(classes == 1, score, 1 - score)
+    return np.take_along_axis(score, classes[..., None], axis=-1)[..., 0]
 
 
 def correct_in_all(keys: Iterable[K], correct: Iterable[bool]) -> dict[K, bool]:
@@ -171,115 +271,9 @@ def is_trivial(label: np.ndarray, predicted: np.ndarray) -> bool:
     return int((predicted == label).sum()) <= larger_class(label)
 
 
-def metric_intervals(
-    label: np.ndarray,
-    score: np.ndarray,
-    predicted: np.ndarray,
-    groups: np.ndarray,
-    clean_predicted: np.ndarray | None = None,
-    weights: np.ndarray | None = None,
-    seed: int = 0,
-) -> dict[str, Interval | None]:
-    """Returns 95 % intervals of what `summarize` returns, by resampling whole groups.
-
-    Args:
-      label, score, predicted, clean_predicted: as for `summarize`.
-      groups: (n,) patient or case.
-      weights: (draws, n) of `cluster_weights(groups)`, to be used again.
-      seed: of the resampling.
-
-    Returns:
-      name of the metric -> (low, high), None where there is none. That of the accuracy is Wilson's
-      where no group has two examples.
-    """
-    correct = predicted == label
-    intervals: dict[str, Interval | None] = {
-        "accuracy": proportion_interval(correct, groups, weights, seed)
-    }
-    if weights is None and len(label):
-        weights = cluster_weights(groups, seed=seed)
-    ratios = {  # part and whole, as examples that count
-        "precision": (correct & (predicted == 1), predicted == 1),
-        "recall": (correct & (label == 1), label == 1),
-        "specificity": (correct & (label == 0), label == 0),
-        "f1": (2.0 * (correct & (label == 1)), (label == 1) * 1.0 + (predicted == 1)),
-    }
-    if clean_predicted is not None:
-        before = clean_predicted == label
-        ratios["attack_success_rate"] = (before & ~correct, before)
-    for name, (part, whole) in ratios.items():
-        intervals[name] = _ratio_interval(part, whole, groups, weights)
-    intervals["auc"] = None
-    if _auc(label, score, {}) not in (None, 0.0, 1.0):  # resampling says nothing of the ends
-        intervals["auc"] = cluster_bootstrap(
-            _auc_statistic(label, score, groups), groups, weights=weights
-        )
-    return intervals
-
-
-def _ratio_interval(
-    part: np.ndarray, whole: np.ndarray, groups: np.ndarray, weights: np.ndarray | None
-) -> Interval | None:
-    """Returns the interval of sum(part) / sum(whole); Wilson's over groups where it is 0 or 1."""
-    if not whole.any():
-        return None
-    total = float(part.sum() / whole.sum())
-    if total in (0.0, 1.0):  # resampling cannot say more than what was seen
-        inside = len(np.unique(groups[whole > 0]))
-        return wilson_interval(round(total) * inside, inside)
-    return cluster_bootstrap(ratio_statistic(part, whole, groups), groups, weights=weights)
-
-
-def _auc_statistic(label: np.ndarray, score: np.ndarray, groups: np.ndarray) -> Statistic:
-    """Returns weights (draws, n) -> the area under the ROC curve of each draw; ties count half.
-
-    The area is the share of pairs, a positive and a negative, that are in order. Pairs are counted
-    once, between groups (G, G): a draw then costs G² and not n log n.
-    """
-    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
-    of_group = member[:, None] == np.arange(len(first))
-    positive, negative = label == 1, label == 0
-    above = score[positive][:, None] - score[negative]
-    ordered = (np.sign(above) + 1) / 2
-    counts = of_group[positive].T.astype(float) @ ordered @ of_group[negative].astype(float)
-    classes = np.stack([of_group[positive].sum(axis=0), of_group[negative].sum(axis=0)], axis=1)
-
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        drawn = weights[:, first]
-        pairs = (drawn @ classes).prod(axis=1)
-        return ((drawn @ counts) * drawn).sum(axis=1) / pairs
-
-    return statistic
-
-
-def patient_accuracy(
-    correct: np.ndarray,
-    groups: np.ndarray,
-    weights: np.ndarray | None = None,
-    seed: int = 0,
-) -> tuple[float, Interval | None]:
-    """Returns the mean over patients of the share correct (Spanhol et al. 2016), and its interval.
-
-    Args:
-      correct: (n,) bool, n > 0.
-      groups: (n,) the patient of each image.
-      weights: see `cluster_bootstrap`.
-      seed: of the resampling.
-    """
-    _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    share = 1 / sizes[member]  # of an image in its patient
-    patients = len(sizes)
-    value = float((correct * share).sum() / patients)
-    if correct.all() or not correct.any():
-        return value, wilson_interval(patients if correct.all() else 0, patients)
-    statistic = ratio_statistic(correct * share, share, groups)
-    interval = cluster_bootstrap(statistic, groups, seed=seed, weights=weights)
-    return value, interval
-
-
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """Confidence against accuracy, in bins of equal width from 0.5 to 1 that hold examples.
+    """Confidence against accuracy, in bins of equal width from 1 / K to 1 that hold examples.
 
     Attributes:
       confidence: (k,) mean probability of the predicted class.
@@ -298,18 +292,20 @@ class Reliability:
 def reliability(
     label: np.ndarray, score: np.ndarray, predicted: np.ndarray, bins: int = BINS
 ) -> Reliability:
-    """Compares the confidence of a classifier of two classes with its accuracy.
+    """Compares the confidence of a classifier with its accuracy.
 
     Args:
-      label: (n,) integer, 0 or 1.
-      score: (n,) float, probability of class 1.
-      predicted: (n,) integer, the more probable class.
-      bins: of equal width; one of two classes has a probability of at least 0.5.
+      label: (n,) integer, 0 … K-1.
+      score: (n,) float, probability of class 1, or (n, K) of every class.
+      predicted: (n,) integer, the most probable class.
+      bins: of equal width; the most probable of K classes has a probability of at least 1 / K.
     """
-    confidence = np.where(predicted == 1, score, 1 - np.asarray(score, np.float64))
+    num_classes = 2 if score.ndim == 1 else score.shape[1]
+    confidence = probability_of(predicted, np.asarray(score, np.float64))
     if not len(label) or not ((score >= 0) & (score <= 1)).all():
         return Reliability(*(np.empty(0) for _ in range(3)), error=None)
-    place = np.clip(((confidence - 0.5) * 2 * bins).astype(int), 0, bins - 1)
+    width = num_classes / (num_classes - 1)  # of all bins, inverted
+    place = np.clip(((confidence - 1 / num_classes) * width * bins).astype(int), 0, bins - 1)
     count = np.bincount(place, minlength=bins)
     used = count > 0
     count = count[used]

@@ -174,13 +174,8 @@ def is_correct(
     return logits.argmax(axis=1) == labels
 
 
-def scores(logits: np.ndarray) -> np.ndarray:
-    """Returns the probability of class 1, (n, K) -> (n,) float32."""
-    return np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1)[:, 1])
-
-
 def make_attack_programs(
-    predictor: Predictor, norm: str, batch_size: int, mesh: Mesh
+    predictor: Predictor, norm: str, batch_size: int, mesh: Mesh, num_classes: int
 ) -> tuple[AttackQueue, SearchingAttacks]:
     """Returns the programs that attack the classifiers of `predictor`, for all defences.
 
@@ -189,6 +184,7 @@ def make_attack_programs(
       norm: of balls and steps.
       batch_size: that of the evaluation, so that the deployed classifier is compiled once.
       mesh: the devices; `batch_size` is a multiple of their number.
+      num_classes: K.
     """
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -196,22 +192,25 @@ def make_attack_programs(
         return jax.device_put(tree, sharding)
 
     queue = AttackQueue(predictor.attacked.logits, batch_size, norm, put, predictor.fold)
-    return queue, SearchingAttacks(predictor, batch_size, put)
+    return queue, SearchingAttacks(predictor, batch_size, put, num_classes)
 
 
 def choose_examples(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Returns at most `count` positions, drawn at random, half of each class, sorted.
+    """Returns at most `count` positions, drawn at random, as many of each class, sorted.
 
     Args:
-      labels: (m,) 0 or 1; where a class has too few, the other fills up.
+      labels: (m,) integer, 0 … K-1; where a class has too few, the others fill up.
       count: at least 1.
       seed: of the draw.
     """
     rng = np.random.default_rng((seed, 5))
-    classes = [rng.permutation(np.flatnonzero(labels == label)) for label in (0, 1)]
-    most = min(count, len(labels))
-    first = min(len(classes[0]), max(most // 2, most - len(classes[1])))
-    return np.sort(np.concatenate([classes[0][:first], classes[1][: most - first]]))
+    classes = [
+        rng.permutation(np.flatnonzero(labels == k)) for k in range(labels.max(initial=0) + 1)
+    ]
+    # Dealt out in rounds, one of each class, the last class first.
+    rounds = np.concatenate([np.arange(len(of_class)) for of_class in classes])
+    turns = np.concatenate([np.full(len(of_class), -k) for k, of_class in enumerate(classes)])
+    return np.sort(np.concatenate(classes)[np.lexsort((turns, rounds))[:count]])
 
 
 def read_images(dataset: Dataset, indices: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -43,10 +43,32 @@ SCHEMA = pa.schema(
         ("magnification", pa.int32()),  # 0: unknown
         ("subtype", pa.string()),  # of the tissue or the infection; "": unknown
         ("label", pa.int32()),
-        ("score", pa.float32()),  # probability of class 1
+        ("score", pa.float32()),  # probability of class 1; of K > 2 classes: score_0 … score_{K-1}
         ("predicted", pa.int32()),
     ]
 )
+
+
+def record_schema(num_classes: int, schema: pa.Schema = SCHEMA) -> pa.Schema:
+    """Returns a schema of records of two classes with the score columns of K classes."""
+    if num_classes == 2:
+        return schema
+    place, names = schema.get_field_index("score"), score_names(num_classes)
+    fields = [pa.field(name, pa.float32()) for name in names]
+    return pa.schema([*list(schema)[:place], *fields, *list(schema)[place + 1 :]])
+
+
+def score_names(num_classes: int) -> list[str]:
+    """Returns the columns that hold the scores."""
+    return ["score"] if num_classes == 2 else [f"score_{k}" for k in range(num_classes)]
+
+
+def read_scores(columns: Columns) -> np.ndarray:
+    """Returns the scores of records: (rows,) of class 1 of two, else (rows, K)."""
+    if "score_0" not in columns:
+        return columns["score"]
+    names = score_names(sum(name.startswith("score_") for name in columns))
+    return np.stack([columns[name] for name in names], axis=1)
 
 
 def prediction_rows(
@@ -60,10 +82,11 @@ def prediction_rows(
     Args:
       key: (defense, threat_model, evaluation, epsilon).
       examples: n examples.
-      score: (n,) float32, probability of class 1.
+      score: (n,) float32, probability of class 1 of two; of K > 2 classes (n, K), of each.
       predicted: (n,) integer.
     """
-    n = len(examples)
+    n, scores = len(examples), score[:, None] if score.ndim == 1 else score
+    num_classes = max(2, scores.shape[1])
     columns: dict[str, Any] = {name: [value] * n for name, value in zip(KEYS, key, strict=True)}
     columns |= {
         "example": [e.id for e in examples],
@@ -71,10 +94,10 @@ def prediction_rows(
         "magnification": [e.magnification for e in examples],
         "subtype": [e.subtype for e in examples],
         "label": [e.label for e in examples],
-        "score": score,
+        **dict(zip(score_names(num_classes), scores.T, strict=True)),
         "predicted": predicted,
     }
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns, schema=record_schema(num_classes))
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -121,14 +144,21 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
         writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
 
 
-def read_predictions(path: Path) -> pa.Table:
-    """Returns the predictions of a run so far; see `read_table`."""
-    return read_table(path, SCHEMA)
+def read_predictions(path: Path, num_classes: int | None = None) -> pa.Table:
+    """Returns the predictions of a run so far; see `read_table`.
+
+    `num_classes`: K; None: as many as the file has scores of.
+    """
+    if num_classes is None:
+        scored = [name for name in read_table(path).column_names if name.startswith("score_")]
+        num_classes = len(scored) or 2
+    return read_table(path, record_schema(num_classes))
 
 
 def derive_results(table: pa.Table) -> list[tuple[Key, Metrics]]:
     """Returns (key, metrics) of every classifier and evaluation, in the order of the records."""
     columns = to_columns(table)
+    scores = read_scores(columns)
     rows = group_rows(columns, KEYS)
     clean = {
         (key[0], columns["example"][i]): columns["predicted"][i]
@@ -138,11 +168,11 @@ def derive_results(table: pa.Table) -> list[tuple[Key, Metrics]]:
     }
     results = []
     for key, indices in rows.items():
-        label, score, predicted = (columns[c][indices] for c in ("label", "score", "predicted"))
+        label, predicted = (columns[c][indices] for c in ("label", "predicted"))
         before = None
         if key[2] != "clean":
             before = np.array([clean[key[0], columns["example"][i]] for i in indices])
-        results.append((key, summarize(label, score, predicted, before)))
+        results.append((key, summarize(label, scores[indices], predicted, before)))
     return results
 
 

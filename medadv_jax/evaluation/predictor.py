@@ -43,6 +43,7 @@ class Model(Protocol):
 M = TypeVar("M", bound=Model)
 
 
+TargetsFn = Callable[[jax.Array], jax.Array]  # labels (B,) -> classes to reach (B,)
 # (folded variables, pixels (N, H, W, C)) -> (N,)
 PenaltyScore = Callable[[Any, jax.Array], jax.Array]
 
@@ -79,19 +80,28 @@ class Predictions(NamedTuple):
 
     @property
     def score(self) -> np.ndarray:
-        """(n, V) float32: the softmax probability of class 1."""
-        return np.asarray(jax.nn.softmax(self.logits, axis=-1)[..., 1])
+        """(n, V) or (n, V, K) float32; see `scores`."""
+        return scores(self.logits)
+
+
+def scores(logits: np.ndarray) -> np.ndarray:
+    """Returns what records keep of logits (…, K): the probability of class 1 of two, (…) float32;
+    of more classes that of each, (…, K)."""
+    probabilities = jax.nn.softmax(jnp.asarray(logits), axis=-1)
+    return np.asarray(probabilities[..., 1] if logits.shape[-1] == 2 else probabilities)
 
 
 class Predictor(Generic[M]):
     """Compiled programs that attack and run a model; all its variables share them.
 
     Args of the constructor: the model, with its purifier if any defence has one; the form of the
-    attack loop.
+    attack loop; labels (B,) -> the classes that targeted attacks aim at, (B,).
     """
 
-    def __init__(self, classifier: M, loop: str = "fori_loop"):
-        self.classifier, self._loop = classifier, loop
+    def __init__(
+        self, classifier: M, loop: str = "fori_loop", choose_targets: TargetsFn | None = None
+    ):
+        self.classifier, self._loop, self.choose_targets = classifier, loop, choose_targets
         # What attacks differentiate: the same function, with BatchNorm folded into the kernels.
         self.attacked, self.fold = classifier.folded(), classifier.fold
         self._attacks: dict[Any, Any] = {}
@@ -112,7 +122,8 @@ class Predictor(Generic[M]):
         """Returns adversarial pixels (A, B, H, W, 3).
 
         Args:
-          attacks: A attacks of one norm, loss and direction.
+          attacks: A attacks of one norm, loss and direction. Targeted ones aim at the classes of
+            `choose_targets`, and leave an image of that class as it is.
           source: whose gradients.
           batch: image (B, H, W, 3) uint8 and label (B,), on the devices.
           key: of the random starts.
@@ -123,8 +134,17 @@ class Predictor(Generic[M]):
         if program not in self._attacks:
             self._attacks[program] = self._compiled(*program)
         weight = None if weight is None else jnp.float32(weight)
-        variables, pixels = self.fold(source.variables), to_pixels(batch["image"])
-        return self._attacks[program](variables, weight, pixels, batch["label"], key)
+        variables, pixels, labels = (
+            self.fold(source.variables),
+            to_pixels(batch["image"]),
+            batch["label"],
+        )
+        if not any(getattr(attack, "targeted", False) for attack in attacks):
+            return self._attacks[program](variables, weight, pixels, labels, key)
+        assert self.choose_targets is not None, "a targeted attack needs targets"
+        targets = self.choose_targets(labels)
+        found = self._attacks[program](variables, weight, pixels, targets, key)
+        return jnp.where((targets == labels)[:, None, None, None], pixels, found)
 
     def _compiled(
         self, attacks: Sequence[Attack], gradient: str, score: PenaltyScore | None

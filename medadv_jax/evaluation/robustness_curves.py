@@ -19,8 +19,9 @@ from medadv_jax.attacks import Attack
 from medadv_jax.attacks.continuous_batching import AttackJob
 from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.config import Config
-from medadv_jax.evaluation.model_under_test import ModelUnderTest, scores
-from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows, read_table
+from medadv_jax.evaluation.model_under_test import ModelUnderTest
+from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows, read_table, record_schema
+from medadv_jax.evaluation.predictor import scores
 
 EPSILONS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 1.0)  # the paper's search, none, and every image
 STEPS = (1, 2, 5, 20)
@@ -99,6 +100,6 @@ def _rows(
     return rows.append_column(SCHEMA.field("num_steps"), column)
 
 
-def read_curves(path: Path) -> pa.Table:
-    """Returns the rows of a run so far, none if the file is missing."""
-    return read_table(path, SCHEMA)
+def read_curves(path: Path, num_classes: int = 2) -> pa.Table:
+    """Returns the rows of a run of K classes so far, none if the file is missing."""
+    return read_table(path, record_schema(num_classes, SCHEMA))

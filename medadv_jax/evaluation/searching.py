@@ -33,7 +33,7 @@ class SearchingAttacks:
     """
 
     def __init__(
-        self, predictor: Predictor, slots: int, put: Callable[[Any], Any], num_classes: int = 2
+        self, predictor: Predictor, slots: int, put: Callable[[Any], Any], num_classes: int
     ):
         self._predictor, self._slots, self._put = predictor, slots, put
         self._num_classes = num_classes

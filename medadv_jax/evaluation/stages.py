@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,12 +28,18 @@ from medadv_jax.evaluation import detection, example_images
 from medadv_jax.evaluation.checks import run_all, second_opinion
 from medadv_jax.evaluation.checks.result import headline
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
+from medadv_jax.evaluation.class_results import write_class_results
+from medadv_jax.evaluation.decision_threshold import (
+    as_deployed,
+    choose_threshold,
+    read_thresholds,
+    write_thresholds,
+)
 from medadv_jax.evaluation.model_under_test import (
     ModelUnderTest,
     choose_examples,
     make_attack_programs,
     read_images,
-    scores,
 )
 from medadv_jax.evaluation.predictions import (
     derive_results,
@@ -43,7 +50,7 @@ from medadv_jax.evaluation.predictions import (
     write_results,
     write_table,
 )
-from medadv_jax.evaluation.predictor import Predictor, predict_all
+from medadv_jax.evaluation.predictor import Predictor, predict_all, scores
 from medadv_jax.evaluation.robustness_curves import (
     curve_attacks,
     curve_rows,
@@ -93,13 +100,33 @@ class Evaluation:
     batch_size: int
     targets: Mapping[str, Target]
 
+    def with_thresholds(self) -> "Evaluation":
+        """Returns the evaluation of classifiers that decide as `config.eval.threshold` says.
+
+        What is chosen on the clean validation images is in `thresholds.json`.
+        """
+        if self.config.eval.threshold == "argmax":
+            return self
+        found = read_thresholds(self.workdir)
+        for name in self.targets.keys() - found.keys():
+            clean = predict_all(
+                self.predictor, [], [], self.targets[name], self._batches(self.splits.validation),
+                self.mesh, self.config.seed,
+            )  # fmt: skip
+            found[name] = choose_threshold(clean.logits[:, 0], clean.label)
+        write_thresholds(self.workdir, found)
+        for name in self.targets:
+            self._say(f"threshold {name}: {found[name].probability:.3f} for class 1")
+        targets = {name: as_deployed(each, found[name]) for name, each in self.targets.items()}
+        return dataclasses.replace(self, targets=targets)
+
     def attack(self, name: str) -> None:
         """Attacks the classifier of a defence on the test images; adds to `predictions.parquet`.
 
         What the searching attacks did is in `attack_record.json`.
         """
         config, test, stage = self.config, self.splits.test, f"evaluate {name}"
-        table = read_predictions(self.workdir / "predictions.parquet")
+        table = self._predictions()
         if name in table["defense"].unique().to_pylist():
             self._say(f"{stage}: done before")
             return
@@ -150,7 +177,7 @@ class Evaluation:
         attacks, validation = self._first_order_attacks(), self.splits.validation
         test = self._choose_tests(settings.images or len(self.splits.test)).tolist()
         total = detection.count_scored(len(validation), len(test), len(attacks))
-        variables = self.targets["autoencoder"].variables
+        variables = self._base_behind_purifier()
         measured = detection.Detection(self.predictor, variables, self.mesh, self.config.seed)
         with self._progress("detectors", total) as progress:
             table = measured.measure(
@@ -165,6 +192,14 @@ class Evaluation:
             )
         write_table(path, table)
 
+    def _base_behind_purifier(self) -> Any:
+        """Returns the variables of the base network, its decision and the `autoencoder`'s purifier.
+
+        Of the two only the decision can differ.
+        """
+        base, both = (self.targets[name].variables for name in ("base", "autoencoder"))
+        return {**both, **{name: base[name] for name in ("logit_bias",) if name in base}}
+
     def keep_pictures(self) -> None:
         """Keeps a few attacked test images, under PGD or the last of `eval.attacks`."""
         path = self.workdir / "pictures.npz"
@@ -174,7 +209,13 @@ class Evaluation:
         attacks = self._first_order_attacks()
         names = [attack.name for attack in attacks]
         examples = self.dataset.examples
-        batch = next(self._batches(example_images.choose(examples, self.splits.test)))
+        batch = next(
+            self._batches(
+                example_images.choose(
+                    examples, self.splits.test, self._num_classes, self.batch_size
+                )
+            )
+        )
         with self._progress("pictures", len(self.targets), "classifiers") as progress:
             arrays = example_images.take(
                 self.predictor, attacks, "pgd" if "pgd" in names else names[-1], self.targets,
@@ -188,7 +229,7 @@ class Evaluation:
         path = self.workdir / "self_checks.json"
         if not self.config.eval.checks or path.exists():
             return
-        predictions = read_predictions(self.workdir / "predictions.parquet")
+        predictions = self._predictions()
         checks: list[run_all.Check] = []
         for name, model in self._models_under_test():
             self._say(f"check {name}: on {len(model)} test images")
@@ -216,7 +257,7 @@ class Evaluation:
             return second_opinion.ask(model, attacks, predictions, progress.advance)
 
     def _choose_tests(self, count: int) -> np.ndarray:
-        """Returns positions of at most `count` test images, half of each class."""
+        """Returns positions of at most `count` test images, as many of each class."""
         test = np.array(self.splits.test)
         return test[choose_examples(self.dataset.labels[test], count, self.config.seed)]
 
@@ -233,12 +274,14 @@ class Evaluation:
     @functools.cached_property
     def _attack_programs(self) -> tuple[AttackQueue, SearchingAttacks]:
         norm = self.config.attack.norm
-        return make_attack_programs(self.predictor, norm, self.batch_size, self.mesh)
+        return make_attack_programs(
+            self.predictor, norm, self.batch_size, self.mesh, self._num_classes
+        )
 
     def _draw_curves(self, model: ModelUnderTest) -> pa.Table:
         """Returns the rows of `curves.parquet`, those of this classifier added if they lack."""
         path, name = self.workdir / "curves.parquet", model.defense
-        curves = read_curves(path)
+        curves = read_curves(path, self._num_classes)
         if name in curves["defense"].unique().to_pylist():
             return curves
         starts = sum(attack.num_restarts for attack in curve_attacks(self.config))
@@ -268,10 +311,11 @@ class Evaluation:
 
     def summarize(self) -> None:
         """Derives `results.csv` and `detection.csv`, and says what they and the checks show."""
-        table = read_predictions(self.workdir / "predictions.parquet")
+        table = self._predictions()
         rows = derive_results(table)
         model = self.config.model.name
         write_results(self.workdir / "results.csv", self.dataset.name, model, rows)
+        write_class_results(self.workdir, self.dataset.class_names, table)
         print_results(self.console, table, rows)
         scores = self.workdir / "detection.parquet"
         if scores.exists():
@@ -279,10 +323,20 @@ class Evaluation:
             found = detection.summarize(read_table(scores, detection.SCHEMA), rate)
             detection.write_summary(self.workdir / "detection.csv", found)
         test = [self.dataset.examples[i] for i in self.splits.test]
-        for warning in sample_size_warnings([e.label for e in test], [e.group for e in test]):
+        for warning in sample_size_warnings(
+            [e.label for e in test], [e.group for e in test], self.dataset.class_names
+        ):
             self._say(f"warning: {warning}: these accuracies mean nothing")
         for line in _verdict(self.workdir / "self_checks.json"):
             self._say(line)
+
+    @property
+    def _num_classes(self) -> int:
+        return len(self.dataset.class_names)
+
+    def _predictions(self) -> pa.Table:
+        """Returns the records so far."""
+        return read_predictions(self.workdir / "predictions.parquet", self._num_classes)
 
     def _first_order_attacks(self) -> list[Attack]:
         return evaluation_attacks(self.config) or [evaluation_attack(self.config, "pgd")]
@@ -298,7 +352,7 @@ class Evaluation:
 
 
 def with_fewer_tests(splits: Splits, labels: np.ndarray, count: int, seed: int) -> Splits:
-    """Returns the splits with `count` test images, half of each class; 0: with all of them."""
+    """Returns the splits with `count` test images, as many of each class; 0: with all."""
     total = len(splits.test)
     if not 0 < count < total:
         return splits

@@ -15,7 +15,8 @@ from medadv_jax.files import read_json, write_json
 
 NETWORKS = "networks.json"
 _OF_ALL = (
-    "results.csv", "pictures.npz", "self_checks.json", "detection.parquet", "detection.csv",
+    "results.csv", "per_class.csv", "confusion.json", "pictures.npz", "self_checks.json",
+    "detection.parquet", "detection.csv", "thresholds.json",
 )  # fmt: skip
 
 

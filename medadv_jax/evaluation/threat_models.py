@@ -1,12 +1,17 @@
 """What an attacker knows, whose gradients it has, and which attacks an evaluation runs."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from medadv_jax.attacks import ATTACKS, Attack
 from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
+from medadv_jax.errors import UserError
 
 
 class Source(NamedTuple):
@@ -69,7 +74,7 @@ def validation_attack(config: Config, through_purifier: bool) -> Any:
 
 
 def evaluation_attack(config: Config, name: str) -> Attack:
-    """Returns the attack `name` as `config.eval` has it."""
+    """Returns the attack `name` as `config.eval` has it; "<name>_targeted" if it is targeted."""
     settings = config.eval
     options: dict[str, Any] = {}
     # FGSM is one step, and its result is where that step ends: as in its paper.
@@ -77,7 +82,33 @@ def evaluation_attack(config: Config, name: str) -> Attack:
         options["keep_best"] = settings.keep_best
     if name == "pgd":
         options["num_restarts"] = settings.restarts
-    return attack_from_config(config, name, settings.num_steps, **options)
+    attack = attack_from_config(config, name, settings.num_steps, **options)
+    if config.attack.targeted == "none":
+        return attack
+    return dataclasses.replace(attack, name=f"{name}_targeted", targeted=True)
+
+
+def choose_targets(
+    config: Config, class_names: Sequence[str]
+) -> Callable[[jax.Array], jax.Array] | None:
+    """Returns labels (B,) -> the classes that `config.attack.targeted` aims at, None if none.
+
+    Raises:
+      UserError: it is no class.
+    """
+    given, num_classes = config.attack.targeted, len(class_names)
+    if given == "none":
+        return None
+    if given == "next":
+        return lambda labels: (labels + 1) % num_classes
+    numbers = {str(k): k for k in range(num_classes)}
+    numbers |= {name: k for k, name in enumerate(class_names)}
+    if given not in numbers:
+        raise UserError(
+            f"config.attack.targeted={given}: must be none, next, a class out of"
+            f" {', '.join(class_names)}, or its number"
+        )
+    return lambda labels: jnp.full_like(labels, numbers[given])
 
 
 def threats(defense: Defense, variables: Any, base: Any | None) -> list[Threat]:

@@ -11,6 +11,7 @@ from medadv_jax.config import Config
 from medadv_jax.data.loader import load_dataset
 from medadv_jax.defenses import get_defense
 from medadv_jax.errors import UserError
+from medadv_jax.evaluation.decision_threshold import as_deployed, read_thresholds
 from medadv_jax.evaluation.evaluate import CHECK_IMAGES, choose_attacks, evaluate
 from medadv_jax.evaluation.model_under_test import choose_examples, read_images
 from medadv_jax.evaluation.predictions import write_csv
@@ -37,7 +38,7 @@ def evaluate_run(
       defenses: names; none: all of the run.
       attacks: names of attacks, comma-separated.
       epsilon: radius in pixels of [0, 1]; None: that of the run, whose norm is taken too.
-      count: test images to take, drawn with half of each class; 0: all.
+      count: test images to take, drawn with as many of each class; 0: all.
       output: CSV file to write, with a line for each classifier and image.
       check_images: see `evaluate`.
 
@@ -59,7 +60,7 @@ def evaluate_run(
     results = {}
     for name in names:
         say(console, f"{name}: {len(indices)} test images under {attacks}")
-        target = made.target(get_defense(name))
+        target = as_deployed(made.target(get_defense(name)), read_thresholds(run).get(name))
         function = functools.partial(made.predictor.classifier.logits, target.variables)
         purified = get_defense(name).purified
         results[name] = evaluate(

@@ -21,6 +21,8 @@ from medadv_jax.data.splits import changed_images, saved_class_names
 from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import put_batch, use_own_settings
 from medadv_jax.errors import UserError
+from medadv_jax.evaluation.class_results import write_class_results
+from medadv_jax.evaluation.decision_threshold import as_deployed, read_thresholds
 from medadv_jax.evaluation.ensemble import (
     EvaluationSetup,
     TrainedModel,
@@ -31,7 +33,7 @@ from medadv_jax.evaluation.ensemble import (
 from medadv_jax.evaluation.model_under_test import choose_examples
 from medadv_jax.evaluation.predictions import (
     derive_results,
-    read_predictions,
+    read_table,
     write_csv,
     write_results,
     write_table,
@@ -95,6 +97,7 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
         write_table(output / "predictions.parquet", table)
         model = f"committee of {len(runs)}"
         write_results(output / "results.csv", dataset.name, model, derive_results(table))
+        write_class_results(output, dataset.class_names, table)
     content = {"runs": [str(run) for run in runs], "images": len(indices)}
     write_json(output / "runs.json", {**content, "device": jax.devices()[0].device_kind})
     say(console, str(output))
@@ -164,8 +167,9 @@ def load_models(runs: Sequence[Path], made: Sequence[Classifiers]) -> list[Train
         names = [str(run) for run in runs]
     models = []
     for run, name, classifiers in zip(runs, names, made, strict=True):
+        thresholds = read_thresholds(run)
         for defense in _config(run).defenses.split(","):
-            target = classifiers.target(get_defense(defense))
+            target = as_deployed(classifiers.target(get_defense(defense)), thresholds.get(defense))
             models.append(TrainedModel(name, defense, classifiers.predictor, target))
     return models
 
@@ -193,7 +197,7 @@ def _config(run: Path) -> Config:
             raise UserError(f"{run}: {name} is missing; give the --workdir of a finished run")
     config: Config = ConfigDict(read_saved_config(run / "config.json")["config"])
     validate(config)
-    done = read_predictions(run / "predictions.parquet")["defense"].unique().to_pylist()
+    done = read_table(run / "predictions.parquet")["defense"].unique().to_pylist()
     missing = [name for name in config.defenses.split(",") if name not in done]
     if missing:
         raise UserError(f"{run}: {missing[0]} is not evaluated yet; let the run finish first")

@@ -22,7 +22,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.evaluation.stages import Evaluation, with_fewer_tests
 from medadv_jax.evaluation.stale_records import remove_stale
 from medadv_jax.experiment import run_dir
-from medadv_jax.experiment.validate import check_batch, validate
+from medadv_jax.experiment.validate import check_batch, check_classes, validate
 from medadv_jax.files import write_json
 from medadv_jax.progress import StageProgress, default_console, say
 from medadv_jax.training.build import find_start
@@ -94,6 +94,7 @@ class Run:
         self.config, self.workdir, self.console = config, folder, console
         self.listed = listed
         self.defenses = [get_defense(name) for name in config.defenses.split(",")]
+        check_classes(config, listed.class_names)
         self.classifiers = Classifiers(config, folder, listed.class_names)
 
     def execute(self) -> None:
@@ -169,7 +170,7 @@ class Run:
         return Evaluation(
             self.config, self.workdir, self.console, dataset, splits, parts.predictor, parts.mesh,
             parts.eval_batch(), targets,
-        )  # fmt: skip
+        ).with_thresholds()  # fmt: skip
 
     def _report(self) -> None:
         """Writes the report, and says what lies where."""

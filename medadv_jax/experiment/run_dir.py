@@ -38,7 +38,10 @@ class _Irrelevant(NamedTuple):
     but: tuple[str, ...] = ()
 
 
-_ELSEWHERE = ("defenses", "reuse", *FIELDS_WITHOUT_RESULT, "purifier.", "detector.", "eval.")
+_ELSEWHERE = (
+    "defenses", "reuse", *FIELDS_WITHOUT_RESULT, "purifier.", "detector.", "eval.",
+    "attack.targeted",
+)  # fmt: skip
 # The stages that another run can reuse: those that train a network alone. A run that differs in
 # irrelevant fields only trains the same weights, bit for bit; see `reuse_stages`.
 IRRELEVANT_FIELDS = {

@@ -1,7 +1,7 @@
 """Checks a config before any work: a rule for each field, then fields that limit each other."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from medadv_jax.data import DATASETS
 from medadv_jax.defenses import DEFENSES
 from medadv_jax.defenses.purification import OBJECTIVES
 from medadv_jax.errors import UserError
+from medadv_jax.evaluation.threat_models import choose_targets
 from medadv_jax.models import MODELS, default_options
 from medadv_jax.models.purifiers import PURIFIERS
 from medadv_jax.training.optimizer import OPTIMIZERS
@@ -120,6 +121,7 @@ RULES: dict[str, Rule] = {
     "attack.norm": _one_of(BALLS),
     "attack.relative_step": _number(0, 100, above=True),
     "attack.decay": _number(0, 10),
+    "attack.targeted": (bool, "none, next, or a class"),
     "attack.loop": _one_of(LOOPS),
     "purifier.name": _one_of(PURIFIERS),
     "purifier.bottleneck": _number(1, 4096),
@@ -141,6 +143,7 @@ RULES: dict[str, Rule] = {
     "eval.batch_size": _number(1, _MANY),
     "eval.validation_attack": _one_of(["auto", "apgd", *ATTACKS]),
     "eval.validation_steps": _number(1, 10_000),
+    "eval.threshold": _one_of(("argmax", "youden")),
     "eval.checks": _ANY,
     "eval.check_images": _number(2, _MANY),
     "eval.second_images": _number(2, _MANY),
@@ -245,6 +248,14 @@ def _check_options(config: Config) -> None:
         raise _refuse("model.head", config.model.head, f"auto: {name} has no such choice")
     if config.model.dropout != -1 and "dropout" not in known:
         raise _refuse("model.dropout", config.model.dropout, f"-1: {name} has no dropout")
+
+
+def check_classes(config: Config, class_names: Sequence[str]) -> None:
+    """Raises UserError for fields that do not fit the classes of the data."""
+    choose_targets(config, class_names)
+    if config.eval.threshold != "argmax" and len(class_names) != 2:
+        allowed = f"argmax: there are {len(class_names)} classes, and a threshold divides two"
+        raise _refuse("eval.threshold", config.eval.threshold, allowed)
 
 
 def check_batch(config: Config, images: int, what: str) -> None:

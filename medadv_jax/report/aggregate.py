@@ -196,5 +196,6 @@ def _concatenate(runs: Sequence[RunRecords], name: str) -> RunRecords:
         about=runs[0].about,
         **joined,
         outcomes=outcomes,
-        training=[], curves=None, pictures=None, detection=[], checks=None, splits={},
+        training=[], curves=None, pictures=None, detection=[], checks=None,
+        splits={"classes": runs[0].class_names},
     )  # fmt: skip

@@ -4,8 +4,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from medadv_jax.evaluation.metrics import probability_of
 from medadv_jax.report.records import RunRecords
-from medadv_jax.report.style import Graphic, Omitted, draw
+from medadv_jax.report.style import Graphic, Omitted, draw, shortened
 
 MOST_EXAMPLES = 4
 CORRECT, WRONG = "#00583b", "#a33c00"
@@ -21,7 +22,7 @@ def panels(run: RunRecords) -> list[Graphic]:
 
 
 def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Graphic:
-    chosen = _choose(arrays["label"])
+    chosen = _choose(arrays["label"], max(MOST_EXAMPLES, len(run.class_names)))
     epsilon, attack = float(arrays["epsilon"]), str(arrays["attack"])
     purified = arrays.get(f"{defense}/purified")
     columns = 3 + (purified is not None)
@@ -31,10 +32,10 @@ def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Grap
         for row, i in zip(grid, chosen, strict=True):
             clean, attacked = arrays["images"][i], arrays[f"{defense}/adversarial"][i]
             before, after = (
-                _prediction(run, arrays["label"][i], float(arrays[f"{defense}/score_{kind}"][i]))
+                _prediction(run, arrays["label"][i], arrays[f"{defense}/score_{kind}"][i])
                 for kind in ("clean", "adversarial")
             )
-            truth = run.class_names[int(arrays["label"][i])]
+            truth = shortened(run.class_names[int(arrays["label"][i])])
             _show(row[0], clean, f"clean, is {truth}", before)
             shift = 0.5 + (attacked - clean) / (2 * epsilon)
             _show(row[1], shift, "perturbation", (f"× {1 / (2 * epsilon):.3g}", "black"))
@@ -68,10 +69,10 @@ def compact(run: RunRecords, label: str) -> Graphic:
         grid = figure.subplots(len(chosen), 1 + len(defenses), squeeze=False)
         for row, i in zip(grid, chosen, strict=True):
             truth = int(arrays["label"][i])
-            _show(row[0], arrays["images"][i], "clean", (f"is {run.class_names[truth]}", "black"))
+            name = shortened(run.class_names[truth])
+            _show(row[0], arrays["images"][i], "clean", (f"is {name}", "black"))
             for axes, defense in zip(row[1:], defenses, strict=True):
-                score = float(arrays[f"{defense}/score_adversarial"][i])
-                text = _prediction(run, truth, score)
+                text = _prediction(run, truth, arrays[f"{defense}/score_adversarial"][i])
                 _show(axes, arrays[f"{defense}/adversarial"][i], f"{defense}, attacked", text)
 
     caption = (
@@ -84,18 +85,22 @@ def compact(run: RunRecords, label: str) -> Graphic:
 
 def _choose(label: np.ndarray, most: int = MOST_EXAMPLES) -> list[int]:
     """Returns up to `most` indices of labels (n,): the first of each class, then others."""
-    half = most // 2
-    first = [int(i) for c in (0, 1) for i in np.flatnonzero(label == c)[:half]]
+    classes = max(2, label.max(initial=0) + 1)
+    each = most // classes
+    first = [int(i) for c in range(classes) for i in np.flatnonzero(label == c)[:each]]
     rest = [i for i in range(len(label)) if i not in first]
     return sorted((first + rest)[:most])
 
 
-def _prediction(run: RunRecords, label: int, score: float) -> tuple[str, str]:
-    """Returns the predicted class with its probability, and the colour of correct or wrong."""
-    predicted = int(score > 0.5)
-    confidence = score if predicted else 1 - score
+def _prediction(run: RunRecords, label: int, score: np.ndarray | float) -> tuple[str, str]:
+    """Returns the predicted class with its probability, and the colour of correct or wrong.
+
+    `score`: of one image, () float of class 1 of two classes, or (K,).
+    """
+    predicted = int(np.argmax(score) if np.ndim(score) else score > 0.5)
+    confidence = float(probability_of(np.array(predicted), np.asarray(score, float)))
     mark, color = ("correct", CORRECT) if predicted == label else ("wrong", WRONG)
-    return f"{run.class_names[predicted]} {confidence:.3f}: {mark}", color
+    return f"{shortened(run.class_names[predicted])} {confidence:.3f}: {mark}", color
 
 
 def _show(axes: Axes, image: np.ndarray, title: str, below: tuple[str, str]) -> None:

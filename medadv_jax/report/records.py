@@ -15,13 +15,15 @@ from medadv_jax.config import flatten, read_saved_config
 from medadv_jax.data.splits import saved_class_names
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
-from medadv_jax.evaluation.metrics import Metrics, metric_intervals, summarize, worst_prediction
+from medadv_jax.evaluation.intervals import metric_intervals
+from medadv_jax.evaluation.metrics import Metrics, summarize, worst_prediction
 from medadv_jax.evaluation.predictions import (
     KEYS,
     Columns,
     Key,
     correct_by,
     group_rows,
+    read_scores,
     read_table,
     to_columns,
 )
@@ -34,7 +36,7 @@ THREATS = ("transfer", "oblivious", "adaptive")
 PHANTOMS = "phantoms"
 _NEEDED = (
     "defense", "threat_model", "evaluation", "epsilon", "example", "group", "magnification",
-    "label", "score", "predicted",
+    "label", "predicted",
 )  # fmt: skip
 _CONFIG_NEEDED = {
     "seed": int, "data.name": str, "data.num_folds": int, "data.fold": int, "model.name": str,
@@ -47,7 +49,7 @@ class Outcome:
     """Predictions of one classifier in one evaluation, in the order of the run's examples.
 
     Attributes:
-      score: (n,) float, probability of class 1.
+      score: (n,) float, probability of class 1 of two; of K > 2 classes (n, K), of each.
       predicted: (n,) int.
     """
 
@@ -117,10 +119,12 @@ class RunRecords:
 
     @property
     def dataset(self) -> str:
-        """The data set's name; of generated images with their kind, as they are other images."""
-        data = self.config["data"]
+        """The data set's name; of generated images with their kind, as they are other images, and
+        with the number of classes if there are more than two, as that is another task."""
+        data, many = self.config["data"], len(self.class_names)
         drawn = data["name"] == PHANTOMS and "phantom_kind" in data
-        return f"{PHANTOMS}_{data['phantom_kind']}" if drawn else data["name"]
+        name = f"{PHANTOMS}_{data['phantom_kind']}" if drawn else data["name"]
+        return name if many == 2 else f"{name}_{many}_classes"
 
     @property
     def split(self) -> str:
@@ -297,7 +301,15 @@ def load_run(path: Path) -> RunRecords:
         raise UserError(f"{path}: it has no predictions.parquet; let the run come to its end")
     about = read_saved_config(path / "config.json")
     _check_config(path / "config.json", about["config"])
-    return load_records(path, about)
+    run = load_records(path, about)
+    shape = next(iter(run.outcomes.values())).score.shape
+    found, named = shape[1] if len(shape) > 1 else 2, len(run.class_names)
+    if found != named:
+        raise UserError(
+            f"{path / 'predictions.parquet'}: has scores of {found} classes, and splits.json"
+            f" names {named}; remove the file and evaluate again"
+        )
+    return run
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
@@ -320,6 +332,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
     """
     columns = to_columns(read_table(path / "predictions.parquet"))
     lost = [name for name in _NEEDED if name not in columns]
+    lost += [] if {"score", "score_0"} & {*columns} else ["score"]
     if lost:
         raise UserError(f"{path / 'predictions.parquet'}: has no column {', '.join(lost)}")
     examples, outcomes = _align(path, columns)
@@ -348,7 +361,7 @@ def _align(path: Path, columns: Columns) -> tuple[dict[str, np.ndarray], dict[Ke
     for name in ("label", "group", "magnification", "subtype"):
         values = columns.get(name)  # runs made before subtypes were recorded have none
         examples[name] = np.full(len(ids), "") if values is None else values[first]
-    outcomes = {}
+    outcomes, scores = {}, read_scores(columns)
     for key, indices in group_rows(columns, KEYS).items():
         order = np.argsort(place[indices], kind="stable")
         if not np.array_equal(place[indices][order], np.arange(len(ids))):
@@ -357,7 +370,7 @@ def _align(path: Path, columns: Columns) -> tuple[dict[str, np.ndarray], dict[Ke
                 f" for {len(ids)} test examples; remove the file and evaluate again"
             )
         at = indices[order]
-        outcomes[key] = Outcome(columns["score"][at].astype(float), columns["predicted"][at])
+        outcomes[key] = Outcome(scores[at].astype(float), columns["predicted"][at])
     for defense in {key[0] for key in outcomes}:
         if (defense, "none", "clean", 0.0) not in outcomes:
             raise UserError(

@@ -4,10 +4,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import confusion_matrix, roc_curve
+from sklearn.metrics import roc_curve
 
 from medadv_jax.errors import UserError
-from medadv_jax.evaluation.metrics import larger_class, reliability
+from medadv_jax.evaluation.metrics import confusion_counts, larger_class, reliability
 from medadv_jax.report.records import THREATS, Curve, Outcome, RunRecords
 from medadv_jax.report.run_tables import accuracy
 from medadv_jax.report.style import (
@@ -21,6 +21,7 @@ from medadv_jax.report.style import (
     draw,
     draw_png,
     legend_below,
+    shortened,
 )
 
 _DASHED = (
@@ -124,12 +125,13 @@ def _conditions(run: RunRecords) -> list[tuple[str, dict[str, Outcome]]]:
 
 
 def confusion(run: RunRecords) -> Graphic:
-    """Returns confusion matrices, clean and attacked."""
-    conditions = _conditions(run)
+    """Returns confusion matrices, clean and attacked; of two classes smaller ones in a row."""
+    conditions, many = _conditions(run), len(run.class_names) > 2
+    shape = (len(conditions), len(run.defenses))
 
     def paint(figure: Figure) -> None:
-        columns = len(run.defenses)
-        grid = figure.subplots(len(conditions), columns, squeeze=False)
+        grid = figure.subplots(*(shape[::-1] if many else shape), squeeze=False)
+        first, grid = grid[:, 0], grid.T if many else grid
         for row, (title, outcomes) in zip(grid, conditions, strict=True):
             for axes, defense in zip(row, run.defenses, strict=True):
                 if defense not in outcomes:
@@ -137,33 +139,47 @@ def confusion(run: RunRecords) -> Graphic:
                     continue
                 _matrix(axes, run, outcomes[defense])
                 axes.set_title(f"{defense}, {title.split()[0]}")
-            row[0].set_ylabel("truth")
+        for axes in first:
+            axes.set_ylabel("truth")
 
+    where = ("on the left", "on the right") if many else ("above", "below")
     caption = (
-        "Confusion matrices: rows are the truth, columns the prediction. Clean above, the worst"
-        " adaptive attack below."
+        "Confusion matrices: rows are the truth, columns the prediction. Clean"
+        f" {where[0]}, the worst adaptive attack {where[1]}."
     )
-    width = min(WIDTH, 2.6 + 2.3 * len(run.defenses))
-    return draw("confusion", caption, (width, 2.5 * len(conditions) + 0.2), paint)
+    size = (min(WIDTH, 2.6 + 2.3 * shape[1]), 2.5 * shape[0] + 0.2)
+    if many:
+        side = min(4.4, 2.2 + 0.3 * len(run.class_names))
+        size = (min(WIDTH, (side + 0.3) * shape[0]), side * shape[1])
+    return draw("confusion", caption, size, paint)
 
 
 def _matrix(axes: Axes, run: RunRecords, outcome: Outcome) -> None:
-    counts = confusion_matrix(run.label, outcome.predicted, labels=[0, 1])
+    names = [shortened(name) for name in run.class_names]
+    many = len(names)
+    counts = confusion_counts(run.label, outcome.predicted, many)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.ndindex(2, 2):
-        text = f"{counts[i, j]}\n{shares[i, j]:.0%}"
+    size = None if many == 2 else max(4.5, 11 - many / 2)  # points
+    for i, j in np.ndindex(many, many):
+        text = f"{counts[i, j]}\n{shares[i, j]:.0%}" if many <= 10 else f"{counts[i, j]}"
         color = "white" if shares[i, j] > 0.55 else "black"
-        axes.text(j, i, text, ha="center", va="center", color=color)
-    axes.set_xticks([0, 1], run.class_names)
-    axes.set_yticks([0, 1], run.class_names, rotation=90, va="center")
+        axes.text(j, i, text, ha="center", va="center", color=color, size=size)
+    if many == 2:
+        axes.set_xticks([0, 1], names)
+        axes.set_yticks([0, 1], names, rotation=90, va="center")
+    else:
+        axes.set_xticks(range(many), names, rotation=45, ha="right", size=size)
+        axes.set_yticks(range(many), names, size=size)
     axes.grid(False)
 
 
 def roc(run: RunRecords) -> Graphic:
-    """Returns ROC curves, clean and attacked."""
-    if len(np.unique(run.label)) < 2:
-        return Omitted("ROC curves", "the test images are of one class")
+    """Returns ROC curves, clean and attacked; of more than two classes their mean."""
+    many = len(run.class_names)
+    if len(np.unique(run.label)) < many:
+        reason = "of one class" if many == 2 else "not of every class"
+        return Omitted("ROC curves", f"the test images are {reason}")
     conditions = _conditions(run)
 
     def paint(figure: Figure) -> None:
@@ -172,7 +188,7 @@ def roc(run: RunRecords) -> Graphic:
             axes.plot([0, 1], [0, 1], color="#999999", lw=1, ls=":")
             for defense, outcome in outcomes.items():
                 if np.isfinite(outcome.score).all():
-                    x, y, _ = roc_curve(run.label, outcome.score)
+                    x, y = _roc_points(run.label, outcome.score)
                     _line(axes, x, y, defense_look(defense), defense, marks=8)
             axes.set(title=title, xlabel="false positive rate", xlim=(-0.02, 1.02), aspect="equal")
             axes.set_ylim(-0.02, 1.02)
@@ -180,7 +196,19 @@ def roc(run: RunRecords) -> Graphic:
         legend_below(figure, panels[0], 5)
 
     caption = "ROC curves; dotted: guessing. Attacked: the most harmful score of each image."
+    if many > 2:
+        caption += " The mean over the classes, one against the rest, at each false positive rate."
     return draw("roc", caption, (min(WIDTH, 4.6 * len(conditions)), 4.6), paint)
+
+
+def _roc_points(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns false and true positive rates (k,); of (n, K) scores the mean over K classes."""
+    if score.ndim == 1:
+        return roc_curve(label, score)[:2]
+    curves = [roc_curve(label == k, of_class)[:2] for k, of_class in enumerate(score.T)]
+    x = np.unique(np.concatenate([false for false, _ in curves]))
+    y = np.mean([np.interp(x, *each) for each in curves], axis=0)
+    return np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
 
 
 def _line(
@@ -193,7 +221,7 @@ def _line(
 
 def calibration(run: RunRecords) -> Graphic:
     """Returns reliability curves, clean and attacked."""
-    conditions = _conditions(run)
+    conditions, low = _conditions(run), 1 / len(run.class_names)
     curves = [
         {d: reliability(run.label, o.score, o.predicted) for d, o in outcomes.items()}
         for _, outcomes in conditions
@@ -204,7 +232,7 @@ def calibration(run: RunRecords) -> Graphic:
     def paint(figure: Figure) -> None:
         panels = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
         for axes, (title, _), found in zip(panels, conditions, curves, strict=True):
-            axes.plot([0.5, 1], [0.5, 1], color="#999999", lw=1, ls=":")
+            axes.plot([low, 1], [low, 1], color="#999999", lw=1, ls=":")
             for defense, c in found.items():
                 if c.error is not None:
                     style, sizes = defense_look(defense), 12 + 90 * c.count / c.count.sum()
@@ -213,7 +241,8 @@ def calibration(run: RunRecords) -> Graphic:
                         c.confidence, c.accuracy, sizes, color=style.color, marker=style.marker,
                         label=defense, clip_on=False, zorder=3,
                     )  # fmt: skip
-            axes.set(title=title, xlabel="probability of the predicted class", xlim=(0.48, 1.02))
+            axes.set(title=title, xlabel="probability of the predicted class")
+            axes.set_xlim(low - 0.02, 1.02)
             axes.set_ylim(-0.03, 1.03)
         panels[0].set_ylabel("share correct")
         legend_below(figure, panels[0], 5)

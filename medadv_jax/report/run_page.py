@@ -1,15 +1,18 @@
 """The page of one run."""
 
+from collections.abc import Sequence
+
 from medadv_jax.report import comparison, run_figures, run_tables
-from medadv_jax.report.aggregate import make_groups
+from medadv_jax.report.aggregate import Group, make_groups
 from medadv_jax.report.example_panels import panels
-from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Section
+from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Part, Section
 from medadv_jax.report.paper.figures import figures_of_one
 from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.tables import Table, cell_parts
 
 TRUSTED = "trusted"
+TWO_CLASSES = "The paper has two classes: its tables and figures are left out."
 NOT_RUN = "The self-checks have not been run."
 
 
@@ -35,7 +38,7 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
         Section("Self-checks", [run_tables.checks_summary(run)]),
         Section("Results", [headline, run_tables.results_table(run), by_attack, pairwise]),
         Section("Accuracy against ε and steps", [epsilon, steps]),
-        Section("Errors and scores", [confusion, roc]),
+        Section("Errors and scores", [confusion, run_tables.class_table(run), roc]),
         Section("Calibration", [run_tables.calibration_table(run), calibration]),
         Section("Magnifications and subtypes", [
             run_tables.subgroup_table(run, by) for by in ("magnification", "subtype")
@@ -44,10 +47,14 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
         Section("Detector", [run_tables.detection_table(run)]),
         Section("Self-checks in full", [run_tables.checks_table(run)]),
         *paper_section(run.dataset, groups, only_ours=True),
-        Section("In the figures of the paper", figures_of_one(groups[0])),
+        Section("In the figures of the paper", _paper_figures(run, groups[0])),
         Section("Training", [training]),
         Section("Settings", [run_tables.settings_table(run), *run.splits.get("notes", [])]),
     ]  # fmt: skip
+
+
+def _paper_figures(run: RunRecords, group: Group) -> Sequence[Part]:
+    return figures_of_one(group) if len(run.class_names) == 2 else [TWO_CLASSES]
 
 
 def lead(run: RunRecords) -> str:

@@ -3,7 +3,13 @@
 import numpy as np
 
 from medadv_jax.config import flatten
-from medadv_jax.evaluation.metrics import patient_accuracy, reliability
+from medadv_jax.evaluation.intervals import patient_accuracy
+from medadv_jax.evaluation.metrics import (
+    COUNTS,
+    balanced_accuracy,
+    one_against_rest,
+    reliability,
+)
 from medadv_jax.evaluation.statistics import proportion_interval
 from medadv_jax.report.comparison import ATTACKED, CLEAN, correct_by_defense
 from medadv_jax.report.records import PURIFIED, THREATS, Outcome, RunRecords
@@ -15,6 +21,14 @@ LABELS = {
     "specificity": "specificity", "f1": "F1", "auc": "AUC", "attack_success_rate": "success rate",
 }  # fmt: skip
 WORST = "worst"
+_OF_CLASS = {
+    "n": "images", "tp": "correct", "recall": "recall", "precision": "precision",
+    "specificity": "specificity", "f1": "F1", "auc": "AUC",
+}  # fmt: skip
+MACRO = (
+    "Precision to AUC: the mean over all classes, one against the rest; empty where a class has no"
+    " value."
+)
 
 
 def interval_note(run: RunRecords) -> str:
@@ -48,6 +62,8 @@ def results_table(run: RunRecords) -> Table:
         " the adaptive attack. Success rate: share of the images correct when clean that the attack"
         f" breaks. {WORST}: for each image, the attack that harms most; it may also be left alone.",
     ]
+    if len(run.class_names) > 2:
+        notes.append(MACRO)
     if any(d not in PURIFIED for d in run.defenses):
         notes.append("Without a purifier the oblivious attack is the adaptive one: not run twice.")
     if run.withheld():
@@ -85,6 +101,7 @@ def accuracy(run: RunRecords, outcome: Outcome) -> Estimate:
 def metrics_table(run: RunRecords) -> Table:
     """Returns all metrics of all evaluations at the run's epsilon, with intervals."""
     names = ("accuracy", *METRICS)
+    counted = COUNTS if len(run.class_names) == 2 else ()
     rows: list[tuple[Cell, ...]] = []
     for defense in run.defenses:
         for threat, evaluation, outcome in _shown(run, defense):
@@ -92,14 +109,36 @@ def metrics_table(run: RunRecords) -> Table:
             values = run.metrics(defense, outcome, attacked)
             intervals = run.intervals(defense, outcome, attacked)
             cells = (Estimate(getattr(values, m), intervals.get(m)) for m in names)
-            counts = (values.tn, values.fp, values.fn, values.tp)
+            counts = (getattr(values, name) for name in counted)
             rows.append((defense, threat, evaluation, values.n, *cells, *counts))
     columns = (
-        "defence", "threat model", "evaluation", "n", *(LABELS[m] for m in names),
-        "tn", "fp", "fn", "tp",
+        "defence", "threat model", "evaluation", "n", *(LABELS[m] for m in names), *counted,
     )  # fmt: skip
     title = f"Every metric at ε = {run.epsilon:g}, with 95 % intervals"
-    return Table("metrics", title, columns, rows, (interval_note(run),), group_starts(rows))
+    notes = (interval_note(run), *([] if counted else [MACRO]))
+    return Table("metrics", title, columns, rows, notes, group_starts(rows))
+
+
+def class_table(run: RunRecords) -> Table | None:
+    """Returns the metrics of every class against the rest; None for two classes."""
+    if len(run.class_names) == 2:
+        return None
+    rows: list[tuple[Cell, ...]] = []
+    for defense in run.defenses:
+        for evaluation, outcome in (("clean", run.clean(defense)), (WORST, run.worst(defense))):
+            if outcome is None:
+                continue
+            classes = one_against_rest(run.label, outcome.score, outcome.predicted)
+            balanced = balanced_accuracy(classes)
+            for name, each in zip(run.class_names, classes, strict=True):
+                cells = (getattr(each, m) for m in _OF_CLASS)
+                rows.append((defense, evaluation, name, *cells, balanced))
+    columns = ("defence", "evaluation", "class", *_OF_CLASS.values(), "balanced accuracy")
+    notes = (
+        "Each class against the rest. worst: for each image the adaptive attack that harms most."
+        " Balanced accuracy: the mean recall of the classes that have test images.",
+    )
+    return Table("classes", "Class by class", columns, rows, notes, group_starts(rows, 2))
 
 
 def _shown(run: RunRecords, defense: str) -> list[tuple[str, str, Outcome]]:

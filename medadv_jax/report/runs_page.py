@@ -14,7 +14,7 @@ from medadv_jax.report.paper.claims import claims_section
 from medadv_jax.report.paper.figures import paper_figures
 from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
-from medadv_jax.report.run_page import trust
+from medadv_jax.report.run_page import TWO_CLASSES, trust
 from medadv_jax.report.run_tables import accuracy, headline_table, results_table
 from medadv_jax.report.tables import Cell, Table, cell_text
 from medadv_jax.report.transfer import TransferRecords, transfer_section, transfer_table
@@ -53,6 +53,9 @@ def _datasets(runs: Sequence[RunRecords]) -> list[str]:
 
 
 def _dataset_sections(dataset: str, groups: list[Group]) -> list[Section]:
+    if len(groups[0].runs[0].class_names) != 2:
+        left_out = Section(f"The paper's tables and figures: {dataset}", [TWO_CLASSES])
+        return [*_folds_sections(dataset, groups), left_out]
     pictures = [compact(group.runs[0], group.label) for group in groups]
     return [
         claims_section(dataset, groups),

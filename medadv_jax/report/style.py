@@ -128,6 +128,11 @@ def _save(
     return content.getvalue()
 
 
+def shortened(name: str) -> str:
+    """Returns the name of a class in at most 16 characters."""
+    return name if len(name) <= 16 else f"{name[:15]}…"
+
+
 def bars(
     axes: Axes,
     labels: Sequence[str],

@@ -70,6 +70,7 @@ def load_transfer(path: Path, runs: Sequence[RunRecords]) -> TransferRecords:
         config = copy.deepcopy(member.config)
         config["model"]["name"] = f"ensemble of {len(members)}"
         ensemble = load_records(path, {"config": config})
+        ensemble.splits = {"classes": member.class_names}
     return TransferRecords(path.resolve().name, members, header, lines, ensemble)
 
 

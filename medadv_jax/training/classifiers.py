@@ -18,7 +18,13 @@ from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import Defense, get_defense
 from medadv_jax.distributed import make_local_mesh, make_mesh, to_local
 from medadv_jax.evaluation.predictor import Predictor, accuracy_and_loss, predict_all
-from medadv_jax.evaluation.threat_models import Source, Target, Threat, validation_attack
+from medadv_jax.evaluation.threat_models import (
+    Source,
+    Target,
+    Threat,
+    choose_targets,
+    validation_attack,
+)
 from medadv_jax.progress import StageProgress
 from medadv_jax.training.build import assemble, training_classifier
 from medadv_jax.training.checkpoints import Checkpoints, tree_sha256
@@ -49,7 +55,9 @@ class Classifiers:
         self._training_mesh = make_mesh()
         purified = any(get_defense(name).purified for name in config.defenses.split(","))
         self.predictor = Predictor(
-            self._parts.purified if purified else self._parts.bare, config.attack.loop
+            self._parts.purified if purified else self._parts.bare,
+            config.attack.loop,
+            choose_targets(config, class_names),
         )
 
     def target(self, defense: Defense) -> Target:

@@ -3,7 +3,7 @@ import pytest
 from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
-from medadv_jax.evaluation import metrics
+from medadv_jax.evaluation import intervals, metrics
 from medadv_jax.evaluation.metrics import summarize
 from medadv_jax.evaluation.statistics import cluster_weights, wilson_interval
 
@@ -23,7 +23,7 @@ def test_definitions_are_those_of_scikit_learn():
         assert m.specificity == pytest.approx(reference.recall_score(1 - label, 1 - predicted))
         assert m.f1 == pytest.approx(reference.f1_score(label, predicted))
         assert m.auc == pytest.approx(reference.roc_auc_score(label, score))
-        assert m.tn + m.fp + m.fn + m.tp == m.n == 30
+        assert sum(getattr(m, count) for count in metrics.COUNTS) == m.n == 30
         assert m.reasons == {}
 
 
@@ -78,15 +78,15 @@ def test_intervals_are_quantiles_of_weighted_metrics_of_scikit_learn(monkeypatch
     def keep(statistic, groups, weights, **_):
         drawn[len(drawn)] = statistic(weights)
 
-    monkeypatch.setattr(metrics, "cluster_bootstrap", keep)
-    metrics.metric_intervals(label, score, predicted, groups, clean, weights)
+    monkeypatch.setattr(intervals, "cluster_bootstrap", keep)
+    intervals.metric_intervals(label, score, predicted, groups, clean, weights)
     expected = [
         [reference.precision_score(label, predicted, sample_weight=w) for w in weights],
         [reference.recall_score(label, predicted, sample_weight=w) for w in weights],
         [reference.recall_score(1 - label, 1 - predicted, sample_weight=w) for w in weights],
         [reference.f1_score(label, predicted, sample_weight=w) for w in weights],
-        [1 - np.average((predicted == label)[:150], weights=w[:150]) for w in weights],
         [reference.roc_auc_score(label, score, sample_weight=w) for w in weights],
+        [1 - np.average((predicted == label)[:150], weights=w[:150]) for w in weights],
     ]
     np.testing.assert_allclose(list(drawn.values()), expected)
 
@@ -94,25 +94,26 @@ def test_intervals_are_quantiles_of_weighted_metrics_of_scikit_learn(monkeypatch
 def test_intervals_hold_the_metric_and_are_honest_at_the_ends():
     label, score, predicted, groups = graded()
     values = summarize(label, score, predicted)
-    for name, interval in metrics.metric_intervals(label, score, predicted, groups).items():
+    found = intervals.metric_intervals(label, score, predicted, groups)
+    for name, interval in found.items():
         assert interval is not None
         assert interval[0] < getattr(values, name) < interval[1]
-    perfect = metrics.metric_intervals(label, label * 1.0, label, groups)
+    perfect = intervals.metric_intervals(label, label * 1.0, label, groups)
     patients = len(np.unique(groups[label == 1]))
     assert perfect["recall"] == wilson_interval(patients, patients)
     assert perfect["auc"] is None  # resampling a perfect order only gives perfect orders
-    nothing = metrics.metric_intervals(label, score, np.zeros_like(label), groups)
+    nothing = intervals.metric_intervals(label, score, np.zeros_like(label), groups)
     assert nothing["precision"] is None
 
 
 def test_patients_count_alike_however_many_images_they_have():
     groups = np.array([0, 0, 0, 0, 1, 2, 2])
     right = np.array([1, 1, 1, 0, 1, 0, 1], bool)
-    value, interval = metrics.patient_accuracy(right, groups)
+    value, interval = intervals.patient_accuracy(right, groups)
     assert value == pytest.approx((0.75 + 1 + 0.5) / 3)
     assert interval is not None
     assert interval[0] <= value <= interval[1]
-    assert metrics.patient_accuracy(np.ones(7, bool), groups) == (1.0, wilson_interval(3, 3))
+    assert intervals.patient_accuracy(np.ones(7, bool), groups) == (1.0, wilson_interval(3, 3))
 
 
 def test_reliability_is_that_of_scikit_learn_and_its_error_by_hand():

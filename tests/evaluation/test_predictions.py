@@ -79,6 +79,6 @@ def test_terminal_table_says_why_a_cell_is_empty_and_fits():
     for width in (80, 124):
         text = io.StringIO()
         print_results(Console(file=text, width=width), records, derive_results(records))
-        assert "needs examples of both classes" in text.getvalue()
+        assert "needs examples of every class" in text.getvalue()
         assert ("1.000 (0.439–1.000)" in text.getvalue()) == (width > 83)
         assert "…" not in text.getvalue()

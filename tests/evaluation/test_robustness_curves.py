@@ -152,3 +152,28 @@ def test_examples_are_drawn_from_both_classes():
 def test_formula_images_lie_as_far_from_the_boundary_as_they_say():
     logits = np.asarray(linear({"scale": 1.0}, jnp.asarray(formula_images())))
     np.testing.assert_allclose(margins(logits, LABELS), 2 * DISTANCES, atol=1e-6)
+
+
+def half_of_each(labels, count, seed):
+    """As it was for two classes only: each gets half, the larger fills up."""
+    rng = np.random.default_rng((seed, 5))
+    classes = [rng.permutation(np.flatnonzero(labels == label)) for label in (0, 1)]
+    most = min(count, len(labels))
+    first = min(len(classes[0]), max(most // 2, most - len(classes[1])))
+    return np.sort(np.concatenate([classes[0][:first], classes[1][: most - first]]))
+
+
+def test_images_of_two_classes_are_chosen_as_before():
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        labels = (rng.random(rng.integers(1, 40)) < rng.random()).astype(np.int32)
+        count = int(rng.integers(1, 45))
+        expected = half_of_each(labels, count, seed)
+        np.testing.assert_array_equal(choose_examples(labels, count, seed), expected)
+
+
+def test_every_class_gets_as_many_images_as_it_has_up_to_its_share():
+    labels = np.repeat([0, 1, 2, 3, 4], [2, 50, 9, 50, 50])
+    chosen = choose_examples(labels, 52, seed=0)
+    assert len({*chosen}) == 52
+    np.testing.assert_array_equal(np.bincount(labels[chosen]), [2, 13, 9, 14, 14])

@@ -8,7 +8,7 @@ import pytest
 from medadv_jax.attacks import make_attack
 from medadv_jax.attacks.autoattack import AutoAttackResult, Stage
 from medadv_jax.evaluation.checks import attack_checks
-from medadv_jax.evaluation.model_under_test import scores
+from medadv_jax.evaluation.predictor import scores
 from medadv_jax.evaluation.searching import read_attack_record, write_attack_record
 from tests.helpers.formula_case import (
     COUNT,

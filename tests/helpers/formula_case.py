@@ -91,7 +91,7 @@ def make_model(
     made = predictor(classifier)
     examples = [Example(f"e{i}", int(label), f"g{i}", 0, "", str(i)) for i, label in
                 enumerate(LABELS)]  # fmt: skip
-    queue, searching = make_attack_programs(made, config.attack.norm, 16, mesh)
+    queue, searching = make_attack_programs(made, config.attack.norm, 16, mesh, 2)
     return ModelUnderTest(
         defense="base",
         predictor=made,

@@ -21,7 +21,8 @@ from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.attacks.losses import LOSSES, cross_entropy
 from medadv_jax.config import Config
 from medadv_jax.evaluation.checks.result import Check, check, judge, share, worst
-from medadv_jax.evaluation.model_under_test import ModelUnderTest, is_correct, margins, scores
+from medadv_jax.evaluation.model_under_test import ModelUnderTest, is_correct, margins
+from medadv_jax.evaluation.predictor import scores
 from medadv_jax.evaluation.robustness_curves import curve_attack
 
 DRAWS = 5  # of noise; their lowest margin plants an adversarial example
@@ -180,7 +181,7 @@ def stays_within(
     Args:
       model: the model under test.
       evaluated: first-order attacks on it.
-      still: (n,) float32, scores under an attack of ε = 0.
+      still: scores under an attack of ε = 0, as `predictor.scores` of all images.
       record: of the searching attacks on it, by name; see `write_attack_record`.
     """
     images, labels = model.batch()

@@ -22,6 +22,7 @@ from medadv_jax.evaluation.checks.result import Check, read_self_checks, write_s
 from medadv_jax.evaluation.checks.second_opinion import SecondOpinion, no_other_breaks_more
 from medadv_jax.evaluation.checks.split_checks import check_splits, difference_hashes
 from medadv_jax.evaluation.model_under_test import ModelUnderTest
+from medadv_jax.evaluation.predictions import read_scores
 from medadv_jax.evaluation.robustness_curves import curve_attack
 from medadv_jax.evaluation.threat_models import evaluation_attacks
 
@@ -61,7 +62,7 @@ def run_self_checks(
     epsilon, steps = float(pgd.epsilon), pgd.num_steps
     mine = prediction_checks.columns_of(curves, defense)
     correct = prediction_checks.curve_correct(mine)
-    still = mine["score"][(mine["epsilon"] == 0) & (mine["num_steps"] == steps)]
+    still = read_scores(mine)[(mine["epsilon"] == 0) & (mine["num_steps"] == steps)]
     records = prediction_checks.columns_of(predictions, defense)
     findings = attack_checks.find(model, config, correct[epsilon, steps])
     advance()

@@ -16,20 +16,19 @@ def sample_size_warnings(
     """Returns why the numbers may mean little, whatever the self-checks say.
 
     Args:
-      labels: (n,) 0 or 1, of the test images.
+      labels: (n,) integer, 0 … K-1, of the test images.
       groups: (n,) the patient or case of each.
-      class_names: of class 0 and class 1.
+      class_names: of label 0, 1, …
     """
     labels, groups = np.asarray(labels), np.asarray(groups)
-    warnings, counts = [], [len(np.unique(groups[labels == label])) for label in (0, 1)]
+    warnings = []
+    counts = [len(np.unique(groups[labels == label])) for label in range(len(class_names))]
     if len(labels) < MIN_IMAGES:
         warnings.append(f"{len(labels)} test images are too few (fewer than {MIN_IMAGES})")
     if min(counts) < MIN_GROUPS:
-        both = " and ".join(
-            f"{count} {name}" for count, name in zip(counts, class_names, strict=True)
-        )
+        *first, last = [f"{n} {name}" for n, name in zip(counts, class_names, strict=True)]
         warnings.append(
-            f"{both} patients (groups) in the test split are too few (fewer than"
-            f" {MIN_GROUPS} of a class)"
+            f"{', '.join(first)} and {last} patients (groups) in the test split are too few"
+            f" (fewer than {MIN_GROUPS} of a class)"
         )
     return warnings
