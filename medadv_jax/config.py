@@ -28,6 +28,10 @@ FIELDS_WITHOUT_RESULT = ("compile_cache", "data.cache_dir", "train.checkpoint_mi
 # Fields that runs of earlier versions lack -> the value that those versions had.
 _ADDED_FIELDS = {
     "deterministic": False,
+    "data.labels": "class",
+    "data.csv": "",
+    "data.classes": "",
+    "data.group_pattern": "",
     "eval.images": 0,
     "eval.apgd_steps": 100,
     "eval.queries": 5000,

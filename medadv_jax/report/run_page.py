@@ -38,7 +38,7 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
         Section("Errors and scores", [confusion, roc]),
         Section("Calibration", [run_tables.calibration_table(run), calibration]),
         Section("Magnifications and subtypes", [
-            run_tables.subgroup_table(run, by) for by in ("magnification", "subtype")
+            run_tables.subgroup_table(run, by) for by in run.subgroups
         ]),
         Section("Attacked images", panels(run)),
         Section("Detector", [run_tables.detection_table(run)]),

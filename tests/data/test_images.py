@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from medadv_jax.data.images import MAX_BYTES, BadImageError, read_bounded, read_square
+from medadv_jax.data.bounded import MAX_BYTES, BadImageError, read_bounded
+from medadv_jax.data.images import read_square
 
 RED, GREY = (200, 40, 10), 120
 
