@@ -182,8 +182,10 @@ def _look_up(values: np.ndarray, table: pydicom.Dataset) -> np.ndarray:
 
     Not by pydicom's `apply_voi`: it wraps values over 255 where a table's results have 8 bits.
     """
-    _, first, bits = table.LUTDescriptor
+    count, first, bits = table.LUTDescriptor
     data = table.LUTData
     results = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+    if len(results) != (count or 65536):
+        raise BadImageError(f"DICOM with a VOI table of {len(results)} results, not {count}")
     at = np.clip(np.rint(values) - first, 0, len(results) - 1).astype(int)
     return results[at] / (2**bits - 1)

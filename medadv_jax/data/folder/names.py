@@ -29,7 +29,8 @@ def order_classes(labels: Collection[str], wanted: str, where: str) -> tuple[str
     found = sorted({*labels}, key=_number_first)
     named = ", ".join(found[:5])
     if len(found) < 2:
-        raise UserError(f"{where}: one class ({named}), at least two are needed")
+        count = f"one class ({named})" if found else "no class"
+        raise UserError(f"{where}: {count}, at least two are needed")
     if len(found) > _MAX_CLASSES:
         raise UserError(
             f"{where}: {len(found)} classes, as {named}; at most {_MAX_CLASSES} are possible: are"
