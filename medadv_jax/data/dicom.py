@@ -35,6 +35,7 @@ _NEEDED = ("PixelData", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterp
            "BitsAllocated", "BitsStored", "PixelRepresentation")  # fmt: skip
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_CODESTREAM = b"\xff\x4f\xff\x51"  # begins JPEG 2000
 _MAX_RLE = 32 << 20  # bytes of a frame; they unpack to up to 64 times as many
 
 
@@ -128,9 +129,12 @@ def _pixels(dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _check_frame(frame: bytes, syntax: UID) -> None:
-    """Refuses a compressed frame that would decode to far more than it should."""
+    """Refuses a compressed frame that would take far more time or memory than it should."""
     if syntax == RLELossless and len(frame) > _MAX_RLE:
         raise BadImageError(f"DICOM with over {_MAX_RLE >> 20} MiB of run lengths")
+    # DICOM has the codestream alone; in the boxes of a JP2 file pydicom 3.0.2 can loop for ever.
+    if syntax in JPEG2000TransferSyntaxes and not frame.startswith(_CODESTREAM):
+        raise BadImageError("DICOM with pixels that are no JPEG 2000 codestream")
     if syntax in (*JPEGTransferSyntaxes, *JPEG2000TransferSyntaxes):
         check_scans(frame)
         with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:

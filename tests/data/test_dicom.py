@@ -128,7 +128,7 @@ def test_colours_are_rgb():
 
 def test_jpeg_2000_of_12_bits_is_read():
     pixels = np.random.default_rng(0).integers(0, 4096, (16, 16), np.uint16)
-    data = _encoded(Image.fromarray(pixels), "jpeg2000", irreversible=False)
+    data = _encoded(Image.fromarray(pixels), "jpeg2000", irreversible=False, no_jp2=True)
     content = dicom_file(pixels, JPEG2000Lossless, PixelData=data)
     plain = read_square(dicom_file(pixels), 16, "crop", 4095)
     np.testing.assert_array_equal(read_square(content, 16, "crop", 4095), plain)
@@ -152,6 +152,14 @@ def _huge_jpeg() -> bytes:
     place = data.index(b"\xff\xc0") + 5
     data[place : place + 4] = b"\xea\x60\xea\x60"  # 60,000 x 60,000
     return dicom_file(_flat(1, np.uint8), JPEGBaseline8Bit, PixelData=bytes(data))
+
+
+def _looping_jp2() -> bytes:
+    """A JP2 file with a box of no length, in which pydicom 3.0.2 loops for ever."""
+    data = _encoded(Image.new("L", (8, 8)), "jpeg2000")
+    place = data.index(b"ftyp") - 4
+    data = data[:place] + bytes(4) + data[place + 4 :]
+    return dicom_file(_flat(1, np.uint8), JPEG2000Lossless, PixelData=data)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +187,7 @@ def _huge_jpeg() -> bytes:
         (dicom_file(_flat(1))[:140], "damaged|without"),
         (_deflated(), "a deflated DICOM file"),
         (_huge_jpeg(), "over 40 megapixels"),
+        (_looping_jp2(), "no JPEG 2000 codestream"),
     ],
 )  # fmt: skip
 def test_other_files_get_a_reason(content, reason):
