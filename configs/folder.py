@@ -3,8 +3,8 @@
     python main.py --config=configs/folder.py --workdir=runs/x --config.data.dir=FOLDER
 
 FOLDER/<class>/… or FOLDER/{train,val,test}/<class>/…; two or more classes. Give the patients by
---config.data.group_pattern, a regular expression on the file names, or by --config.data.csv; without
-them images of one patient may be in training and in test. docs/data.md has all of it.
+--config.data.group_pattern, a regular expression on the file names, or by --config.data.csv.
+Without them images of one patient may be in training and in test. docs/data.md has all of it.
 
 As it stands (224 px, full width) it is meant for a GPU and has not been run there yet. On two CPU
 cores add --config.data.image_size=64 --config.model.width=0.5.
