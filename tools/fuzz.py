@@ -119,7 +119,8 @@ def image_files() -> dict[str, bytes]:
         "ppm": (colours, "ppm", {}),
     }
     saved = {name: _saved(image, kind, given) for name, (image, kind, given) in forms.items()}
-    window = {"WindowCenter": 2000, "WindowWidth": 900, "RescaleSlope": 2, "RescaleIntercept": -9}
+    window: dict[str, Any] = {"WindowCenter": 2000, "WindowWidth": 900}
+    window |= {"RescaleSlope": 2, "RescaleIntercept": -9}
     return saved | {
         "dicom": dicom_file(np.asarray(deep), BitsStored=12, **window),
         "dicom RLE": dicom_file(np.asarray(deep), RLELossless, compress=True),

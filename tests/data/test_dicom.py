@@ -3,6 +3,7 @@
 import io
 import tracemalloc
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_grey_by_hand(value, dtype, tags, expected):
 def test_windows_are_as_pydicoms(seed):
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 4096, (16, 16), np.uint16)
-    tags = {"RescaleSlope": float(rng.uniform(0.5, 2)), "RescaleIntercept": -500.0}
+    tags: dict[str, Any] = {"RescaleSlope": float(rng.uniform(0.5, 2)), "RescaleIntercept": -500.0}
     tags |= {"WindowCenter": float(rng.integers(2000)), "WindowWidth": float(rng.integers(2, 3000))}
     image = read_square(dicom_file(pixels, BitsStored=12, **tags), 16, "crop")
     dataset = Dataset()
@@ -120,7 +121,7 @@ def test_colours_are_rgb():
     ycc = np.asarray(Image.fromarray(red).convert("YCbCr"))
     content = dicom_file(ycc, PhotometricInterpretation="YBR_FULL")
     np.testing.assert_allclose(read_square(content, 4, "crop")[0, 0], (200, 40, 10), atol=2)
-    tags = {"PhotometricInterpretation": "YBR_FULL_422"}
+    tags: dict[str, Any] = {"PhotometricInterpretation": "YBR_FULL_422"}
     tags["PixelData"] = _encoded(Image.fromarray(red), "jpeg", quality=95)
     content = dicom_file(red, JPEGBaseline8Bit, **tags)
     np.testing.assert_allclose(read_square(content, 4, "crop")[0, 0], (200, 40, 10), atol=4)
@@ -202,11 +203,12 @@ def test_other_files_get_a_reason(content, reason):
 
 
 def test_only_files_that_do_not_tell_their_white_count(tmp_path):
-    for tags, largest in (
+    cases: list[tuple[dict[str, Any], int]] = [
         ({}, 3000),
         ({"BitsStored": 12}, 0),
         ({"WindowCenter": 5, "WindowWidth": 9}, 0),
         ({"NumberOfFrames": 2}, 0),
-    ):
+    ]
+    for tags, largest in cases:
         (tmp_path / "x").write_bytes(dicom_file(_flat(3000), **tags))
         assert largest_value(tmp_path / "x") == largest

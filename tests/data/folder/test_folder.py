@@ -215,7 +215,7 @@ def test_nothing_of_a_patient_is_copied_from_dicom(settings, tmp_path):
     for i in range(12):
         path = Path(settings.dir) / "ab"[i % 2] / f"{i}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
-        window = {"WindowCenter": 900, "WindowWidth": 800} if i % 3 else {}
+        window: dict[str, Any] = {"WindowCenter": 900, "WindowWidth": 800} if i % 3 else {}
         kind = f"MONOCHROME{1 + i % 2}"
         pixels = np.random.default_rng(i).integers(0, 4096, (16, 16), np.uint16)
         path.write_bytes(
