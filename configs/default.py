@@ -26,8 +26,15 @@ def get_config() -> Config:
     config.reuse = ""  # a run directory; its stages are copied if trained just as here; "": none
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "chest_xray"  # breakhis | chest_xray | phantoms
-    data.dir = ""  # folder of the public download; "": $MEDADV_DATA_DIR, else it is fetched
+    data.name = "chest_xray"  # breakhis | chest_xray | folder: your own images | phantoms
+    # folder of your images or of a public download; "": $MEDADV_DATA_DIR, else it is fetched
+    data.dir = ""
+    data.labels = "class"  # class | subtype: BreakHis' 8 tumours; X-rays' normal, bacteria, virus
+    # table of your images: file, label, maybe patient, split, attributes; only for folder
+    data.csv = ""
+    data.classes = ""  # order of your classes, comma-separated; "": sorted; only for folder
+    # regular expression that finds the patient in a file name; only for folder
+    data.group_pattern = ""
     data.cache_dir = "~/.cache/medadv_jax"  # decoded images at the target size, shared by runs
     data.image_size = 224  # pixels, height = width
     data.fit = "crop"  # crop: centre square | pad: whole image on black; aspect is kept by both

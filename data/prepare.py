@@ -28,10 +28,10 @@ def main() -> None:
     dataset = load_dataset(_CONFIG.value.data)
     seconds = time.perf_counter() - start
     print(json.dumps(dataset.report, indent=2, ensure_ascii=False))
-    positives = int(dataset.labels.sum())
-    negative, positive = dataset.class_names
+    labels = dataset.labels.tolist()
+    counts = [f"{labels.count(k)} {name}" for k, name in enumerate(dataset.class_names)]
     print(
-        f"{dataset.name}: {len(dataset.examples) - positives} {negative}, {positives} {positive}, "
+        f"{dataset.name}: {', '.join(counts)}, "
         f"{len({example.group for example in dataset.examples})} groups, {seconds:.1f} s"
     )
 

@@ -28,6 +28,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000, JPEGBaseline8Bit, RLELossless
+
+from tools.dicom_files import dicom_file
 
 ROOT = Path(__file__).parents[1]
 MAX_CPU_SECONDS = 10.0  # for one file
@@ -114,7 +118,22 @@ def image_files() -> dict[str, bytes]:
         "webp": (colours, "webp", {}),
         "ppm": (colours, "ppm", {}),
     }
-    return {name: _saved(image, kind, given) for name, (image, kind, given) in forms.items()}
+    saved = {name: _saved(image, kind, given) for name, (image, kind, given) in forms.items()}
+    window: dict[str, Any] = {"WindowCenter": 2000, "WindowWidth": 900}
+    window |= {"RescaleSlope": 2, "RescaleIntercept": -9}
+    return saved | {
+        "dicom": dicom_file(np.asarray(deep), BitsStored=12, **window),
+        "dicom RLE": dicom_file(np.asarray(deep), RLELossless, compress=True),
+        "dicom JPEG": dicom_file(
+            np.asarray(grey), JPEGBaseline8Bit, PixelData=encapsulate([_saved(grey, "jpeg", {})])
+        ),
+        "dicom JPEG 2000": dicom_file(
+            np.asarray(deep),
+            JPEG2000,
+            PixelData=encapsulate([_saved(deep, "jpeg2000", {"no_jp2": True})]),
+        ),
+        "dicom colour": dicom_file(np.asarray(colours)),
+    }
 
 
 def _saved(image: Image.Image, kind: str, options: dict) -> bytes:
@@ -133,7 +152,8 @@ def weight_files() -> dict[str, bytes]:
 
 def read_images(seed: int) -> Callable[[int], str]:
     """Returns file number -> outcome of reading that image."""
-    from medadv_jax.data.images import FITS, BadImageError, read_square
+    from medadv_jax.data.bounded import BadImageError
+    from medadv_jax.data.images import FITS, read_square
 
     originals = list(image_files().items())
 

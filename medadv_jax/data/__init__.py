@@ -3,10 +3,12 @@
 from medadv_jax.data.breakhis import BreakHis
 from medadv_jax.data.cache import CachedBuilder
 from medadv_jax.data.chest_xray import ChestXray
+from medadv_jax.data.folder import ImageFolder
 from medadv_jax.data.phantoms.builder import Phantoms
 
 DATASETS: dict[str, type[CachedBuilder]] = {
     "breakhis": BreakHis,
     "chest_xray": ChestXray,
+    "folder": ImageFolder,
     "phantoms": Phantoms,
 }

@@ -16,7 +16,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,10 +26,11 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from medadv_jax.config import Config
+from medadv_jax.data.images import WHITE
 from medadv_jax.errors import UserError
 from medadv_jax.files import read_json, write_record
 
-IMAGE_VERSION = "1.2.0"  # raise it when decoded pixels, fields or read names (groups) change
+IMAGE_VERSION = "1.3.0"  # raise it when decoded pixels, fields or read names (groups) change
 INDEX_FILE = "index.json"
 METADATA_FIELDS = ("id", "label", "group", "magnification", "source_split", "md5", "subtype")
 _STORED_SPLIT = "images"  # the only one; TFDS reserves the name "all"
@@ -47,6 +48,10 @@ class DataSettings:
     cache_dir: str
     image_size: int
     fit: str
+    labels: str
+    csv: str
+    classes: str
+    group_pattern: str
     phantom_kind: str
     phantom_images: int
     phantom_seed: int
@@ -70,6 +75,7 @@ class ImageConfig(tfds.core.BuilderConfig):
     image_size: int = 224  # pixels, height = width
     fit: str = "crop"  # a key of data.images.FITS; "" for generated images
     source: str = ""  # folder of the image files; "" for generated images
+    labels: str = "class"  # class | subtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +98,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(IMAGE_VERSION)
     CLASS_NAMES: ClassVar[tuple[str, ...]]  # of label 0, 1, …
+    SUBTYPES: ClassVar[Mapping[str, str]] = {}  # as names tell them -> class with labels=subtype
     DESCRIPTION = ""
     HOMEPAGE = ""
     CITATION = ""
@@ -110,7 +117,8 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           report: an `empty_report`; it is complete when the iterator is exhausted.
 
         Yields:
-          dicts with `image` (S, S, 3) uint8 and METADATA_FIELDS.
+          dicts with `image` (S, S, 3) uint8, METADATA_FIELDS, and if there are any `attributes`,
+          a dict of texts.
         """
 
     @property
@@ -138,10 +146,11 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, report: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yields (position, example); at the end writes the index into the unfinished cache."""
-        index: dict[str, list[Any]] = {name: [] for name in METADATA_FIELDS}
+        index: dict[str, list[Any]] = {name: [] for name in (*METADATA_FIELDS, "attributes")}
         for position, record in enumerate(self.records(report)):
-            for name, column in index.items():
-                column.append(record[name])
+            index["attributes"].append(record.pop("attributes", {}))  # in the index alone
+            for name in METADATA_FIELDS:
+                index[name].append(record[name])
             yield position, record
             self.advance(1)
         content = json.dumps({"examples": index, "report": report}, ensure_ascii=False)
@@ -169,10 +178,11 @@ def empty_report() -> dict[str, Any]:
     names_unparsed: number of files whose name does not follow the data set's pattern.
     patients_unknown: number of images that are a group of their own for want of a patient.
     contradictions: number of files whose name and folder say different labels.
+    white: the value of 16-bit pixels that is white; the `white` of `images.read_square`.
     notes: lines for people.
     """
     counts = dict.fromkeys(("names_unparsed", "patients_unknown", "contradictions"), 0)
-    return {"files_listed": 0, "rejected": [], "dropped": [], **counts, "notes": []}
+    return {"files_listed": 0, "rejected": [], "dropped": [], **counts, "white": WHITE, "notes": []}
 
 
 def open_cache(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from medadv_jax.errors import UserError
 
@@ -15,12 +15,13 @@ class Example:
     """The metadata of an image."""
 
     id: str
-    label: int  # 1 = malignant or pneumonia
+    label: int  # with two classes 1 = positive
     group: str  # patient or case
     magnification: int  # 0 = unknown
     source_split: str  # 'train' | 'val' | 'test' | ''
     md5: str
     subtype: str = ""  # of the tissue or the infection; "": unknown
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)  # of a user's table
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,17 @@ def _builder_class(settings: DataSettings) -> type[CachedBuilder]:
         if value not in known:
             allowed = ", ".join(known)
             raise UserError(f"data.{field}: {value!r} is unknown; allowed: {allowed}")
-    return DATASETS[settings.name]
+    builder_class = DATASETS[settings.name]
+    for field in ("csv", "classes", "group_pattern"):
+        value = getattr(settings, field)
+        if value and settings.name != "folder":
+            raise UserError(f"config.data.{field}={value}: only config.data.name=folder reads it")
+    if settings.labels != "class" and not builder_class.SUBTYPES:
+        known = ", ".join(name for name, each in DATASETS.items() if each.SUBTYPES)
+        raise UserError(
+            f"config.data.labels={settings.labels}: {settings.name} has no subtypes; {known} have"
+        )
+    return builder_class
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:

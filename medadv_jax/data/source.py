@@ -1,11 +1,11 @@
-"""Data sets that are folders of image files: listing, reading the names, decoding."""
+"""Data sets of image files: listing, reading the names, decoding."""
 
 import abc
 import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -13,16 +13,21 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
+from medadv_jax.data.bounded import BadImageError, read_bounded
 from medadv_jax.data.cache import CachedBuilder, CacheSpec, DataSettings, ImageConfig
 from medadv_jax.data.download import fetch
 from medadv_jax.data.examples import UNKNOWN_PATIENT
-from medadv_jax.data.images import BadImageError, read_bounded, read_square
+from medadv_jax.data.images import WHITE, largest_value, read_square
 from medadv_jax.errors import UserError
 
 MAX_REJECTED_SHARE = 0.01  # of the files; if more are unusable, the folder is the wrong one
 _MAX_CONTRADICTING_SHARE = 0.01  # of the files; if more are, names or folders mean something else
 _DECODED_AHEAD = 256  # files decoded ahead of the writer; bounds the memory
-_NAMED_FILES = 3  # at most, in an error or a note
+NAMED_FILES = 3  # at most, in an error or a note
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "dev": "val", "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +43,10 @@ class SourceFile:
         """The path to read names from: UTF-8 with "/".
 
         Archives written on Windows unpack to names with "\\" for their folders, old ones to bytes
-        that are no UTF-8; these are escaped.
+        that are no UTF-8; these are escaped, and so is what moves the cursor of a terminal.
         """
-        path = self.path.replace("\\", "/")
-        return os.fsencode(path).decode("utf-8", "backslashreplace")
+        path = os.fsencode(self.path.replace("\\", "/")).decode("utf-8", "backslashreplace")
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
 
     @property
     def name(self) -> str:
@@ -53,24 +58,95 @@ class SourceFile:
 class ParsedName:
     """What an image's path says about it."""
 
-    label: int  # 1 = malignant or pneumonia
+    label: int  # with two classes 1 = positive
     group: str  # patient or case
     magnification: int = 0  # 0 = unknown
     source_split: str = ""  # 'train' | 'val' | 'test' | ''
     follows_pattern: bool = True  # False: the name is not of the data set's usual form
     subtype: str = ""  # of the tissue or the infection; "": unknown
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of a user's table
 
 
 class UnlabelledError(Exception):
     """Neither the name nor a folder gives the label; the message is the reason."""
 
 
-class FolderBuilder(CachedBuilder, skip_registration=True):
-    """A data set of image files; a subclass reads labels and patients from their names."""
+class FileBuilder(CachedBuilder, skip_registration=True):
+    """A data set of image files; a subclass lists them with their labels and patients."""
+
+    LAYOUT: ClassVar[str]  # what the folder should hold; for errors
+
+    @abc.abstractmethod
+    def labelled(self, report: dict[str, Any]) -> list[tuple[SourceFile, ParsedName]]:
+        """Lists the files with a label; reports the others and how many files there are."""
+
+    def records(self, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """See `CachedBuilder.records`; raises UserError if over 1 % of the files are unusable,
+        or have a name and a folder of different classes."""
+        folder = Path(self.image_config.source)
+        labelled = self.labelled(report)
+        unknown = sum(parsed.group.startswith(UNKNOWN_PATIENT) for _, parsed in labelled)
+        report["patients_unknown"] = unknown
+        if unknown:
+            report["notes"].append(f"patients unknown for {unknown} of {len(labelled)} images")
+        check_rejected(report, folder, self.LAYOUT)
+        report["white"] = self._find_white([folder / file.path for file, _ in labelled], report)
+        yield from self._decode(folder, labelled, report)
+        check_rejected(report, folder, self.LAYOUT)
+
+    def _find_white(self, paths: Sequence[Path], report: dict[str, Any]) -> int:
+        """Returns the smallest 2^n - 1 that holds all pixels of 16 bits; n is from 8 to 16.
+
+        Scanners store 10 or 12 bits in files of 16, which hold no word about it.
+        """
+        values = list(map_in_threads(largest_value, paths))
+        largest = min(max(values, default=0), WHITE)
+        if not largest:
+            return WHITE
+        white = 2 ** max(8, largest.bit_length()) - 1
+        report["notes"].append(
+            f"{sum(map(bool, values))} files have pixels of 16 bits, up to {largest}: {white} is"
+            " white in all of them"
+        )
+        return white
+
+    def _decode(
+        self,
+        folder: Path,
+        files: Sequence[tuple[SourceFile, ParsedName]],
+        report: dict[str, Any],
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the examples; rejects the files that cannot be decoded."""
+        size, fit = self.image_config.image_size, self.image_config.fit
+        ids = example_ids([file.place for file, _ in files])
+
+        def read(item: tuple[SourceFile, ParsedName]) -> tuple[np.ndarray | str, str]:
+            return _read(folder / item[0].path, size, fit, report["white"])
+
+        results = map_in_threads(read, files)
+        bar = tqdm(results, f"decoding {self.name}", len(files), unit="img", disable=None)
+        for (file, parsed), example_id, (image, md5) in zip(files, ids, bar, strict=True):
+            if isinstance(image, str):
+                report["rejected"].append({"file": file.place, "reason": image})
+                continue
+            yield {
+                "image": image,
+                "id": example_id,
+                "label": parsed.label,
+                "group": parsed.group,
+                "magnification": parsed.magnification,
+                "source_split": parsed.source_split,
+                "md5": md5,
+                "subtype": parsed.subtype,
+                "attributes": dict(parsed.attributes),
+            }
+
+
+class FolderBuilder(FileBuilder, skip_registration=True):
+    """A published data set; a subclass reads labels and patients from the names of its files."""
 
     SUFFIXES: ClassVar[tuple[str, ...]]  # lower case, with the dot
     FOLDER_NAME: ClassVar[str]  # of the unpacked download
-    LAYOUT: ClassVar[str]  # what the folder should hold; for errors
     NO_LABEL: ClassVar[str]  # why an image without a label is rejected
     URL: ClassVar[str]  # archive of the download
 
@@ -81,11 +157,13 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
         files = list_files(folder, cls.SUFFIXES)
         if not files:
             raise UserError(f"config.data.dir: no image in {folder}; expected is {cls.LAYOUT}")
-        size, fit = settings.image_size, settings.fit
-        config = ImageConfig(name=f"{fit}_{size}", image_size=size, fit=fit, source=str(folder))
+        size, fit, labels = settings.image_size, settings.fit, settings.labels
+        name = f"{fit}_{size}" if labels == "class" else f"{fit}_{size}_{labels}"
+        config = ImageConfig(name=name, image_size=size, fit=fit, source=str(folder), labels=labels)
         content = [[file.path, file.size, file.modified] for file in files]
         kept = [file for file in files if not cls.drop_reason(file.place)]
-        return CacheSpec(config, content, count_distinct(kept), cls.CLASS_NAMES)
+        names = cls.CLASS_NAMES if labels == "class" else tuple(cls.SUBTYPES.values())
+        return CacheSpec(config, content, count_distinct(kept), names)
 
     @classmethod
     def _folder(cls, settings: DataSettings) -> Path:
@@ -119,17 +197,12 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
         """Returns why a file is left out on purpose; "" if it is kept."""
         return ""
 
-    def records(self, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """See `CachedBuilder.records`; raises UserError if over 1 % of the files are unusable,
-        or have a name and a folder of different classes."""
+    def labelled(self, report: dict[str, Any]) -> list[tuple[SourceFile, ParsedName]]:
+        """See `FileBuilder.labelled`; UserError if over 1 % contradict their folders."""
         folder = Path(self.image_config.source)
         files = list_files(folder, self.SUFFIXES)
         report["files_listed"] = len(files)
-        kept = self._drop(folder, files, report)
-        labelled = self._label(kept, report)
-        check_rejected(report, folder, self.LAYOUT)
-        yield from self._decode(folder, labelled, report)
-        check_rejected(report, folder, self.LAYOUT)
+        return self._label(self._drop(folder, files, report), report)
 
     def _drop(
         self, folder: Path, files: Sequence[SourceFile], report: dict[str, Any]
@@ -148,7 +221,7 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
                 kept.append(file)
         for reason, paths in dropped.items():
             report["dropped"].append(
-                {"reason": reason, "count": len(paths), "first": paths[:_NAMED_FILES]}
+                {"reason": reason, "count": len(paths), "first": paths[:NAMED_FILES]}
             )
             report["notes"].append(f"{len(paths)} files left out: {reason}")
         return kept
@@ -157,27 +230,34 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
         self, files: Sequence[SourceFile], report: dict[str, Any]
     ) -> list[tuple[SourceFile, ParsedName]]:
         """Parses the names; rejects the files without a label, and counts contradictions."""
-        labelled, unusual, contradicting, unknown = [], [], [], 0
+        labelled, unusual, contradicting = [], [], []
         for file in files:
             try:
                 parsed = self.parse(file.place)
+                labelled.append((file, self._relabel(parsed)))
             except UnlabelledError as error:
                 report["rejected"].append({"file": file.place, "reason": str(error)})
                 continue
-            labelled.append((file, parsed))
-            unknown += parsed.group.startswith(UNKNOWN_PATIENT)
             if not parsed.follows_pattern:
                 unusual.append(file.place)
             if self._contradicts(file.place, parsed.label):
                 contradicting.append(file.place)
-        report["names_unparsed"], report["patients_unknown"] = len(unusual), unknown
+        report["names_unparsed"] = len(unusual)
         self._note_contradictions(contradicting, len(files), report)
-        if unknown:
-            report["notes"].append(f"patients unknown for {unknown} of {len(labelled)} images")
         if unusual:
-            named = ", ".join(unusual[:_NAMED_FILES])
+            named = ", ".join(unusual[:NAMED_FILES])
             report["notes"].append(f"{len(unusual)} names are off the grammar, as {named}")
         return labelled
+
+    def _relabel(self, parsed: ParsedName) -> ParsedName:
+        """Labels an image by its subtype if the config asks for it; raises UnlabelledError."""
+        if self.image_config.labels == "class":
+            return parsed
+        known = [name.lower() for name in self.SUBTYPES]
+        subtype = (parsed.subtype or self.CLASS_NAMES[parsed.label]).lower()  # normal has no other
+        if subtype not in known:
+            raise UnlabelledError("the name tells none of the known subtypes")
+        return dataclasses.replace(parsed, label=known.index(subtype))
 
     @classmethod
     def _contradicts(cls, path: str, label: int) -> bool:
@@ -196,7 +276,7 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
             return
         what = (
             f"the name and the folder of {len(paths)} of {total} images contradict each other, as"
-            f" {', '.join(paths[:_NAMED_FILES])}"
+            f" {', '.join(paths[:NAMED_FILES])}"
         )
         if len(paths) > _MAX_CONTRADICTING_SHARE * total:
             raise UserError(
@@ -204,36 +284,6 @@ class FolderBuilder(CachedBuilder, skip_registration=True):
                 " them to the right folder, or rename them"
             )
         report["notes"].append(f"{what}; the names are taken")
-
-    def _decode(
-        self,
-        folder: Path,
-        files: Sequence[tuple[SourceFile, ParsedName]],
-        report: dict[str, Any],
-    ) -> Iterator[dict[str, Any]]:
-        """Yields the examples; rejects the files that cannot be decoded."""
-        size, fit = self.image_config.image_size, self.image_config.fit
-        ids = example_ids([file.place for file, _ in files])
-
-        def read(item: tuple[SourceFile, ParsedName]) -> tuple[np.ndarray | str, str]:
-            return _read(folder / item[0].path, size, fit)
-
-        results = _map_in_threads(read, files)
-        bar = tqdm(results, f"decoding {self.name}", len(files), unit="img", disable=None)
-        for (file, parsed), example_id, (image, md5) in zip(files, ids, bar, strict=True):
-            if isinstance(image, str):
-                report["rejected"].append({"file": file.place, "reason": image})
-                continue
-            yield {
-                "image": image,
-                "id": example_id,
-                "label": parsed.label,
-                "group": parsed.group,
-                "magnification": parsed.magnification,
-                "source_split": parsed.source_split,
-                "md5": md5,
-                "subtype": parsed.subtype,
-            }
 
 
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[SourceFile]:
@@ -302,25 +352,25 @@ def check_rejected(report: dict[str, Any], folder: Path, layout: str) -> None:
         raise UserError(f"config.data.dir: {folder} vanished while it was read; bring it back")
     if len(rejected) <= MAX_REJECTED_SHARE * listed:
         return
-    named = "; ".join(f"{item['file']} ({item['reason']})" for item in rejected[:_NAMED_FILES])
+    named = "; ".join(f"{item['file']} ({item['reason']})" for item in rejected[:NAMED_FILES])
     raise UserError(
         f"config.data.dir: {len(rejected)} of {listed} files in {folder} cannot be used, more than "
         f"{MAX_REJECTED_SHARE:.0%}: {named}; mend or remove them, expected is {layout}"
     )
 
 
-def _read(path: Path, size: int, fit: str) -> tuple[np.ndarray | str, str]:
+def _read(path: Path, size: int, fit: str, white: int) -> tuple[np.ndarray | str, str]:
     """Returns the image and the md5 of its file; for an unusable file, the reason and ""."""
     try:
         content = read_bounded(path)
-        return read_square(content, size, fit), hashlib.md5(content).hexdigest()
+        return read_square(content, size, fit, white), hashlib.md5(content).hexdigest()
     except OSError as error:
         return f"cannot be read: {error.strerror}", ""
     except BadImageError as error:
         return str(error), ""
 
 
-def _map_in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
     """Like `map`, in order, with a bounded number of results waiting."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL while decoding
         for start in range(0, len(items), _DECODED_AHEAD):

@@ -20,9 +20,9 @@ from medadv_jax.config import Config
 from medadv_jax.data.breakhis.folds import PublishedFold, apply_fold
 from medadv_jax.data.examples import Example, KnownPatients, audit_splits, linked_groups
 from medadv_jax.data.group_split import assign_groups, hash_shuffle, split_count
+from medadv_jax.data.split_settings import SPLITS, SplitSettings, check_request, require_images
 from medadv_jax.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 SHARES = (0.70, 0.15, 0.15)  # the paper's 1400/300/300 of 2000
 # Of earlier versions, whose splits.json does not name the classes.
 _CLASSES_BEFORE = {
@@ -65,6 +65,11 @@ class Splits:
             }
         ids = {name: [examples[i].id for i in getattr(self, name)] for name in SPLITS}
         used = sorted({*self.train, *self.validation, *self.test})
+        if kinds := sorted({name for i in used for name in examples[i].attributes}):
+            content["attributes"] = {
+                kind: {examples[i].id: examples[i].attributes.get(kind, "") for i in used}
+                for kind in kinds
+            }
         return content | ids | {"md5": {examples[i].id: examples[i].md5 for i in used}}
 
 
@@ -93,25 +98,13 @@ def changed_images(
     return sorted(id_ for id_ in ids if before[id_] != md5[id_])
 
 
-@dataclass(frozen=True)
-class _SplitSettings:
-    """The fields of config.data that decide about the splits."""
-
-    name: str
-    split: str
-    official_list: str
-    per_class: int
-    num_folds: int
-    fold: int
-
-
 @dataclass
 class _Task:
     """Inputs and findings of one call of `make_splits`."""
 
     examples: Sequence[Example]
     groups: list[str]  # of each example; see `linked_groups`
-    config: _SplitSettings
+    config: SplitSettings
     seed: int
     class_names: tuple[str, ...]
     fold: PublishedFold | None = None  # of BreakHis
@@ -141,9 +134,9 @@ def make_splits(
     Raises:
       UserError: the requested split is impossible, or the audit found a leak.
     """
-    names = [field.name for field in fields(_SplitSettings)]
-    config = _SplitSettings(**{name: getattr(data_config, name) for name in names})
-    _check(examples, config, len(class_names))
+    names = [field.name for field in fields(SplitSettings)]
+    config = SplitSettings(**{name: getattr(data_config, name) for name in names})
+    check_request(examples, config, class_names)
     fold = None
     if config.split == "official" and config.name == "breakhis":
         examples, fold = apply_fold(examples, config.official_list)
@@ -160,6 +153,12 @@ def make_splits(
             "have images in two splits; accuracies will be too high; config.data.split=patient "
             "does not leak"
         )
+    if (
+        config.split != "official"
+        and config.name == "folder"
+        and any(example.source_split for example in examples)
+    ):
+        task.notes.append("the data's own splits are not used; config.data.split=official does")
     done = _describe(task)
     return Splits(*parts, task.audit, task.notes, config.split, done, class_names)
 
@@ -170,9 +169,13 @@ def _describe(task: _Task) -> str:
     done = known.describe(task.config.split)
     task.audit["patients_unknown"] = known.unknown
     if not known.enough:
+        remedy = "name the files as data/README.md says"
+        if task.config.name == "folder":
+            remedy = "nothing protects against it; give config.data.group_pattern, or a table with"
+            remedy += " a column patient"
         task.notes.append(
             f"split by {done} for {known.unknown} of {known.images}; images of one patient may be"
-            " in training and in test; name the files as data/README.md says"
+            f" in training and in test; {remedy}"
         )
     return done
 
@@ -187,7 +190,7 @@ def _by_image(task: _Task) -> list[list[int]]:
     parts: list[list[int]] = [[], [], []]
     usable = _without_copies(task, range(len(task.examples)))
     labels = [task.examples[i].label for i in usable]
-    _require_images(task.config, labels, task.num_classes)
+    require_images(task.config, labels, task.class_names)
     for label in range(task.num_classes):
         members, start = _shuffled_ids(task, usable, label), 0
         for part, count in zip(parts, split_count(len(members), SHARES), strict=True):
@@ -227,9 +230,45 @@ def _official(task: _Task) -> list[list[int]]:
         task.notes.append(f"{outside} images are in no published split and are not used")
     if task.fold and task.fold.missing:
         task.notes.append(task.fold.describe_missing())
-    _require_groups(task, pool, 2)
+    lacking = {*range(task.num_classes)} - {examples[i].label for i in test}
+    if lacking:
+        named = ", ".join(task.class_names[label] for label in sorted(lacking))
+        task.notes.append(f"no test image is of class {named}")
     shares = SHARES[:2]
-    return [*_balance(task, _divide_groups(task, pool, shares), shares), test]
+    parts = _own_validation(task, pool)
+    if not parts:
+        _require_groups(task, pool, 2)
+        parts = _divide_groups(task, pool, shares)
+    return [*_balance(task, parts, shares), test]
+
+
+def _own_validation(task: _Task, pool: Sequence[int]) -> list[list[int]]:
+    """Returns training and validation as a user's folders or table have them; [] if they do not.
+
+    Training images of groups that are also in validation are left out. The published data sets have
+    validation parts too small to use: theirs are divided anew.
+    """
+    if task.config.name != "folder":
+        return []
+    validation = [i for i in pool if task.examples[i].source_split == "val"]
+    held = {task.groups[i] for i in validation}
+    train = [i for i in pool if task.groups[i] not in held]
+    if not validation:
+        return []
+    for name, part in (("training", train), ("validation", validation)):
+        labels = {task.examples[i].label for i in part}
+        for label, class_name in enumerate(task.class_names):
+            if label not in labels:
+                raise UserError(
+                    f"config.data.split=official: class {class_name} has no {name} image; add some,"
+                    " or set config.data.split=patient"
+                )
+    dropped = len(pool) - len(train) - len(validation)
+    if dropped:
+        task.notes.append(
+            f"{dropped} training images of groups that also occur in validation are left out"
+        )
+    return [train, validation]
 
 
 def _published_tests(task: _Task, found: int) -> str:
@@ -267,51 +306,16 @@ def _folds(task: _Task) -> list[list[int]]:
 _METHODS = {"patient": _by_patient, "image": _by_image, "official": _official}
 
 
-def _check(examples: Sequence[Example], config: _SplitSettings, num_classes: int) -> None:
-    if config.split not in _METHODS:
-        raise UserError(
-            f"config.data.split={config.split!r}: unknown; choose from {', '.join(_METHODS)}"
-        )
-    if config.num_folds and config.split != "patient":
-        raise UserError(
-            f"config.data.num_folds={config.num_folds} cuts by patient and does not go with "
-            f"config.data.split={config.split}; set config.data.split=patient or "
-            "config.data.num_folds=0"
-        )
-    if config.num_folds == 1 or not 0 <= config.fold < max(1, config.num_folds):
-        raise UserError(
-            f"config.data.fold={config.fold} of config.data.num_folds={config.num_folds}: "
-            "needs at least 2 folds, and a fold from 0 to config.data.num_folds - 1"
-        )
-    repeated = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
-    if repeated:
-        raise UserError(f"data: {len(repeated)} ids are not unique, for example {repeated[0]}")
-    if not (config.per_class == 0 or config.per_class >= len(SPLITS)):
-        raise UserError(
-            f"config.data.per_class={config.per_class}: set 0 (all images) or at least 3"
-        )
-    _require_images(config, [example.label for example in examples], num_classes)
-
-
-def _require_images(config: _SplitSettings, labels: Sequence[int], num_classes: int) -> None:
-    for label in range(num_classes):
-        if labels.count(label) < len(SPLITS):
-            raise UserError(
-                f"config.data.name={config.name}: {labels.count(label)} images of class {label}, "
-                f"at least {len(SPLITS)} are needed; check data.dir"
-            )
-
-
 def _require_groups(task: _Task, indices: Iterable[int], needed: int) -> None:
     members = [(task.examples[i].label, task.groups[i]) for i in indices]
-    for label in range(task.num_classes):
+    for label, name in enumerate(task.class_names):
         count = len({group for of_class, group in members if of_class == label})
         if count < needed:
             field_value = f"config.data.split={task.config.split}"
             if task.config.num_folds:
                 field_value = f"config.data.num_folds={task.config.num_folds}"
             raise UserError(
-                f"{field_value}: class {label} has {count} patients, at least {needed} are needed; "
+                f"{field_value}: class {name} has {count} patients, at least {needed} are needed; "
                 "set config.data.split=image, which leaks, or add images"
             )
 

@@ -13,6 +13,7 @@ from medadv_jax.attacks.norms import BALLS
 from medadv_jax.classifier import NORMALIZATIONS
 from medadv_jax.config import Config, expand_path, flatten, nearest_field
 from medadv_jax.data import DATASETS
+from medadv_jax.data.folder.names import compile_pattern, split_names
 from medadv_jax.defenses import DEFENSES
 from medadv_jax.defenses.purification import OBJECTIVES
 from medadv_jax.errors import UserError
@@ -58,6 +59,19 @@ def _is_path(value: str) -> bool:
     return True
 
 
+def _is_pattern(value: str) -> bool:
+    try:
+        compile_pattern(value)
+    except UserError:
+        return False
+    return True
+
+
+def _are_classes(value: str) -> bool:
+    names = split_names(value)
+    return not value or (all(names) and len(names) == len({*names}) > 1)
+
+
 _ANY: Rule = (lambda value: True, "")
 _PATH: Rule = (_is_path, "a path without ~, or set HOME: no home folder is known")
 _MANY = 10**7  # images
@@ -72,6 +86,10 @@ RULES: dict[str, Rule] = {
     "reuse": _PATH,
     "data.name": _one_of(DATASETS),
     "data.dir": _PATH,
+    "data.labels": _one_of(("class", "subtype")),
+    "data.csv": _PATH,
+    "data.classes": (_are_classes, "two or more names, comma-separated, each once"),
+    "data.group_pattern": (_is_pattern, "a regular expression of at most 200 characters"),
     "data.cache_dir": (lambda value: bool(value) and _is_path(value), f"a folder; {_PATH[1]}"),
     "data.image_size": _number(32, 1024),
     "data.fit": _one_of(("crop", "pad")),

@@ -127,6 +127,14 @@ class RunRecords:
         return name if many == 2 else f"{name}_{many}_classes"
 
     @property
+    def subgroups(self) -> dict[str, np.ndarray]:
+        """What else is known of the test examples: name -> (n,); 0 and "" are unknown."""
+        known = {"magnification": self.magnification, "subtype": self.subtype}
+        for name, values in self.splits.get("attributes", {}).items():
+            known[name] = np.array([values.get(id_, "") for id_ in self.example.tolist()])
+        return known
+
+    @property
     def split(self) -> str:
         """What the split is, as "patient"; as splits.json says, in earlier versions the config."""
         return self.splits.get("done") or self.config["data"].get("split", "?")

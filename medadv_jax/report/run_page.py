@@ -41,7 +41,7 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
         Section("Errors and scores", [confusion, run_tables.class_table(run), roc]),
         Section("Calibration", [run_tables.calibration_table(run), calibration]),
         Section("Magnifications and subtypes", [
-            run_tables.subgroup_table(run, by) for by in ("magnification", "subtype")
+            run_tables.subgroup_table(run, by) for by in run.subgroups
         ]),
         Section("Attacked images", panels(run)),
         Section("Detector", [run_tables.detection_table(run)]),

@@ -186,14 +186,17 @@ def _by_patient(run: RunRecords, correct: np.ndarray) -> Estimate:
     return Estimate(*patient_accuracy(correct, run.group, run.weights))
 
 
-def subgroup_table(run: RunRecords, by: str) -> Table | None:
-    """Returns clean and attacked accuracy by magnification or subtype.
+_MOST_KINDS = 20  # more are free text or numbers, and each has too few images
 
-    None if the test images have fewer than two of them.
+
+def subgroup_table(run: RunRecords, by: str) -> Table | None:
+    """Returns clean and attacked accuracy by magnification, subtype or an attribute of a table.
+
+    None if the test images have fewer than two of them, or very many.
     """
-    values = getattr(run, by)
+    values = run.subgroups[by]
     kinds = [kind for kind in np.unique(values) if kind not in (0, "")]
-    if len(kinds) < 2:
+    if not 2 <= len(kinds) <= _MOST_KINDS:
         return None
     rows: list[tuple[Cell, ...]] = []
     for kind in kinds:

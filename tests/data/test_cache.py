@@ -134,7 +134,7 @@ def test_a_moved_folder_keeps_its_cache(settings, monkeypatch, tmp_path):
 def test_a_build_that_dies_leaves_no_cache(settings, monkeypatch):
     calls = []
 
-    def die(content, size, fit):
+    def die(content, size, fit, white):
         calls.append(size)
         assert not _finished(settings)  # nothing has the final name while decoding goes on
         if len(calls) > 6:
@@ -270,7 +270,7 @@ def test_the_folder_may_be_the_set_its_parent_or_the_environments(settings, monk
         ("dir", "{tmp}/none", ["data.dir", "none", "chest_xray/{train,val,test}"]),
         ("dir", "{tmp}/empty", ["data.dir", "empty", "chest_xray/{train,val,test}"]),
         ("name", "breakhis", ["data.dir", "set", "SOB_"]),
-        ("name", "imagenet", ["data.name", "imagenet", "breakhis, chest_xray, phantoms"]),
+        ("name", "imagenet", ["data.name", "imagenet", "breakhis, chest_xray, folder, phantoms"]),
         ("fit", "stretch", ["data.fit", "stretch", "crop, pad"]),
         ("cache_dir", "/proc/none", ["data.cache_dir", "/proc/none", "choose another"]),
     ],

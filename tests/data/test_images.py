@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from medadv_jax.data.images import MAX_BYTES, BadImageError, read_bounded, read_square
+from medadv_jax.data.bounded import MAX_BYTES, BadImageError, read_bounded
+from medadv_jax.data.images import largest_value, read_square
 
 RED, GREY = (200, 40, 10), 120
 
@@ -65,6 +66,34 @@ def test_every_mode_becomes_the_right_rgb(content, expected, fit):
     assert image.dtype == np.uint8
     assert image.shape == (4, 4, 3)
     np.testing.assert_allclose(image[2, 2], expected, atol=3)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize(
+    ("value", "white", "expected"),
+    [(4095, 4095, 255), (1000, 4095, 62), (5000, 4095, 255), (1000, 1023, 249), (4095, 65535, 16)],
+)
+def test_white_scales_pixels_of_16_bits(kind, value, white, expected):
+    assert (read_square(_sixteen_bits(value, kind), 4, "crop", white) == expected).all()
+
+
+def test_white_changes_no_other_pixels(tmp_path):
+    deep = Image.fromarray(np.full((8, 12), 50_000, np.uint16))
+    for content in (_solid("RGB", RED), _solid("L", GREY), PHOTO, _bytes(deep, "ppm")):
+        plain = read_square(content, 4, "crop")
+        np.testing.assert_array_equal(read_square(content, 4, "crop", 4095), plain)
+        (tmp_path / "x").write_bytes(content)
+        assert largest_value(tmp_path / "x") == 0
+
+
+def test_the_largest_value_of_what_white_scales(tmp_path):
+    for kind in ("png", "tiff"):
+        (tmp_path / "x").write_bytes(_sixteen_bits(3987, kind))
+        assert largest_value(tmp_path / "x") == 3987
+    for content in (b"", b"x" * 200, _sixteen_bits(3987)[:45]):  # decoding says why
+        (tmp_path / "x").write_bytes(content)
+        assert largest_value(tmp_path / "x") == 0
+    assert largest_value(tmp_path / "nowhere") == 0
 
 
 def _png_of_size(width: int, height: int) -> bytes:

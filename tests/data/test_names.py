@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from configs.default import get_config
 from medadv_jax.data.breakhis import BreakHis
 from medadv_jax.data.chest_xray import ChestXray
+from medadv_jax.data.loader import list_dataset, load_dataset
 from medadv_jax.data.source import ParsedName, UnlabelledError, example_ids, list_files
 
 
@@ -79,6 +82,61 @@ def test_breakhis_names(name, expected):
 )
 def test_chest_xray_names(name, expected):
     assert ChestXray.parse(name) == expected
+
+
+def _save(folder: Path, name: str, level: int) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (16, 16), level).save(folder / name)
+
+
+@pytest.mark.parametrize("name", ["breakhis", "chest_xray"])
+def test_labels_by_subtype(tmp_path, name):
+    subtypes = {
+        "breakhis": ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC"),
+        "chest_xray": ("", "bacteria", "virus"),
+    }[name]
+    for i in range(40):
+        subtype = subtypes[i % len(subtypes)]
+        if name == "breakhis":
+            letter = "B" if subtype in ("A", "F", "PT", "TA") else "m"
+            file = f"SOB_{letter}_{subtype}-14-{100 + i}-40-001.png"
+        else:
+            file = f"person{i}_{subtype}_1.png" if subtype else f"IM-{i:04}-0001.png"
+        _save(tmp_path / "set", file, 5 * i)
+    config = get_config().data
+    config.update({"name": name, "dir": str(tmp_path / "set"), "cache_dir": str(tmp_path)})
+    config.update({"image_size": 8, "labels": "subtype"})
+    dataset = load_dataset(config)
+    assert dataset.class_names == list_dataset(config).class_names
+    if name == "breakhis":
+        assert dataset.class_names[::4] == ("adenosis", "ductal_carcinoma")
+        assert dataset.class_names[3::4] == ("tubular_adenoma", "papillary_carcinoma")
+    else:
+        assert dataset.class_names == ("normal", "bacteria", "virus")
+    for i, example in enumerate(dataset.examples):
+        number = int(dataset.source[i][0, 0, 0]) // 5
+        assert example.label == number % len(subtypes)
+        assert example.subtype == subtypes[example.label]
+    config.labels = "class"
+    assert len(load_dataset(config).class_names) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "unknown"),
+    [("breakhis", "SOB_M_XY-14-100-40-001.png"), ("breakhis", "malignant/scan.png"),
+     ("chest_xray", "PNEUMONIA/scan.png"), ("chest_xray", "PNEUMONIA/person3_4.png")],
+)  # fmt: skip
+def test_an_unknown_subtype_is_rejected_with_a_reason(tmp_path, name, unknown):
+    for i in range(120):
+        stem = f"SOB_B_A-14-{100 + i}-40-001" if name == "breakhis" else f"person{i}_virus_1"
+        _save(tmp_path / "set", f"{stem}.png", i)
+    _save(tmp_path / "set", unknown, 99)
+    config = get_config().data
+    config.update({"name": name, "dir": str(tmp_path / "set"), "cache_dir": str(tmp_path)})
+    config.update({"image_size": 8, "labels": "subtype"})
+    assert load_dataset(config).report["rejected"] == [
+        {"file": unknown, "reason": "the name tells none of the known subtypes"}
+    ]
 
 
 @pytest.mark.parametrize("builder", [BreakHis, ChestXray])

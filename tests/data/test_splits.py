@@ -377,12 +377,12 @@ def one_sided(count: int) -> list[Example]:
 @pytest.mark.parametrize(
     ("examples", "fields", "said"),
     [
-        (one_sided(20), {}, r"data\.split=patient: class 0 has 2 patients.*split=image"),
-        (one_sided(0), {}, "0 images of class 0"),
+        (one_sided(20), {}, r"data\.split=patient: class negative has 2 patients.*split=image"),
+        (one_sided(0), {}, "0 images of class negative"),
         (random_examples(0, 30), {"split": "official"}, r"data\.split=official: 0 test"),
         (breakhis_examples(), {"split": "official", "name": "breakhis"}, "official_list=''"),
         (random_examples(0, 30), {"split": "vertical"}, "vertical.*patient"),
-        (random_examples(0, 30), {"num_folds": 40}, r"data\.num_folds=40: class 0 has"),
+        (random_examples(0, 30), {"num_folds": 40}, r"data\.num_folds=40: class negative has"),
         (random_examples(0, 30), {"num_folds": 5, "fold": 5}, r"data\.fold=5"),
         (random_examples(0, 30), {"num_folds": 5, "split": "image"}, r"data\.num_folds=5"),
         (random_examples(0, 30), {"per_class": 2}, r"data\.per_class=2"),

@@ -16,7 +16,7 @@ BAD_VALUES = [
     ("seed", -1, "at least 0"),
     ("defenses", "base,magic", "names out of adversarial, autoencoder, base, hybrid"),
     ("defenses", "adversarial", "such that base stands before adversarial"),
-    ("data.name", "cifar", "one of breakhis, chest_xray, phantoms"),
+    ("data.name", "cifar", "one of breakhis, chest_xray, folder, phantoms"),
     ("data.cache_dir", "", "a folder"),
     ("data.image_size", 8, "at least 32 and at most 1024"),
     ("data.fit", "stretch", "one of crop, pad"),

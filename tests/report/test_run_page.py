@@ -297,6 +297,23 @@ def test_subgroups_are_their_own_rows_and_sum_to_all(full):
     assert run_tables.subgroup_table(run, "magnification") is None
 
 
+def test_attributes_of_a_table_are_subgroups(full):
+    run = load_run(full)
+    sites = {id_: "AB"[i % 2] for i, id_ in enumerate(run.example.tolist())}
+    ages = {id_: str(i) for i, id_ in enumerate(run.example.tolist())}
+    run.splits = {**run.splits, "attributes": {"site": sites, "age": ages}}
+    table = run_tables.subgroup_table(run, "site")
+    assert table is not None
+    right = run.clean("base").predicted == run.label
+    for row in table.rows:
+        inside = np.array([sites[id_] == row[0] for id_ in run.example.tolist()])
+        assert row[1] == inside.sum()
+        if row[3] == "base":
+            assert isinstance(row[4], Estimate)
+            assert row[4].value == right[inside].mean()
+    assert run_tables.subgroup_table(run, "age") is None  # a number is no subgroup
+
+
 def test_curves_keep_their_axes_apart(full):
     run = load_run(full)
     lines = run.curves_along("epsilon")

@@ -7,6 +7,7 @@ such as 22549AB is a part of case 22549, so a group is (year, leading digits of 
 
 import re
 from pathlib import PurePosixPath
+from typing import ClassVar
 
 from medadv_jax.data.examples import UNKNOWN_PATIENT
 from medadv_jax.data.source import FolderBuilder, ParsedName
@@ -33,6 +34,11 @@ class BreakHis(FolderBuilder, skip_registration=True):
     NO_LABEL = "no SOB_B or SOB_M in the name, no folder benign or malignant above it"
     URL = "http://www.inf.ufpr.br/vri/databases/BreaKHis_v1.tar.gz"
     CLASS_NAMES = ("benign", "malignant")
+    SUBTYPES: ClassVar = {
+        "A": "adenosis", "F": "fibroadenoma", "PT": "phyllodes_tumor", "TA": "tubular_adenoma",
+        "DC": "ductal_carcinoma", "LC": "lobular_carcinoma", "MC": "mucinous_carcinoma",
+        "PC": "papillary_carcinoma",
+    }  # fmt: skip
     DESCRIPTION = "Histology of breast tumours, 700 x 460 pixels, H&E."
     HOMEPAGE = (
         "https://web.inf.ufpr.br/vri/databases/breast-cancer-histopathological-database-breakhis/"

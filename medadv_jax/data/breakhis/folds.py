@@ -1,17 +1,15 @@
 """BreakHis's published folds: files of lines `name.png|magnification|fold|train` or `…|test`."""
 
-import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
+from medadv_jax.data.bounded import BadImageError, read_text
 from medadv_jax.data.breakhis.builder import BreakHis
 from medadv_jax.data.examples import Example
-from medadv_jax.data.images import BadImageError, read_bounded
 from medadv_jax.errors import UserError
 
 _MAX_BYTES = 16 << 20  # of a list; the published ones have 0.4e6
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,8 @@ def read_fold(path: str) -> dict[str, str]:
 
 
 def _read_text(path: str) -> str:
-    """Returns the text of a list; a byte order mark, or the zeros of UTF-16, tell its encoding."""
     try:
-        content = read_bounded(Path(path).expanduser(), _MAX_BYTES)
-        if content.startswith(_UTF16):
-            return content.decode("utf-16")
-        if b"\0" in content[:2]:  # ASCII in UTF-16 without a mark
-            return content.decode("utf-16-be" if content[0] == 0 else "utf-16-le")
-        return content.decode("utf-8-sig")
+        return read_text(Path(path).expanduser(), _MAX_BYTES)
     except (OSError, UnicodeError, BadImageError) as error:
         raise UserError(
             f"config.data.official_list={path}: cannot be read as text ({error}); give a"

@@ -9,9 +9,10 @@ such a name; they belong to the same patient.
 
 import re
 from pathlib import PurePosixPath
+from typing import ClassVar
 
 from medadv_jax.data.examples import UNKNOWN_PATIENT
-from medadv_jax.data.source import FolderBuilder, ParsedName
+from medadv_jax.data.source import SPLIT_WORDS, FolderBuilder, ParsedName
 
 # What is read of a name, and what else a published one has up to its end.
 _NAMES = tuple(
@@ -22,10 +23,6 @@ _NAMES = tuple(
         (r"(?P<finding>BACTERIA|VIRUS|NORMAL)-(?P<number>\d+)-\d+(?!\d)", ""),
     )
 )
-_SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "dev": "val", "test": "test", "testing": "test",
-}  # fmt: skip
 
 
 class ChestXray(FolderBuilder, skip_registration=True):
@@ -39,6 +36,7 @@ class ChestXray(FolderBuilder, skip_registration=True):
     # Kaggle serves public data sets at this address without an account.
     URL = "https://www.kaggle.com/api/v1/datasets/download/paultimothymooney/chest-xray-pneumonia"
     CLASS_NAMES = ("normal", "pneumonia")
+    SUBTYPES: ClassVar = {"normal": "normal", "bacteria": "bacteria", "virus": "virus"}
     DESCRIPTION = "Chest X-rays of children of one to five years, mostly grey, 400 to 2900 pixels."
     HOMEPAGE = "https://www.kaggle.com/datasets/paultimothymooney/chest-xray-pneumonia"
     CITATION = "Kermany et al., Labeled Optical Coherence Tomography (OCT) and Chest X-Ray Images for Classification, Mendeley Data 2018"  # noqa: E501
@@ -47,7 +45,7 @@ class ChestXray(FolderBuilder, skip_registration=True):
     def parse(cls, path: str) -> ParsedName:
         """Reads label, patient and subtype from the name, the published split from the folder."""
         name, folders = PurePosixPath(path).name, PurePosixPath(path).parent.parts
-        named = [_SPLITS[part.lower()] for part in folders if part.lower() in _SPLITS]
+        named = [SPLIT_WORDS[part.lower()] for part in folders if part.lower() in SPLIT_WORDS]
         split = named[-1] if named else ""
         for pattern, rest in _NAMES:
             if match := pattern.search(name):
