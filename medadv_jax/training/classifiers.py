@@ -58,6 +58,10 @@ class Classifiers:
             self._best[defense.name] = self._restore(defense)
         return self._best[defense.name]
 
+    def classifier(self, defense: Defense) -> Classifier:
+        """Returns the function of a defence's classifier, with its purifier if it has one."""
+        return self._parts.purified if defense.purified else self._parts.bare
+
     def sha256(self, defense: Defense) -> str:
         """Returns the SHA-256 of a trained classifier's variables."""
         return tree_sha256(self.variables(defense))
@@ -87,7 +91,7 @@ class Classifiers:
                 return "done before" if first else "its parts are trained; nothing to do"
             images, batch_size = len(splits.train), config.train.batch_size
             optimizer = self._optimizer(defense, steps_per_epoch(images, batch_size))
-            classifier = training_classifier(self._classifier(defense), config)
+            classifier = training_classifier(self.classifier(defense), config)
             step = make_train_step(
                 classifier, optimizer, defense.make_objective(config), config.data.augment
             )
@@ -145,9 +149,6 @@ class Classifiers:
     def _checkpoints(self, defense: Defense) -> Checkpoints:
         return Checkpoints(self._workdir / "checkpoints" / defense.name)
 
-    def _classifier(self, defense: Defense) -> Classifier:
-        return self._parts.purified if defense.purified else self._parts.bare
-
     def _optimizer(self, defense: Defense, steps: int) -> optax.GradientTransformation:
         """Returns the optimizer of a stage with `steps` steps an epoch."""
         epochs, rate = defense.training(self._config)
@@ -174,7 +175,7 @@ class Classifiers:
             start = self._start(defense)
             assert start is not None, "a defence that trains nothing starts from other defences"
             return start
-        classifier, size = self._classifier(defense), self._config.data.image_size
+        classifier, size = self.classifier(defense), self._config.data.image_size
         trains = defense.trained_layers(self._config)
         # Shapes do not depend on the number of steps.
         optimizer = self._optimizer(defense, 1)
