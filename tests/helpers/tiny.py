@@ -3,18 +3,27 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from configs import default
+from medadv_jax.classifier import Classifier
 from medadv_jax.config import Config
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
+from medadv_jax.deployment.description import Description, describe_network, describe_purifier
+from medadv_jax.deployment.model import Model
 from medadv_jax.files import DIGESTS
+from medadv_jax.models.purifiers import create_purifier
 from tools.soak import TinyNet
 
-__all__ = ["SIZE", "TinyNet", "age_config", "read_results", "tiny_config", "tiny_dataset"]
+__all__ = [
+    "SIZE", "TinyNet", "age_config", "make_model", "read_results", "tiny_config", "tiny_dataset",
+]  # fmt: skip
 
 CLASSES = ("negative", "positive")
 SIZE = 16  # pixels
@@ -64,6 +73,18 @@ def tiny_dataset(count: int, seed: int = 0) -> Dataset:
         Example(f"e{i}", int(label), f"g{i // 2}", 0, "", str(i)) for i, label in enumerate(labels)
     )
     return Dataset("tiny", CLASSES, examples, {}, list(images))
+
+
+def make_model(classes: Sequence[str], purified: bool = False, **fields: Any) -> Model:
+    """Returns an untrained model for images of 32 pixels; `fields`: of its description."""
+    network = TinyNet(len(classes), dtype="float32", conv_impl="plain")
+    purifier = create_purifier("spatial", 8, 0.25) if purified else None
+    classifier = Classifier(network, "imagenet", purifier)
+    described = Description(
+        describe_network(network, "resnet50"), describe_purifier(purifier, "spatial"), "imagenet",
+        tuple(classes), 32, "crop", **fields,
+    )  # fmt: skip
+    return Model(described, classifier, jax.jit(lambda: classifier.init(jax.random.key(1), 32))())
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
