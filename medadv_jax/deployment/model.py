@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +81,13 @@ class Model:
         bpda = functools.partial(self.logits, gradient="bpda")
         return [bpda] if self.classifier.purifier is not None else []
 
+    def logits_of(self, images: Any, batch_size: int = 32) -> np.ndarray:
+        """Returns logits (n, K) float32 of images as `predict` takes them."""
+        pixels, found = self._checked(np.asarray(images)), []
+        for part, whole in _batches(pixels, batch_size):
+            found.append(np.asarray(self._logits(self.variables, whole))[: len(part)])
+        return np.concatenate([np.zeros((0, len(self.classes)), np.float32), *found])
+
     def predict(self, images: Any, batch_size: int = 32, detect: bool = True) -> Predictions:
         """Returns predictions.
 
@@ -93,20 +100,14 @@ class Model:
         Raises:
           ValueError: images of another shape, type or range.
         """
-        pixels = self._checked(np.asarray(images))
         names = usable_detectors(self.classifier) if detect else []
-        logits = [np.zeros((0, len(self.classes)), np.float32)]
         scores = {name: [np.zeros(0, np.float32)] for name in names}
-        for first in range(0, len(pixels), batch_size):
-            part = pixels[first : first + batch_size]
-            whole = to_pixels_of(part[np.arange(batch_size) % len(part)])
-            logits.append(np.asarray(self._logits(self.variables, whole))[: len(part)])
+        for part, whole in _batches(self._checked(np.asarray(images)), batch_size):
             found = self._scores(self.variables, whole) if detect else {}
             for name, values in found.items():
                 scores[name].append(np.asarray(values)[: len(part)])
-        return self._predictions(
-            np.concatenate(logits), {name: np.concatenate(of) for name, of in scores.items()}
-        )
+        joined = {name: np.concatenate(of) for name, of in scores.items()}
+        return self._predictions(self.logits_of(images, batch_size), joined)
 
     def _predictions(self, logits: np.ndarray, scores: dict[str, np.ndarray]) -> Predictions:
         probability = np.asarray(jax.nn.softmax(logits, axis=-1))
@@ -167,9 +168,12 @@ class Model:
         return Model(described, make_classifier(described, conv_impl), self.variables)
 
 
-def to_pixels_of(images: np.ndarray) -> jax.Array:
-    """Returns float32 in [0, 1] from uint8 or from floats in [0, 1]."""
-    return to_pixels(jnp.asarray(images)) if images.dtype == np.uint8 else jnp.asarray(images)
+def _batches(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, jax.Array]]:
+    """Yields parts of the images, and their pixels filled up to `size`."""
+    for first in range(0, len(images), size):
+        part = images[first : first + size]
+        whole = jnp.asarray(part[np.arange(size) % len(part)])
+        yield part, to_pixels(whole) if images.dtype == np.uint8 else whole
 
 
 def load(path: str | PathLike[str], defense: str | None = None) -> Model:

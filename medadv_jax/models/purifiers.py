@@ -48,8 +48,13 @@ def _depth_to_space(images: jax.Array) -> jax.Array:
 def _pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
     """Repeats the last row and column until `multiple` divides height and width."""
     # Repeated, not black: a purifier would treat a black border as part of the image.
-    below, right = (-side % multiple for side in images.shape[1:3])
-    return jnp.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+    # Not `jnp.pad`, which joins empty arrays where nothing is missing: converters to ONNX fail.
+    for axis in (1, 2):
+        missing = -images.shape[axis] % multiple
+        if missing:
+            edge = jax.lax.slice_in_dim(images, -1, None, axis=axis)
+            images = jnp.concatenate([images, *[edge] * missing], axis)
+    return images
 
 
 def _crop_like(images: jax.Array, like: jax.Array) -> jax.Array:
@@ -128,7 +133,7 @@ class DenseAutoencoder(_Purifier):
 
         shape = hidden.shape[1:]
         dense = functools.partial(nn.Dense, dtype=self.dtype)
-        code = dense(self.bottleneck, name="bottleneck")(hidden.reshape(len(hidden), -1))
+        code = dense(self.bottleneck, name="bottleneck")(hidden.reshape(hidden.shape[0], -1))
         hidden = nn.silu(dense(shape[0] * shape[1] * shape[2], name="expand")(code))
         hidden = hidden.reshape(-1, *shape)
 
