@@ -48,13 +48,8 @@ def _depth_to_space(images: jax.Array) -> jax.Array:
 def _pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
     """Repeats the last row and column until `multiple` divides height and width."""
     # Repeated, not black: a purifier would treat a black border as part of the image.
-    # Not `jnp.pad`, which joins empty arrays where nothing is missing: converters to ONNX fail.
-    for axis in (1, 2):
-        missing = -images.shape[axis] % multiple
-        if missing:
-            edge = jax.lax.slice_in_dim(images, -1, None, axis=axis)
-            images = jnp.concatenate([images, *[edge] * missing], axis)
-    return images
+    below, right = (-side % multiple for side in images.shape[1:3])
+    return jnp.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
 
 
 def _crop_like(images: jax.Array, like: jax.Array) -> jax.Array:

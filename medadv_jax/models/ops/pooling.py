@@ -84,10 +84,7 @@ def max_pool(
     pads = resolve_padding(padding, (images.shape[1], images.shape[2]), window, strides)
     if conv_impl == "cpu":
         return _max_pool_cpu(images, window, strides, pads)
-    # Flax's `nn.max_pool` computes the same; converters to ONNX replace that one, and drop padding.
-    return lax.reduce_window(
-        images, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
-    )
+    return nn.max_pool(images, window, strides, pads)  # pyright: ignore[reportArgumentType]
 
 
 def _sum(arrays: list[jax.Array]) -> jax.Array:
