@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from os import PathLike
 
+    from medadv_jax.deployment.model import Model
     from medadv_jax.evaluation.evaluate import evaluate
 
     __version__: str
@@ -16,20 +17,24 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "evaluate", "load"]
 
 
-def load(path: "str | PathLike[str]", *, defense: str | None = None) -> Any:
+def load(path: "str | PathLike[str]", *, defense: str | None = None) -> "Model":
     """Loads the classifier of a run directory, or of a model folder.
 
     Args:
-      path: a run directory, such as "runs/x", or a model folder.
-      defense: which classifier of a run directory: base, adversarial, autoencoder or hybrid.
+      path: a run directory, such as "runs/x", or a model folder, such as "runs/x/models/hybrid".
+      defense: which classifier of a run directory: base, adversarial, autoencoder or hybrid; None:
+        its only one.
+
+    Returns:
+      A model with `predict`, differentiable `logits`, `classes`, `image_size` and `card`. A run
+      directory without model folders, as of an earlier version, is read from its checkpoint.
 
     Raises:
-      NotImplementedError: always; loading is not written yet.
+      UserError: the folder is damaged, of a newer version, or neither of the two.
     """
-    raise NotImplementedError(
-        f"load({str(path)!r}, defense={defense!r}): loading a trained classifier is not written"
-        " yet; use `python main.py` with the run's config and workdir to evaluate it"
-    )
+    from medadv_jax.deployment.model import load as load_model
+
+    return load_model(path, defense)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -46,6 +47,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder to fill; after the block it takes the place of `path`.
+
+    When the block raises, it is removed and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    before = path.with_name(f".{path.name}.before.{os.getpid()}{_TEMPORARY}")
+    try:
+        beside.mkdir()
+        yield beside
+        for each in (*beside.rglob("*"), beside):
+            sync(each)
+        if path.exists():
+            path.replace(before)
+        beside.replace(path)
+        sync(path.parent)
+    finally:
+        for each in (beside, before):
+            shutil.rmtree(each, ignore_errors=True)
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -59,9 +83,13 @@ def sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files of killed processes; no other process may write to the folder."""
+    """Removes temporary files and folders of killed processes; no other may write to the folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if re.fullmatch(rf"\..+\.\d+{re.escape(_TEMPORARY)}", path.name) and path.is_file():
+        if not re.fullmatch(rf"\..+\.\d+{re.escape(_TEMPORARY)}", path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file():
             path.unlink(missing_ok=True)
 
 

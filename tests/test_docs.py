@@ -11,6 +11,7 @@ import pytest
 
 from configs import default
 from medadv_jax.config import explain_field, flatten
+from tests.helpers.tiny import write_demo_model
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -105,8 +106,11 @@ def test_inline_commands(page: Path):
     [page for page in PAGES if _blocks(page, "python") and page != ADAPTERS],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_python_blocks_run(page: Path):
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The blocks of a page run one after the other, as a reader would type them."""
+    if "medadv_jax.load(" in "".join(_blocks(page, "python")):  # in a folder with the demo's run
+        write_demo_model(tmp_path)
+        monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "page"}
     for number, body in enumerate(_blocks(page, "python"), start=1):
         exec(compile(body, f"{page.name}, block {number}", "exec"), names)

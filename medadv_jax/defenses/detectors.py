@@ -155,3 +155,5 @@ DETECTORS: dict[str, Detector] = {
     "disagreement": _disagreement,
     "squeezing": _squeezing,
 }
+
+NEED_PURIFIER = ("reconstruction", "disagreement")

@@ -1,7 +1,8 @@
 """A run: the order of its stages. Each leaves files in the run directory, and is not repeated.
 
     config ─► data and splits ─► training of each defence ─► attacks on each classifier
-           ─► detectors ─► pictures ─► curves and self-checks ─► results ─► report
+           ─► detectors ─► pictures ─► curves and self-checks ─► results ─► model folders
+           ─► report
 
 What a stage needs is built where the stage lives: `data/`, `training/classifiers.py`,
 `evaluation/stages.py`, `report/`.
@@ -9,15 +10,18 @@ What a stage needs is built where the stage lives: `data/`, `training/classifier
 
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from medadv_jax import distributed, error_messages
 from medadv_jax.config import Config
-from medadv_jax.data.loader import Dataset, Listing, list_dataset, load_dataset
+from medadv_jax.data.loader import Dataset, Listing, list_dataset, load_dataset, make_loader
 from medadv_jax.data.splits import Splits, make_splits
 from medadv_jax.defenses import get_defense
+from medadv_jax.deployment.from_run import save_model
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.stages import Evaluation, with_fewer_tests
 from medadv_jax.evaluation.stale_records import remove_stale
@@ -35,6 +39,7 @@ _LEFT = (
     ("metrics.jsonl", "training curves; the same for TensorBoard in tensorboard/"),
     ("splits.json", "who is in which split, and what was left out"),
     ("checkpoints", "the best and the last of each classifier"),
+    ("models", "each classifier to load without the run"),
 )
 
 
@@ -125,6 +130,7 @@ class Run:
         evaluation.keep_pictures()
         evaluation.check()
         evaluation.summarize()
+        self._save_models(dataset, splits)
         self._report()
 
     def _split(self) -> tuple[Dataset, Splits]:
@@ -171,6 +177,21 @@ class Run:
             self.config, self.workdir, self.console, dataset, splits, parts.predictor, parts.mesh,
             parts.eval_batch(), targets,
         ).with_thresholds()  # fmt: skip
+
+    def _save_models(self, dataset: Dataset, splits: Splits) -> None:
+        """Writes the model folder of each classifier, if another or none is there."""
+
+        def validation() -> Iterator[np.ndarray]:
+            size = self.classifiers.eval_batch()
+            for batch in make_loader(dataset, splits.validation, size, shuffle_seed=None):
+                yield batch["image"][batch["mask"] > 0]
+
+        with StageProgress(self.console, "models", len(self.defenses), unit="folders") as progress:
+            for defense in self.defenses:
+                classifier = self.classifiers.classifier(defense)
+                variables = self.classifiers.variables(defense)
+                if save_model(self.workdir, defense.name, classifier, variables, validation):
+                    progress.advance()
 
     def _report(self) -> None:
         """Writes the report, and says what lies where."""

@@ -99,7 +99,7 @@ def claim(workdir: Path, config: Config) -> list[str]:
       UserError: the workdir belongs to another config, or a record in it is damaged.
     """
     notes = _claim(workdir, config)
-    for folder in (workdir, workdir / "report"):
+    for folder in (workdir, workdir / "models", workdir / "report"):
         remove_leftovers(folder)
     return notes
 

@@ -128,7 +128,7 @@ class DenseAutoencoder(_Purifier):
 
         shape = hidden.shape[1:]
         dense = functools.partial(nn.Dense, dtype=self.dtype)
-        code = dense(self.bottleneck, name="bottleneck")(hidden.reshape(len(hidden), -1))
+        code = dense(self.bottleneck, name="bottleneck")(hidden.reshape(hidden.shape[0], -1))
         hidden = nn.silu(dense(shape[0] * shape[1] * shape[2], name="expand")(code))
         hidden = hidden.reshape(-1, *shape)
 

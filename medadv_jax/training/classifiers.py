@@ -70,6 +70,10 @@ class Classifiers:
             self._best[defense.name] = self._restore(defense)
         return self._best[defense.name]
 
+    def classifier(self, defense: Defense) -> Classifier:
+        """Returns the function of a defence's classifier, with its purifier if it has one."""
+        return self._parts.purified if defense.purified else self._parts.bare
+
     def sha256(self, defense: Defense) -> str:
         """Returns the SHA-256 of a trained classifier's variables."""
         return tree_sha256(self.variables(defense))
@@ -118,7 +122,7 @@ class Classifiers:
         config = self._config
         steps = steps_per_epoch(len(splits.train), config.train.batch_size)
         optimizer, average_decay = self._optimizer(defense, steps), self._average_decay(defense)
-        classifier = training_classifier(self._classifier(defense), config)
+        classifier = training_classifier(self.classifier(defense), config)
         step = make_train_step(
             classifier, optimizer, defense.make_objective(config), config.data.augment,
             self._class_weights(defense, dataset.labels[splits.train]), average_decay,
@@ -187,9 +191,6 @@ class Classifiers:
     def _checkpoints(self, defense: Defense) -> Checkpoints:
         return Checkpoints(self._workdir / "checkpoints" / defense.name)
 
-    def _classifier(self, defense: Defense) -> Classifier:
-        return self._parts.purified if defense.purified else self._parts.bare
-
     def _optimizer(self, defense: Defense, steps: int) -> optax.GradientTransformation:
         """Returns the optimizer of a stage with `steps` steps an epoch."""
         train, (epochs, rate) = self._config.train, defense.training(self._config)
@@ -226,7 +227,7 @@ class Classifiers:
             start = self._start(defense)
             assert start is not None, "a defence that trains nothing starts from other defences"
             return start
-        classifier, size = self._classifier(defense), self._config.data.image_size
+        classifier, size = self.classifier(defense), self._config.data.image_size
         trains = defense.trained_layers(self._config)
         # Shapes do not depend on the number of steps.
         optimizer = self._optimizer(defense, 1)

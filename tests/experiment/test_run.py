@@ -55,13 +55,13 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
     assert names == {
         "config.json", "splits.json", "checkpoints", "metrics.jsonl", "tensorboard",
         "predictions.parquet", "results.csv", "pictures.npz", "report", "digests.json",
-        "networks.json", "attack_record.json", "per_class.csv",
+        "networks.json", "attack_record.json", "per_class.csv", "models",
     }  # fmt: skip
     assert "train adversarial: epoch 2/2" in text
     ends = re.findall(r"^([a-z ]+): \d+ [a-z]+ in \d+ s$", text, re.MULTILINE)
-    assert ends[-8:] == [
+    assert ends[-9:] == [
         "train base", "train adversarial", "evaluate base", "apgd base", "evaluate adversarial",
-        "apgd adversarial", "pictures", "report",
+        "apgd adversarial", "pictures", "models", "report",
     ]  # fmt: skip
     assert "these accuracies mean nothing" in text  # 12 test images
 

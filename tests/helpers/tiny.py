@@ -3,18 +3,30 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+from PIL import Image
 
-from configs import default
+from configs import default, demo
+from medadv_jax.classifier import Classifier
 from medadv_jax.config import Config
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
+from medadv_jax.deployment.description import Description, describe_network, describe_purifier
+from medadv_jax.deployment.model import Model
 from medadv_jax.files import DIGESTS
+from medadv_jax.models import create_model
+from medadv_jax.models.purifiers import create_purifier
 from tools.soak import TinyNet
 
-__all__ = ["SIZE", "TinyNet", "age_config", "read_results", "tiny_config", "tiny_dataset"]
+__all__ = [
+    "SIZE", "TinyNet", "age_config", "make_model", "read_results", "tiny_config", "tiny_dataset",
+    "write_demo_model",
+]  # fmt: skip
 
 CLASSES = ("negative", "positive")
 SIZE = 16  # pixels
@@ -64,6 +76,36 @@ def tiny_dataset(count: int, seed: int = 0) -> Dataset:
         Example(f"e{i}", int(label), f"g{i // 2}", 0, "", str(i)) for i, label in enumerate(labels)
     )
     return Dataset("tiny", CLASSES, examples, {}, list(images))
+
+
+def make_model(classes: Sequence[str], purified: bool = False, **fields: Any) -> Model:
+    """Returns an untrained model for images of 32 pixels; `fields`: of its description."""
+    network = TinyNet(len(classes), dtype="float32", conv_impl="plain")
+    purifier = create_purifier("spatial", 8, 0.25) if purified else None
+    classifier = Classifier(network, "imagenet", purifier)
+    described = Description(
+        describe_network(network, "resnet50"), describe_purifier(purifier, "spatial"), "imagenet",
+        tuple(classes), 32, "crop", **fields,
+    )  # fmt: skip
+    return Model(described, classifier, jax.jit(lambda: classifier.init(jax.random.key(1), 32))())
+
+
+def write_demo_model(folder: Path) -> None:
+    """Writes an untrained hybrid as the demo's run has it, and an image, into a folder."""
+    config = demo.get_config()
+    network = create_model("resnet50", 2, 0.125)
+    purifier = create_purifier("unet", 8, 0.25)
+    classifier = Classifier(network, "imagenet", purifier)
+    described = Description(
+        describe_network(network, "resnet50"), describe_purifier(purifier, "unet"), "imagenet",
+        CLASSES, config.data.image_size, "crop", detectors={"squeezing": 0.5},
+        evaluation={"defense": "hybrid", "attack": {"norm": "linf"}},
+    )  # fmt: skip
+    init = jax.jit(classifier.init, static_argnums=1)
+    run = folder / "runs/demo"
+    Model(described, classifier, init(jax.random.key(0), 48)).save(run / "models/hybrid")
+    (run / "config.json").write_text(json.dumps({"config": config.to_dict()}))
+    Image.new("RGB", (60, 50), "grey").save(folder / "image.png")
 
 
 def read_results(path: Path) -> list[dict[str, str]]:

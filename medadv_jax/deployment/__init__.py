@@ -1,0 +1,7 @@
+"""What leaves a run: the model folder, which predicts and is exported without run or data.
+
+    models/<defense>/ ── load ──► Model ── predict, logits ──► files, saliency, attacks
+                                   └───── export ─────────────► StableHLO, ONNX, compressed
+
+`medadv_jax.load` is the way in.
+"""

@@ -1,0 +1,21 @@
+"""Predicts by `model.stablehlo` and `weights.npz` beside this file: pip install jax flatbuffers.
+
+python read_stablehlo.py images.npy    # (B, S, S, 3) uint8, any B; prints probabilities (B, K)
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from jax import export
+
+
+def load(folder):
+    """Returns images (B, S, S, 3) uint8 -> probabilities (B, K) and logits (B, K), float32."""
+    exported = export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+    weights = dict(np.load(folder / "weights.npz", allow_pickle=False))
+    return lambda images: exported.call(weights, images)
+
+
+if __name__ == "__main__":
+    print(np.asarray(load(Path(__file__).parent)(np.load(sys.argv[1]))[0]))
