@@ -28,7 +28,7 @@ def dicom_file(
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if compress else syntax
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = UID("1.2.3.4")
-    dataset = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    dataset = FileDataset(io.BytesIO(), {}, file_meta=meta, preamble=bytes(128))
     dataset.SOPClassUID, dataset.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3.4"
     dataset.PatientName, dataset.PatientID = PATIENT
     bits = tags.get("BitsStored", pixels.dtype.itemsize * 8)

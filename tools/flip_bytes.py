@@ -27,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from medadv_jax import models
-from medadv_jax.config import read_saved_config
+from medadv_jax.config import Config, read_saved_config
 from medadv_jax.data.loader import load_dataset
 from medadv_jax.data.splits import saved_class_names
 from medadv_jax.defenses import get_defense
@@ -143,7 +143,7 @@ def records(run: Path) -> Any:
 
 def parameters(run: Path) -> Any:
     """Returns the variables of the base network."""
-    config = ConfigDict(read_saved_config(run / "config.json")["config"])
+    config: Config = ConfigDict(read_saved_config(run / "config.json")["config"])
     classes = saved_class_names(read_json(run / "splits.json"), config.data.name)
     return _bytes(Classifiers(config, run, classes).variables(get_defense("base")))
 

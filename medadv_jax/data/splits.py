@@ -160,7 +160,10 @@ def make_splits(
     ):
         task.notes.append("the data's own splits are not used; config.data.split=official does")
     done = _describe(task)
-    return Splits(*parts, task.audit, task.notes, config.split, done, class_names)
+    train, validation, test = parts
+    return Splits(
+        train, validation, test, task.audit, task.notes, config.split, done, class_names
+    )
 
 
 def _describe(task: _Task) -> str:
