@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -94,7 +95,9 @@ def calibrate(
     """
     names = usable_detectors(classifier)
     score = jax.jit(lambda v, x: {name: DETECTORS[name](classifier, v, x) for name in names})
-    found = [jax.device_get(score(variables, to_pixels(images))) for images in validation]
+    found = [
+        jax.device_get(score(variables, to_pixels(jnp.asarray(images)))) for images in validation
+    ]
     return {
         name: threshold_at(np.concatenate([each[name] for each in found]), false_positive_rate)
         for name in names
