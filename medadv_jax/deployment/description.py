@@ -20,6 +20,7 @@ from medadv_jax.models.purifiers import create_purifier
 SCHEMA_VERSION = 1
 # version -> changes the content of a `model.json` of that version to the next one.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+DEFAULT_WHITE = 65535  # of files of 16 bits a channel
 _LARGEST_IMAGE = 4096  # pixels of a side
 
 
@@ -51,7 +52,7 @@ class Description:
     classes: tuple[str, ...]
     image_size: int
     fit: str
-    white: int = 65535
+    white: int = DEFAULT_WHITE
     threshold: float | None = None
     false_positive_rate: float = 0.05
     detectors: Mapping[str, float] = dataclasses.field(default_factory=dict)
