@@ -20,6 +20,7 @@ from medadv_jax.models.purifiers import create_purifier
 SCHEMA_VERSION = 1
 # version -> changes the content of a `model.json` of that version to the next one.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+DEFAULT_WHITE = 65535  # of files of 16 bits a channel
 _LARGEST_IMAGE = 4096  # pixels of a side
 
 
@@ -51,7 +52,7 @@ class Description:
     classes: tuple[str, ...]
     image_size: int
     fit: str
-    white: int = 65535
+    white: int = DEFAULT_WHITE
     threshold: float | None = None
     false_positive_rate: float = 0.05
     detectors: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -149,14 +150,16 @@ def make_classifier(description: Description, conv_impl: str = "auto") -> Classi
 def check_variables(classifier: Classifier, variables: Variables, image_size: int) -> None:
     """Raises ValueError unless the variables have the classifier's names, shapes and types."""
     like = jax.eval_shape(lambda: classifier.init(jax.random.key(0), image_size))
-    expected, found = (
-        {"/".join(path): (leaf.shape, leaf.dtype) for path, leaf in flatten_dict(tree).items()}
-        for tree in (like, variables)
-    )
+    expected, found = _shapes(like), _shapes(variables)
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
             shapes = [of.get(name, ("nothing",))[0] for of in (found, expected)]
             raise ValueError(f"{name}: {shapes[0]}, where the network has {shapes[1]}")
+
+
+def _shapes(variables: Variables) -> dict[str, tuple[Any, Any]]:
+    flat: dict[tuple[str, ...], Any] = flatten_dict(variables)  # pyright: ignore[reportAssignmentType]
+    return {"/".join(path): (leaf.shape, leaf.dtype) for path, leaf in flat.items()}
 
 
 def usable_detectors(classifier: Classifier) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ from medadv_jax.data.splits import saved_class_names
 from medadv_jax.defenses import get_defense
 from medadv_jax.defenses.detectors import DETECTORS, threshold_at
 from medadv_jax.deployment.description import (
+    DEFAULT_WHITE,
     Description,
     describe_network,
     describe_purifier,
@@ -32,7 +34,6 @@ from medadv_jax.training.classifiers import Classifiers
 
 # Places on the machine of the run, which are nobody else's business.
 _PLACES = ("compile_cache", "reuse", "data.dir", "data.cache_dir", "data.official_list")
-_WHITE = 65535  # of 16-bit files where a run does not say
 _CHECKED_BY_ALL = ("", "all")
 
 
@@ -94,7 +95,9 @@ def calibrate(
     """
     names = usable_detectors(classifier)
     score = jax.jit(lambda v, x: {name: DETECTORS[name](classifier, v, x) for name in names})
-    found = [jax.device_get(score(variables, to_pixels(images))) for images in validation]
+    found = [
+        jax.device_get(score(variables, to_pixels(jnp.asarray(images)))) for images in validation
+    ]
     return {
         name: threshold_at(np.concatenate([each[name] for each in found]), false_positive_rate)
         for name in names
@@ -134,7 +137,7 @@ def describe_run(run: Path, name: str, classifier: Classifier, variables: Variab
         classes=_classes(run, config),
         image_size=config.data.image_size,
         fit=config.data.fit,
-        white=splits.get("data", {}).get("white", _WHITE),
+        white=splits.get("data", {}).get("white", DEFAULT_WHITE),
         false_positive_rate=config.detector.false_positive_rate,
         weights={"tensors": tree_sha256(variables)},
         evaluation=measured(run, name, config, splits),

@@ -15,7 +15,12 @@ from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.data.images import read_bounded, read_square
 from medadv_jax.defenses.detectors import DETECTORS
 from medadv_jax.deployment import from_run
-from medadv_jax.deployment.description import Description, make_classifier, usable_detectors
+from medadv_jax.deployment.description import (
+    DEFAULT_WHITE,
+    Description,
+    make_classifier,
+    usable_detectors,
+)
 from medadv_jax.deployment.model_folder import (
     is_model_folder,
     read_model_folder,
@@ -150,7 +155,9 @@ class Model:
           OSError: it cannot be read.
         """
         content = image if isinstance(image, bytes) else read_bounded(Path(image))
-        return read_square(content, self.image_size, self.description.fit)
+        white = self.description.white
+        options: dict[str, Any] = {} if white == DEFAULT_WHITE else {"white": white}
+        return read_square(content, self.image_size, self.description.fit, **options)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes a model folder, in place of what is there."""

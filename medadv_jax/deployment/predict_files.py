@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -224,7 +225,7 @@ def _saliency_writer(model: Model, folder: Path) -> Callable[[str, np.ndarray, s
 
     def write(name: str, image: np.ndarray, predicted: str) -> None:
         label = np.array([model.classes.index(predicted)])
-        found = maps(model.variables, to_pixels(image[None]), label)
+        found = maps(model.variables, to_pixels(jnp.asarray(image[None])), label)
         for kind, heat in zip(("integrated_gradients", "grad_cam"), found, strict=True):
             _write_png(folder / f"{name}_{kind}.png", saliency.overlay(image, np.asarray(heat[0])))
 

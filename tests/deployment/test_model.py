@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +108,8 @@ def test_each_batch_size_is_compiled_once(folder):
     model = medadv_jax.load(folder)
     for count in (0, 1, 7, 8, 9, 33):
         assert len(model.predict(np.zeros((count, 32, 32, 3), np.uint8), 8).label) == count
-    assert model._logits._cache_size() == 1
+    programs: Any = model._logits
+    assert programs._cache_size() == 1
 
 
 @pytest.mark.parametrize(
