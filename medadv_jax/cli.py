@@ -102,7 +102,7 @@ def _silence_libraries() -> None:
     sys.excepthook, sys.unraisablehook = hook, unraisable
 
 
-def guard(action: Callable[[], None]) -> int:
+def guard(action: Callable[[], object]) -> int:
     """Runs `action`, prints one line if it fails, and returns the exit code.
 
     Returns:

@@ -161,9 +161,7 @@ def make_splits(
         task.notes.append("the data's own splits are not used; config.data.split=official does")
     done = _describe(task)
     train, validation, test = parts
-    return Splits(
-        train, validation, test, task.audit, task.notes, config.split, done, class_names
-    )
+    return Splits(train, validation, test, task.audit, task.notes, config.split, done, class_names)
 
 
 def _describe(task: _Task) -> str:

@@ -36,8 +36,8 @@ class Description:
       image_size: pixels of a side.
       fit: how an image file becomes a square, a key of `FITS`.
       white: the value of white in files of 16 bits a channel.
-      threshold: probability of class 1 from which it is predicted, for two classes; None: the
-        class of the largest probability.
+      logit_bias: added to the logit of class 1, where another threshold than the larger logit
+        decides between two classes; else 0. See `evaluation/decision_threshold.py`.
       false_positive_rate: of clean validation images, at the detectors' thresholds.
       detectors: name of a detector -> the threshold of its score; flagged is what lies above.
       weights: SHA-256 of `model.safetensors` ("sha256"), and of the tensors alone ("tensors", as in
@@ -53,7 +53,7 @@ class Description:
     image_size: int
     fit: str
     white: int = DEFAULT_WHITE
-    threshold: float | None = None
+    logit_bias: float = 0.0
     false_positive_rate: float = 0.05
     detectors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -99,7 +99,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "image_size": lambda size: isinstance(size, int) and _is_number(size, 1, _LARGEST_IMAGE),
     "fit": lambda name: name in FITS,
     "white": lambda value: isinstance(value, int) and _is_number(value, 1, 65535),
-    "threshold": lambda value: value is None or _is_number(value, 0, 1),
+    "logit_bias": lambda value: _is_number(value, -1e6, 1e6),
     "detectors": lambda found: all(
         name in DETECTORS and _is_number(value, -math.inf, math.inf)
         for name, value in found.items()

@@ -26,6 +26,7 @@ from medadv_jax.deployment.description import (
 from medadv_jax.deployment.model_folder import read_model_folder, write_model_folder
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.checks.result import headline, read_self_checks
+from medadv_jax.evaluation.decision_threshold import read_thresholds
 from medadv_jax.evaluation.predictions import correct_by, read_predictions, to_columns
 from medadv_jax.evaluation.statistics import proportion_interval, wilson_interval
 from medadv_jax.files import read_json, sha256
@@ -130,6 +131,7 @@ def run_defenses(run: Path) -> list[str]:
 def describe_run(run: Path, name: str, classifier: Classifier, variables: Variables) -> Description:
     """Returns the description of a run's classifier, without thresholds of detectors."""
     config, splits = _config(run), read_json(run / "splits.json")
+    chosen = read_thresholds(run)
     return Description(
         network=describe_network(classifier.network, config.model.name),
         purifier=describe_purifier(classifier.purifier, config.purifier.name),
@@ -137,6 +139,7 @@ def describe_run(run: Path, name: str, classifier: Classifier, variables: Variab
         classes=_classes(run, config),
         image_size=config.data.image_size,
         fit=config.data.fit,
+        logit_bias=chosen[name].bias if name in chosen else 0.0,
         white=splits.get("data", {}).get("white", DEFAULT_WHITE),
         false_positive_rate=config.detector.false_positive_rate,
         weights={"tensors": tree_sha256(variables)},

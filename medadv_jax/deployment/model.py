@@ -54,6 +54,10 @@ class Model:
     def __init__(self, description: Description, classifier: Classifier, variables: Variables):
         self.description, self.classifier = description, classifier
         self.variables: Variables = jax.device_put(variables)
+        if description.logit_bias:
+            bias = np.zeros(len(description.classes), np.float32)
+            bias[1] = description.logit_bias
+            self.variables = {**self.variables, "logit_bias": jax.device_put(bias)}
         self.gradient = "full" if classifier.purifier is not None else "bare"
         # As in the evaluation of a run: a program of the logits alone.
         self._logits = jax.jit(functools.partial(classifier.logits, gradient=self.gradient))
@@ -117,8 +121,6 @@ class Model:
     def _predictions(self, logits: np.ndarray, scores: dict[str, np.ndarray]) -> Predictions:
         probability = np.asarray(jax.nn.softmax(logits, axis=-1))
         label = logits.argmax(axis=-1)
-        if self.description.threshold is not None:
-            label = probability[:, 1] >= self.description.threshold
         limits = self.description.detectors
         flagged = {name: scores[name] > limits[name] for name in scores if name in limits}
         return Predictions(label.astype(np.int32), probability, scores, flagged)
@@ -161,7 +163,8 @@ class Model:
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes a model folder, in place of what is there."""
-        arrays: Variables = jax.tree.map(np.asarray, self.variables)
+        trained = {name: self.variables[name] for name in self.variables if name != "logit_bias"}
+        arrays: Variables = jax.tree.map(np.asarray, trained)
         self.description = write_model_folder(Path(folder), self.description, arrays)
 
     def converted(self, **changes: str) -> "Model":

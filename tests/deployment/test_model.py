@@ -178,7 +178,7 @@ DAMAGE = {
     "a byte of their header": (lambda f: flip(f / "model.safetensors", 20), "its SHA-256 is not"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "its SHA-256 is not"),
     "a byte of model.json": (lambda f: flip(f / "model.json", 300), "model.json: no model folder"),
-    "an edited model.json": (lambda f: edit(f, False, threshold=0.1), "its SHA-256 is another"),
+    "an edited model.json": (lambda f: edit(f, False, logit_bias=0.1), "its SHA-256 is another"),
     "model.json is a list": (lambda f: (f / "model.json").write_text("[]"), "no model folder"),
     "model.json is deep": (lambda f: (f / "model.json").write_text("[" * 10**5), "no model folder"),
     "a newer version": (lambda f: edit(f, schema_version=99), "update medadv_jax"),
@@ -196,7 +196,7 @@ DAMAGE = {
     "no purifier": (lambda f: edit(f, purifier=None), "where the network has"),
     "a huge image": (lambda f: edit(f, image_size=10**9), "image_size"),
     "an unknown fit": (lambda f: edit(f, fit="stretch"), "fit"),
-    "a threshold of 2": (lambda f: edit(f, threshold=2), "threshold"),
+    "a bias that is text": (lambda f: edit(f, logit_bias="2"), "logit_bias"),
     "an unknown detector": (lambda f: edit(f, detectors={"x": 1}), "detectors"),
 }  # fmt: skip
 
@@ -267,6 +267,10 @@ def test_front_matter_is_yaml_whatever_the_names():
 
 def test_a_threshold_decides_between_two_classes():
     images = np.zeros((1, 32, 32, 3), np.uint8)
-    p = float(make_model("ab").predict(images).probability[0, 1])
-    for threshold, label in ((p - 1e-3, 1), (p + 1e-3, 0)):
-        assert make_model("ab", threshold=threshold).predict(images).label == label
+    logits = make_model("ab").logits_of(images)[0]
+    gap = float(logits[0] - logits[1])
+    for bias, label in ((gap + 1e-3, 1), (gap - 1e-3, 0)):
+        model = make_model("ab", logit_bias=bias)
+        assert model.predict(images).label == label
+        moved = model.logits(jnp.zeros((1, 32, 32, 3)))[0, 1]
+        np.testing.assert_allclose(moved, logits[1] + bias, rtol=1e-5, atol=1e-6)
