@@ -174,7 +174,7 @@ def test_every_config_is_possible(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_configs_of_the_paper_start_from_imagenet_and_the_others_fresh(name):
     model = importlib.import_module(f"configs.{name}").get_config().model
-    fresh = name in ("default", "demo")
+    fresh = name in ("default", "demo", "folder")
     assert model.weights == ("none" if fresh else f"torchvision/{model.name}")
     assert fresh or model.weights in download.REGISTRY
 
