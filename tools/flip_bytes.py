@@ -35,7 +35,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.experiment import run_dir
 from medadv_jax.files import read_json
 from medadv_jax.report import run_page
-from medadv_jax.report.records import load_run
+from medadv_jax.report.read_runs import load_run
 from medadv_jax.report.tables import as_csv
 from medadv_jax.training.classifiers import Classifiers
 from tools.soak import Process, TinyNet

@@ -12,7 +12,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.files import write_text
 from medadv_jax.report import run_page, runs_page
 from medadv_jax.report.aggregate import without_copies
-from medadv_jax.report.records import expand, load_run
+from medadv_jax.report.read_runs import expand, load_run
 from medadv_jax.report.run_figures import robustness_curves
 from medadv_jax.report.tables import as_csv, as_latex
 from medadv_jax.report.transfer import is_transfer, load_transfer

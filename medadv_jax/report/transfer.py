@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from medadv_jax.errors import UserError
 from medadv_jax.files import read_json, read_record
 from medadv_jax.report.page import Section
-from medadv_jax.report.records import RunRecords, load_records
+from medadv_jax.report.read_runs import load_records
+from medadv_jax.report.records import RunRecords
 from medadv_jax.report.run_tables import headline_table
 from medadv_jax.report.style import WIDTH, Graphic, Omitted, draw, heatmap
 from medadv_jax.report.tables import Cell, Table

@@ -18,7 +18,8 @@ from medadv_jax.errors import UserError
 from medadv_jax.evaluation.statistics import cluster_bootstrap, holm, wilson_interval
 from medadv_jax.report import comparison, run_page, run_tables, write_report
 from medadv_jax.report.example_panels import CORRECT, WRONG, _choose, _prediction, panels
-from medadv_jax.report.records import RunRecords, load_run
+from medadv_jax.report.read_runs import load_run
+from medadv_jax.report.records import RunRecords
 from medadv_jax.report.run_figures import figures, robustness_curves
 from medadv_jax.report.style import Omitted, Picture
 from medadv_jax.report.tables import Estimate, as_csv, as_latex

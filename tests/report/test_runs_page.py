@@ -15,7 +15,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.report import runs_page, write_report
 from medadv_jax.report.aggregate import Series, make_groups, without_copies
 from medadv_jax.report.page import Page
-from medadv_jax.report.records import load_run
+from medadv_jax.report.read_runs import load_run
 from medadv_jax.report.style import Omitted
 from medadv_jax.report.tables import Estimate, Spread, Table, as_csv, as_latex
 from medadv_jax.report.transfer import load_transfer, transfer_section, transfer_table

@@ -6,7 +6,7 @@ from typing import Any
 
 from medadv_jax.experiment.sweep.grids import Cell
 from medadv_jax.files import write_json
-from medadv_jax.report.records import JOURNAL, read_sweep
+from medadv_jax.report.read_runs import JOURNAL, read_sweep
 
 
 class Journal:

@@ -19,7 +19,7 @@ from medadv_jax.experiment.sweep.grids import ROOT, Grid, make_cells
 from medadv_jax.experiment.sweep.launchers import Launcher, visible_devices
 from medadv_jax.experiment.sweep.scheduler import BEFORE, DONE, FAILED, Scheduler, explain
 from medadv_jax.files import file_lock
-from medadv_jax.report.records import read_sweep
+from medadv_jax.report.read_runs import read_sweep
 from tests.helpers.sweep_cells import DEMO, seeds
 
 # Does what `plan.json`, beside the sweep, says of its cell; the standard library alone is quick.

@@ -19,7 +19,7 @@ from medadv_jax.report.paper.claims import (
     judge_claim,
 )
 from medadv_jax.report.paper.evidence import CLEAN, Contrast, Evidence, Term, View
-from medadv_jax.report.records import load_run
+from medadv_jax.report.read_runs import load_run
 from tests.helpers.synthetic_run import edit, make_run
 
 
