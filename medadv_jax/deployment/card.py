@@ -63,7 +63,9 @@ def _front_matter(description: Description) -> str:
         metrics = [
             {"type": "accuracy", "name": _name(row), "value": round(row["accuracy"], 4)}
             for row in results
+            # Weaker attackers are in the table of the card, not in the headline.
             if row["evaluation"] in ("clean", "worst")
+            and row["threat_model"] in ("none", "adaptive")
         ]
         dataset = {"name": _plain(found["dataset"]), "type": _plain(found["dataset"])}
         task = {"type": "image-classification"}

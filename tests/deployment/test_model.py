@@ -253,14 +253,20 @@ def test_any_number_of_classes_and_any_names(tmp_path):
 def test_front_matter_is_yaml_whatever_the_names():
     result = {"threat_model": "none", "evaluation": "clean", "epsilon": 0.0, "n": 9,
               "accuracy": 0.5, "low": 0.2, "high": 0.8}  # fmt: skip
+    attacked = [
+        {**result, "threat_model": threat, "evaluation": "worst", "epsilon": 0.03}
+        for threat in ("transfer", "oblivious", "adaptive")
+    ]
     counts = {"images": 9, "groups": 3, "by_class": {"0": 4, "1": 5}}
     found = {"defense": HOSTILE[0], "dataset": HOSTILE[1], "attack": {"norm": "linf"},
              "split": {"done": "patient", "counts": {"test": counts}},
-             "results": [result], "self_checks": None}  # fmt: skip
+             "results": [result, *attacked], "self_checks": None}  # fmt: skip
     text = card_text(dataclasses.replace(make_model(HOSTILE).description, evaluation=found))
     _, front, _ = text.split("---\n", 2)
     content = yaml.safe_load(front)
     assert content["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    names = [each["name"] for each in content["model-index"][0]["results"][0]["metrics"]]
+    assert names == ["clean accuracy", "robust accuracy, adaptive attacker, epsilon 0.03"]
     assert content["pipeline_tag"] == "image-classification"
     assert "0.500" in text
 
