@@ -18,9 +18,5 @@ def get_config() -> Config:
     config.model.weights = "torchvision/resnet50"  # none: a fresh start
     config.train.schedule = "cosine"  # the paper's rate is constant
     config.data.augment.flip = True  # tissue knows no left, right, up or down
-    config.purifier.name = "unet"  # the paper's purifier destroys the image
-    config.purifier.width = 0.5
-    config.purifier.objective = "guided"
-    config.purifier.epochs = 4
-    config.purifier.joint_epochs = 3
+    default.set_guided_purifier(config)
     return config

@@ -22,9 +22,5 @@ def get_config() -> Config:
     config.train.batch_size = 16  # own data are often few
     config.train.schedule = "cosine"
     config.train.num_steps = 3  # fewer than the default, to save time
-    config.purifier.name = "unet"  # the paper's purifier destroys the image
-    config.purifier.width = 0.5
-    config.purifier.objective = "guided"
-    config.purifier.epochs = 4
-    config.purifier.joint_epochs = 3
+    default.set_guided_purifier(config)
     return config
