@@ -1,7 +1,7 @@
 """What leaves a run: the model folder, which predicts and is exported without run or data.
 
     models/<defense>/ ── load ──► Model ── predict, logits ──► files, saliency, attacks
-                                   └───── export ─────────────► StableHLO, ONNX, compressed
+                                   └───── export ─────────────► StableHLO
 
 `medadv_jax.load` is the way in.
 """

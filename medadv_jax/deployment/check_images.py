@@ -1,4 +1,4 @@
-"""Images that an export is checked, and a compressed model calibrated, on."""
+"""Images that an export is checked on."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from medadv_jax.classifier import NORMALIZATIONS, Classifier, Variables
-from medadv_jax.data.images import FITS
+from medadv_jax.data.images import FITS, WHITE
 from medadv_jax.defenses.detectors import DETECTORS, NEED_PURIFIER
 from medadv_jax.errors import UserError
 from medadv_jax.models import create_model, default_options
@@ -20,7 +20,6 @@ from medadv_jax.models.purifiers import create_purifier
 SCHEMA_VERSION = 1
 # version -> changes the content of a `model.json` of that version to the next one.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-DEFAULT_WHITE = 65535  # of files of 16 bits a channel
 _LARGEST_IMAGE = 4096  # pixels of a side
 
 
@@ -52,7 +51,7 @@ class Description:
     classes: tuple[str, ...]
     image_size: int
     fit: str
-    white: int = DEFAULT_WHITE
+    white: int = WHITE
     logit_bias: float = 0.0
     false_positive_rate: float = 0.05
     detectors: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -98,7 +97,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "classes": _are_classes,
     "image_size": lambda size: isinstance(size, int) and _is_number(size, 1, _LARGEST_IMAGE),
     "fit": lambda name: name in FITS,
-    "white": lambda value: isinstance(value, int) and _is_number(value, 1, 65535),
+    "white": lambda value: isinstance(value, int) and _is_number(value, 1, WHITE),
     "logit_bias": lambda value: _is_number(value, -1e6, 1e6),
     "detectors": lambda found: all(
         name in DETECTORS and _is_number(value, -math.inf, math.inf)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 
 from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.config import Config, read_saved_config
+from medadv_jax.data.images import WHITE
 from medadv_jax.data.splits import saved_class_names
 from medadv_jax.defenses import get_defense
 from medadv_jax.defenses.detectors import DETECTORS, threshold_at
 from medadv_jax.deployment.description import (
-    DEFAULT_WHITE,
     Description,
     describe_network,
     describe_purifier,
@@ -27,7 +27,7 @@ from medadv_jax.deployment.model_folder import read_model_folder, write_model_fo
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.checks.result import headline, read_self_checks
 from medadv_jax.evaluation.decision_threshold import read_thresholds
-from medadv_jax.evaluation.predictions import correct_by, read_predictions, to_columns
+from medadv_jax.evaluation.predictions import Columns, correct_by, read_predictions, to_columns
 from medadv_jax.evaluation.statistics import proportion_interval, wilson_interval
 from medadv_jax.files import read_json, sha256
 from medadv_jax.training.checkpoints import tree_sha256
@@ -140,7 +140,7 @@ def describe_run(run: Path, name: str, classifier: Classifier, variables: Variab
         image_size=config.data.image_size,
         fit=config.data.fit,
         logit_bias=chosen[name].bias if name in chosen else 0.0,
-        white=splits.get("data", {}).get("white", DEFAULT_WHITE),
+        white=splits.get("data", {}).get("white", WHITE),
         false_positive_rate=config.detector.false_positive_rate,
         weights={"tensors": tree_sha256(variables)},
         evaluation=measured(run, name, config, splits),
@@ -176,22 +176,25 @@ def _results(run: Path, name: str) -> list[dict[str, Any]]:
     mine = columns["defense"] == name
     columns = {key: values[mine] for key, values in columns.items()}
     group = dict(zip(columns["example"].tolist(), columns["group"].tolist(), strict=True))
-    keys = ("threat_model", "evaluation", "epsilon", "example")
-    found: dict[tuple[str, str, float], dict[str, bool]] = {}
-    for (threat, attack, epsilon, example), correct in correct_by(columns, keys).items():
-        found.setdefault((threat, attack, epsilon), {})[example] = correct
+    found = _correct_by(columns, ("threat_model", "evaluation", "epsilon"))
     clean = found.get(("none", "clean", 0.0), {})
     rows = [_row(key, of, group) for key, of in found.items()]
-    for threat, epsilon in dict.fromkeys((t, e) for t, _, e in found if t != "none"):
-        under = [of for (t, _, _), of in found.items() if t == threat]
-        worst = {id_: good and all(of[id_] for of in under) for id_, good in clean.items()}
-        rows.append(_row((threat, "worst", epsilon), worst, group))
+    for (threat, epsilon), of in _correct_by(columns, ("threat_model", "epsilon")).items():
+        if threat != "none":
+            worst = {example: good and of[example] for example, good in clean.items()}
+            rows.append(_row((threat, "worst", epsilon), worst, group))
     return rows
 
 
-def _row(
-    key: tuple[str, str, float], correct: Mapping[str, bool], group: Mapping[str, str]
-) -> dict[str, Any]:
+def _correct_by(columns: Columns, names: Sequence[str]) -> dict[tuple, dict[str, bool]]:
+    """Returns (values of `names`) -> example -> are all of its records correct?"""
+    found: dict[tuple, dict[str, bool]] = {}
+    for (*key, example), good in correct_by(columns, (*names, "example")).items():
+        found.setdefault(tuple(key), {})[example] = good
+    return found
+
+
+def _row(key: tuple, correct: Mapping[str, bool], group: Mapping[str, str]) -> dict[str, Any]:
     good = np.array([*correct.values()])
     interval = proportion_interval(good, np.array([group[example] for example in correct]))
     low, high = interval or wilson_interval(int(good.sum()), len(good))

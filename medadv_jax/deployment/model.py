@@ -1,6 +1,5 @@
 """A trained classifier to ask: `medadv_jax.load`."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from os import PathLike
@@ -16,7 +15,6 @@ from medadv_jax.data.images import read_bounded, read_square
 from medadv_jax.defenses.detectors import DETECTORS
 from medadv_jax.deployment import from_run
 from medadv_jax.deployment.description import (
-    DEFAULT_WHITE,
     Description,
     make_classifier,
     usable_detectors,
@@ -157,9 +155,8 @@ class Model:
           OSError: it cannot be read.
         """
         content = image if isinstance(image, bytes) else read_bounded(Path(image))
-        white = self.description.white
-        options: dict[str, Any] = {} if white == DEFAULT_WHITE else {"white": white}
-        return read_square(content, self.image_size, self.description.fit, **options)
+        described = self.description
+        return read_square(content, described.image_size, described.fit, described.white)
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes a model folder, in place of what is there."""
@@ -167,15 +164,10 @@ class Model:
         arrays: Variables = jax.tree.map(np.asarray, trained)
         self.description = write_model_folder(Path(folder), self.description, arrays)
 
-    def converted(self, **changes: str) -> "Model":
-        """Returns the model with another `conv_impl` or compute `dtype`, and the same weights."""
-        dtype, conv_impl = changes.get("dtype", ""), changes.get("conv_impl", "auto")
-        described = self.description
-        if dtype:
-            parts = (described.network, described.purifier)
-            network, purifier = ({**part, "dtype": dtype} if part else None for part in parts)
-            described = dataclasses.replace(described, network=network, purifier=purifier)
-        return Model(described, make_classifier(described, conv_impl), self.variables)
+    def with_conv_impl(self, conv_impl: str) -> "Model":
+        """Returns the same model with other convolutions; see `create_model`."""
+        classifier = make_classifier(self.description, conv_impl)
+        return Model(self.description, classifier, self.variables)
 
 
 def _batches(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, jax.Array]]:

@@ -4,17 +4,19 @@ python read_stablehlo.py images.npy    # (B, S, S, 3) uint8, any B; prints proba
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax import export
 
 
-def load(folder):
+def load(folder: Path) -> Callable[[np.ndarray], Sequence[jax.Array]]:
     """Returns images (B, S, S, 3) uint8 -> probabilities (B, K) and logits (B, K), float32."""
     exported = export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
     weights = dict(np.load(folder / "weights.npz", allow_pickle=False))
-    return lambda images: exported.call(weights, images)
+    return lambda images: [*exported.call(weights, images)]
 
 
 if __name__ == "__main__":
