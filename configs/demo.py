@@ -15,8 +15,9 @@ def get_config() -> Config:
     """Returns the config of the demo."""
     config = default.get_config()
     config.data.name = "phantoms"
-    config.data.image_size = 48
+    config.data.image_size = 32
     config.data.per_class = 400
+    config.model.name, config.model.head = "vgg16", "gap"  # the fewest layers: soon compiled
     config.model.width = 0.25
     config.train.epochs = 6
     config.train.num_steps = 3
@@ -26,7 +27,6 @@ def get_config() -> Config:
     config.purifier.objective = "guided"
     config.purifier.epochs = 4
     config.purifier.joint_epochs = 2
-    config.eval.num_steps = 15  # against the hybrid 10 were too few: self-check 5
     config.eval.check_images = 32
     config.eval.second_queries = 100
     config.detector.images = 40

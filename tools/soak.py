@@ -36,7 +36,7 @@ from tools.fuzz import cpu_seconds
 
 ROOT = Path(__file__).parents[1]
 OVERRIDES = {
-    "data.image_size": 32, "data.phantom_images": 120, "data.per_class": 0,
+    "model.head": "auto", "data.image_size": 32, "data.phantom_images": 120, "data.per_class": 0,
     "train.batch_size": 8, "train.epochs": 2, "train.attacks": "pgd,fgsm", "train.num_steps": 2,
     "train.log_steps": 3,
     "purifier.epochs": 2, "purifier.joint_epochs": 2, "purifier.width": 0.25,

@@ -178,7 +178,7 @@ def test_every_config_runs_when_shrunken(name, tmp_path, cache_dir):
     for section in ("train", "eval", "attack", "detector"):
         config[section].update(small[section])
     config.data.image_size, config.data.phantom_images = 32, 80
-    config.model.weights = "none"  # nothing is fetched
+    config.model.weights, config.model.head = "none", "auto"  # nothing is fetched
     config.data.dir, config.data.cache_dir = str(tmp_path / "data"), cache_dir
     config.train.epochs, config.train.batch_size = 1, 8
     config.train.num_steps = config.eval.num_steps = 1

@@ -93,17 +93,17 @@ def make_model(classes: Sequence[str], purified: bool = False, **fields: Any) ->
 def write_demo_model(folder: Path) -> None:
     """Writes an untrained hybrid as the demo's run has it, and an image, into a folder."""
     config = demo.get_config()
-    network = create_model("resnet50", 2, 0.125)
+    network = create_model("vgg16", 2, 0.125, head="gap")
     purifier = create_purifier("unet", 8, 0.25)
     classifier = Classifier(network, "imagenet", purifier)
     described = Description(
-        describe_network(network, "resnet50"), describe_purifier(purifier, "unet"), "imagenet",
+        describe_network(network, "vgg16"), describe_purifier(purifier, "unet"), "imagenet",
         CLASSES, config.data.image_size, "crop", detectors={"squeezing": 0.5},
         evaluation={"defense": "hybrid", "attack": {"norm": "linf"}},
     )  # fmt: skip
     init = jax.jit(classifier.init, static_argnums=1)
     run = folder / "runs/demo"
-    Model(described, classifier, init(jax.random.key(0), 48)).save(run / "models/hybrid")
+    Model(described, classifier, init(jax.random.key(0), config.data.image_size)).save(run / "models/hybrid")
     (run / "config.json").write_text(json.dumps({"config": config.to_dict()}))
     Image.new("RGB", (60, 50), "grey").save(folder / "image.png")
 
