@@ -108,6 +108,13 @@ def get_config() -> Config:
     purifier.joint_epochs = 0  # of the hybrid: network and purifier together, attacked together
     purifier.joint_learning_rate = 0.0003  # Adam's
 
+    config.distill = distill = ml_collections.ConfigDict()  # of distilled: a narrower network
+    distill.teacher = "adversarial"  # the defence that it learns from, which stands before it
+    distill.width = 0.25  # multiplies the number of channels, as model.width
+    distill.epochs = 10  # passes over the training images
+    distill.temperature = 5.0  # t: both networks' logits are divided by it
+    distill.weight = 0.9  # α: share of the loss from the teacher, in [0, 1]; the rest from labels
+
     config.eval = evaluate = ml_collections.ConfigDict()
     # comma-separated; one row of results.csv for each
     evaluate.attacks = "fgsm,pgd,bim,mifgsm,apgd"

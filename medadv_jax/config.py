@@ -49,6 +49,11 @@ _ADDED_FIELDS = {
     "detector.images": 0,
     "attack.targeted": "none",
     "eval.threshold": "argmax",
+    "distill.teacher": "adversarial",
+    "distill.width": 0.25,
+    "distill.epochs": 10,
+    "distill.temperature": 5.0,
+    "distill.weight": 0.9,
 }
 _RENAMED_FIELDS = {"model.forms": "model.conv_impl"}  # name in earlier versions -> name now
 

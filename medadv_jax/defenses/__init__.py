@@ -15,6 +15,7 @@ from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses.adversarial import adversarial_examples
+from medadv_jax.defenses.distilled import distillation_loss
 from medadv_jax.defenses.objectives import (
     Batch,
     Examples,
@@ -58,6 +59,8 @@ class Defense:
       network_from: the defence whose best network it starts from; None: the run's first weights.
       purifier_from: the defence whose best purifier it starts from; None: a fresh one, if any.
       purified: whether the network is behind a purifier.
+      student: whether its network is the one of `config.distill.width`, with fresh weights, which
+        learns from the defence `config.distill.teacher`.
       chosen_under: gradient (see `Classifier.logits`) of the validation attack under which the
         best checkpoint is chosen; None: by clean accuracy. Robust accuracy may fall while clean
         accuracy still rises (Rice et al. 2020).
@@ -70,12 +73,20 @@ class Defense:
     network_from: str | None = None
     purifier_from: str | None = None
     purified: bool = False
+    student: bool = False
     chosen_under: str | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The defences that must be trained before."""
+        """The defences that must be trained before; of a student also its teacher."""
+        if self.student:
+            return ("base",)
         return tuple(name for name in (self.network_from, self.purifier_from) if name)
+
+    @property
+    def deployed(self) -> str:
+        """The output of the run's classifier that is deployed; see `Classifier.logits`."""
+        return "full" if self.purified else "student" if self.student else "bare"
 
     def trained_layers(self, config: Config) -> Callable[[str, str], bool]:
         """Returns (collection, layer) -> is it trained, under `config.train.trainable`."""
@@ -85,7 +96,7 @@ class Defense:
         layers = {"head": HEAD, "last_stage": {name: HEAD[name] + LAST_STAGE[name]}}
 
         def trains(collection: str, layer: str) -> bool:
-            free = collection == "purifier" or trainable == "all"
+            free = collection == "purifier" or trainable == "all" or self.student
             return collection in mine and (free or layer in layers[trainable][name])
 
         return trains
@@ -126,6 +137,20 @@ def _adversarial(config: Config) -> Objective:
         loop=config.attack.loop,
     )
     return Objective(examples, classification_loss)
+
+
+def _distilled(config: Config) -> Objective:
+    train, distill = config.train, config.distill
+    examples = functools.partial(
+        adversarial_examples,
+        attacks=train_attacks(config),
+        assignment=train.assignment,
+        weight=distill.weight,
+        loop=config.attack.loop,
+    )
+    return Objective(
+        examples, functools.partial(distillation_loss, temperature=distill.temperature)
+    )
 
 
 def _autoencoder(config: Config) -> Objective:
@@ -176,6 +201,14 @@ DEFENSES: dict[str, Defense] = {
         network_from="adversarial",
         purifier_from="autoencoder",
         purified=True,
+        chosen_under="full",
+    ),
+    # A narrower network that learns from a robust one.
+    "distilled": Defense(
+        "distilled",
+        _distilled,
+        lambda config: Training(config.distill.epochs, config.train.learning_rate),
+        student=True,
         chosen_under="full",
     ),
 }

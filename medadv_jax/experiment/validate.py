@@ -151,6 +151,11 @@ RULES: dict[str, Rule] = {
     "purifier.learning_rate": _number(0, _RATE, above=True),
     "purifier.joint_epochs": _number(0, _EPOCHS),
     "purifier.joint_learning_rate": _number(0, _RATE, above=True),
+    "distill.teacher": _one_of(name for name in DEFENSES if not DEFENSES[name].student),
+    "distill.width": _number(0, 4, above=True),
+    "distill.epochs": _number(1, _EPOCHS),
+    "distill.temperature": _number(0, 10**3, above=True),
+    "distill.weight": _number(0, 1),
     "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS]),
     "eval.images": (lambda value: value == 0 or 2 <= value <= _MANY, "0: all, or at least 2"),
     "eval.num_steps": _number(1, 10_000),
@@ -251,7 +256,8 @@ def _check_together(config: Config) -> None:
         raise _refuse("data.fold", config.data.fold, f"below num_folds={config.data.num_folds}")
     trained: list[str] = []
     for name in config.defenses.split(","):
-        for first in DEFENSES[name].needs:
+        taught_by = [config.distill.teacher] if DEFENSES[name].student else []
+        for first in (*DEFENSES[name].needs, *taught_by):
             if first not in trained:
                 allowed = f"such that {first} stands before {name}"
                 raise _refuse("defenses", config.defenses, allowed)
