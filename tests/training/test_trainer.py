@@ -14,7 +14,7 @@ from medadv_jax.attacks import make_attack, run_attacks
 from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.loader import make_loader
 from medadv_jax.defenses import get_defense
-from medadv_jax.defenses.adversarial import adversarial_examples
+from medadv_jax.defenses.adversarial import adversarial_examples, run_training_attacks
 from medadv_jax.distributed import put_batch
 from medadv_jax.errors import UserError
 from medadv_jax.progress import StageProgress
@@ -188,10 +188,10 @@ def test_examples_weigh_one_together(assignment, columns):
         jnp.array([0, 1, 0, 1]),
         mask,
         jax.random.key(0),
-        attacks=attacks,
-        assignment=assignment,
+        attack=functools.partial(
+            run_training_attacks, attacks=attacks, assignment=assignment, loop="fori_loop"
+        ),
         weight=0.75,
-        loop="fori_loop",
     )
     assert examples.images.shape == (4, columns, SIZE, SIZE, 3)
     np.testing.assert_array_equal(examples.images[:, 0], images)
