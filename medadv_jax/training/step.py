@@ -91,7 +91,6 @@ def make_train_step(
         own = gradients[0] if isinstance(of, tuple) else gradients
         if objective.weight_perturbation:
             # Metrics and statistics are those of the weights themselves, which are deployed.
-            own = jax.lax.optimization_barrier(own)  # devices synchronise all of them at once
             worst = perturb_weights(state.params, own, objective.weight_perturbation)
             own, _ = gradient_fn(worst, examples.images)
         state = take_step(state, optimizer, own, loss.batch_stats, average_decay)
