@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import jax
 
-from medadv_jax.attacks import Attack
-from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses.adversarial import adversarial_examples
 from medadv_jax.defenses.distilled import distillation_loss
+from medadv_jax.defenses.from_config import adversarial_objective, train_attacks
 from medadv_jax.defenses.objectives import (
     Batch,
     Examples,
@@ -109,34 +108,16 @@ def get_defense(name: str) -> Defense:
     return DEFENSES[name]
 
 
-def train_attacks(config: Config) -> list[Attack]:
-    """Returns the attacks of training."""
-    train = config.train
-    return [attack_from_config(config, name, train.num_steps) for name in train.attacks.split(",")]
-
-
 def _train(config: Config) -> Training:
     return Training(config.train.epochs, config.train.learning_rate)
 
 
 def _base(config: Config) -> Objective:
-    del config
+    smoothing = config.train.label_smoothing
     return Objective(
         lambda logits_fn, images, labels, mask, key: clean_examples(images, mask),
-        classification_loss,
+        functools.partial(classification_loss, smoothing=smoothing),
     )
-
-
-def _adversarial(config: Config) -> Objective:
-    train = config.train
-    examples = functools.partial(
-        adversarial_examples,
-        attacks=train_attacks(config),
-        assignment=train.assignment,
-        weight=train.adversarial_weight,
-        loop=config.attack.loop,
-    )
-    return Objective(examples, classification_loss)
 
 
 def _distilled(config: Config) -> Objective:
@@ -179,7 +160,7 @@ def _autoencoder(config: Config) -> Objective:
 DEFENSES: dict[str, Defense] = {
     "base": Defense("base", _base, _train),
     "adversarial": Defense(
-        "adversarial", _adversarial, _train, network_from="base", chosen_under="full"
+        "adversarial", adversarial_objective, _train, network_from="base", chosen_under="full"
     ),
     # The undefended network behind a purifier.
     "autoencoder": Defense(
@@ -195,7 +176,7 @@ DEFENSES: dict[str, Defense] = {
     # trained further against attacks through both.
     "hybrid": Defense(
         "hybrid",
-        _adversarial,
+        adversarial_objective,
         lambda config: Training(config.purifier.joint_epochs, config.purifier.joint_learning_rate),
         trains="both",
         network_from="adversarial",

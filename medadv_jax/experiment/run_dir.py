@@ -48,7 +48,8 @@ IRRELEVANT_FIELDS = {
     "base": _Irrelevant(
         (
             *_ELSEWHERE, "attack.", "train.attacks", "train.assignment",
-            "train.adversarial_weight", "train.num_steps",
+            "train.adversarial_weight", "train.num_steps", "train.objective", "train.beta",
+            "train.method", "train.replays", "train.weight_perturbation", "train.dual_norm",
         )
     ),
     # Its best checkpoint is chosen under the validation attack.

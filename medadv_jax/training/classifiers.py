@@ -128,11 +128,13 @@ class Classifiers:
     ) -> None:
         """Trains one classifier from its newest checkpoint, else from its start."""
         config = self._config
-        steps = steps_per_epoch(len(splits.train), config.train.batch_size)
+        objective = defense.make_objective(config)
+        updates = objective.replay.times if objective.replay else 1
+        steps = updates * steps_per_epoch(len(splits.train), config.train.batch_size)
         optimizer, average_decay = self._optimizer(defense, steps), self._average_decay(defense)
         classifier = self._training_classifier(defense)
         step = make_train_step(
-            classifier, optimizer, defense.make_objective(config), config.data.augment,
+            classifier, optimizer, objective, config.data.augment,
             self._class_weights(defense, dataset.labels[splits.train]), average_decay,
         )  # fmt: skip
         state, frozen = create_state(
@@ -155,6 +157,7 @@ class Classifiers:
             progress=progress,
             mesh=self._training_mesh,
             frozen=frozen,
+            updates=updates,
         ).fit(state)
 
     def _training_classifier(self, defense: Defense) -> Classifier:
