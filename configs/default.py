@@ -130,6 +130,9 @@ def get_config() -> Config:
     distill.temperature = 5.0  # t: both networks' logits are divided by it
     distill.weight = 0.9  # α: share of the loss from the teacher, in [0, 1]; the rest from labels
 
+    config.defense = defense = ml_collections.ConfigDict()  # of smoothed, denoised, …_adversarial
+    defense.sigma = 0.25  # standard deviation of the Gaussian noise, pixels in [0, 1]
+
     config.eval = evaluate = ml_collections.ConfigDict()
     # comma-separated; one row of results.csv for each
     evaluate.attacks = "fgsm,pgd,bim,mifgsm,apgd"

@@ -61,6 +61,7 @@ _ADDED_FIELDS = {
     "distill.epochs": 10,
     "distill.temperature": 5.0,
     "distill.weight": 0.9,
+    "defense.sigma": 0.25,
 }
 _RENAMED_FIELDS = {"model.forms": "model.conv_impl"}  # name in earlier versions -> name now
 

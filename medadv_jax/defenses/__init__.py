@@ -25,6 +25,7 @@ from medadv_jax.defenses.objectives import (
     clean_examples,
 )
 from medadv_jax.defenses.purification import purification_inputs, purification_loss
+from medadv_jax.defenses.smoothing import denoised_objective, smoothed_objective
 from medadv_jax.errors import UserError
 from medadv_jax.models import HEAD, LAST_STAGE
 
@@ -60,6 +61,8 @@ class Defense:
       purified: whether the network is behind a purifier.
       student: whether its network is the one of `config.distill.width`, with fresh weights, which
         learns from the defence `config.distill.teacher`.
+      smoothed: whether it is deployed under Gaussian noise of `config.defense.sigma`, under which
+        its best checkpoint is chosen; see `smoothing.py`.
       chosen_under: gradient (see `Classifier.logits`) of the validation attack under which the
         best checkpoint is chosen; None: by clean accuracy. Robust accuracy may fall while clean
         accuracy still rises (Rice et al. 2020).
@@ -73,6 +76,7 @@ class Defense:
     purifier_from: str | None = None
     purified: bool = False
     student: bool = False
+    smoothed: bool = False
     chosen_under: str | None = None
 
     @property
@@ -157,6 +161,17 @@ def _autoencoder(config: Config) -> Objective:
     return Objective(examples, loss, gradient="bare")
 
 
+def _purifier_training(config: Config) -> Training:
+    return Training(config.purifier.epochs, config.purifier.learning_rate)
+
+
+def _denoised(name: str, network_from: str) -> Defense:
+    return Defense(
+        name, denoised_objective, _purifier_training, trains="purifier", network_from=network_from,
+        purified=True, smoothed=True,
+    )  # fmt: skip
+
+
 DEFENSES: dict[str, Defense] = {
     "base": Defense("base", _base, _train),
     "adversarial": Defense(
@@ -166,7 +181,7 @@ DEFENSES: dict[str, Defense] = {
     "autoencoder": Defense(
         "autoencoder",
         _autoencoder,
-        lambda config: Training(config.purifier.epochs, config.purifier.learning_rate),
+        _purifier_training,
         trains="purifier",
         network_from="base",
         purified=True,
@@ -192,4 +207,9 @@ DEFENSES: dict[str, Defense] = {
         student=True,
         chosen_under="full",
     ),
+    # A network for randomised smoothing, trained under noise.
+    "smoothed": Defense("smoothed", smoothed_objective, _train, smoothed=True),
+    # A purifier that removes the noise before a network that was trained without.
+    "denoised": _denoised("denoised", "base"),
+    "denoised_adversarial": _denoised("denoised_adversarial", "adversarial"),
 }

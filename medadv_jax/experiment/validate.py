@@ -164,6 +164,7 @@ RULES: dict[str, Rule] = {
     "distill.epochs": _number(1, _EPOCHS),
     "distill.temperature": _number(0, 10**3, above=True),
     "distill.weight": _number(0, 1),
+    "defense.sigma": _number(0, 10, above=True),
     "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS]),
     "eval.images": (lambda value: value == 0 or 2 <= value <= _MANY, "0: all, or at least 2"),
     "eval.num_steps": _number(1, 10_000),

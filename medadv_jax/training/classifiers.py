@@ -19,6 +19,7 @@ from medadv_jax.data.loader import Batch, Dataset, make_loader, steps_per_epoch
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import Defense, get_defense
 from medadv_jax.defenses.distilled import Student
+from medadv_jax.defenses.smoothing import with_noise
 from medadv_jax.distributed import make_local_mesh, make_mesh, to_local
 from medadv_jax.evaluation.predictor import Predictor, accuracy_and_loss, predict_all
 from medadv_jax.evaluation.threat_models import (
@@ -202,6 +203,8 @@ class Classifiers:
         def validate(variables: Variables) -> dict[str, float]:
             variables = to_local(self.mesh, variables)  # each process validates on all images
             batches = make_loader(dataset, splits.validation, self.eval_batch(), shuffle_seed=None)
+            if defense.smoothed:
+                batches = with_noise(batches, config.defense.sigma, config.seed)
             threat = Threat(("",), (Source(gradient, variables),))
             predictions = predict_all(
                 self.predictor, attacks, [threat], Target(deployed, variables), batches,
