@@ -80,6 +80,21 @@ def get_config() -> Config:
     train.class_weights = "none"  # none | balanced: n / (K · images of the class), in the loss
     train.sampling = "uniform"  # uniform: each image once an epoch | balanced: each class as often
     train.trainable = "all"  # all | head | last_stage: and the head; BatchNorm then stays as it is
+    # Adversarial training; see docs/training.md for what goes with what.
+    # mixed: clean and attacked images | madry: attacked ones | trades | mart: pairs of both
+    train.objective = "mixed"
+    train.beta = 6.0  # weight of the divergence in trades (1/λ; 6 is common) and mart (λ; 5)
+    train.method = (
+        "multi_step"  # multi_step: train.attacks | fast | noise: one step | free: replays
+    )
+    train.replays = 4  # of free: updates with each batch; train.epochs is not divided by it
+    # norm of a kernel's worst perturbation over the kernel's norm (commonly 0.005); 0: none
+    train.weight_perturbation = 0.0
+    # attacked | clean: BatchNorm has statistics for each, and these are deployed | none: together
+    train.dual_norm = "none"
+    train.label_smoothing = (
+        0.0  # share of the labels spread over all classes, also in base; 0: none
+    )
     train.attacks = "fgsm,pgd,bim,mifgsm"  # comma-separated; the attacks trained against
     train.assignment = "one"  # one: each example meets one of the attacks | all: each meets all
     train.adversarial_weight = 0.5  # share of the loss from adversarial examples, in [0, 1]
@@ -107,6 +122,16 @@ def get_config() -> Config:
     purifier.learning_rate = 0.001  # Adam's
     purifier.joint_epochs = 0  # of the hybrid: network and purifier together, attacked together
     purifier.joint_learning_rate = 0.0003  # Adam's
+
+    config.distill = distill = ml_collections.ConfigDict()  # of distilled: a narrower network
+    distill.teacher = "adversarial"  # the defence that it learns from, which stands before it
+    distill.width = 0.25  # multiplies the number of channels, as model.width
+    distill.epochs = 10  # passes over the training images
+    distill.temperature = 5.0  # t: both networks' logits are divided by it
+    distill.weight = 0.9  # α: share of the loss from the teacher, in [0, 1]; the rest from labels
+
+    config.defense = defense = ml_collections.ConfigDict()  # of smoothed, denoised, …_adversarial
+    defense.sigma = 0.25  # standard deviation of the Gaussian noise, pixels in [0, 1]
 
     config.eval = evaluate = ml_collections.ConfigDict()
     # comma-separated; one row of results.csv for each

@@ -13,7 +13,8 @@ import numpy as np
 from medadv_jax.models.ops.batchnorm_folding import fold, folded_network
 
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …, "purifier": …}; see `Classifier`
-GRADIENTS = ("full", "bpda", "bare")  # what an attack differentiates; see `Classifier.logits`
+# what an attack differentiates; see `Classifier.logits`
+GRADIENTS = ("full", "bpda", "bare", "student")
 
 
 class Normalization(NamedTuple):
@@ -54,11 +55,14 @@ class Classifier:
       normalization: a key of `NORMALIZATIONS`.
       purifier: a Flax module from `create_purifier`: pixels -> pixels, both (B, H, W, 3) float32
         in [0, 1]; None: none.
+      student: a narrower network of the same kind, which `logits` runs on variables of its own, so
+        that one program runs all classifiers of a run; None: none.
     """
 
     network: nn.Module
     normalization: str = "imagenet"
     purifier: nn.Module | None = None
+    student: nn.Module | None = None
 
     def init(self, key: jax.Array, image_size: int) -> Variables:
         """Returns fresh variables for images of `image_size` × `image_size` pixels."""
@@ -78,7 +82,8 @@ class Classifier:
     def folded(self) -> "Classifier":
         """Returns the classifier that takes the variables of `fold`, for attacks, which run the
         same network many times."""
-        return dataclasses.replace(self, network=folded_network(self.network))
+        student = self.student and folded_network(self.student)
+        return dataclasses.replace(self, network=folded_network(self.network), student=student)
 
     def fold(self, variables: Variables) -> Variables:
         """Returns the variables prepared for many passes, with BatchNorm folded into the kernels;
@@ -99,8 +104,13 @@ class Classifier:
           pixels: images.
           gradient: "full": of the deployed classifier; "bpda": the deployed classifier's values,
             with the purifier taken for the identity in the backward pass (Athalye et al. 2018,
-            section 4.1.1); "bare": the network without its purifier, value and gradient.
+            section 4.1.1); "bare": the network without its purifier, value and gradient; "student":
+            the same of the student's network.
         """
+        if gradient == "student":
+            assert self.student is not None, "there is no student"
+            student = Classifier(self.student, self.normalization)
+            return student.logits(variables, pixels, "bare")
         if gradient == "full":
             pixels = self.purify(variables, pixels)
         elif gradient == "bpda":

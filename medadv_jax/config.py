@@ -36,6 +36,13 @@ _ADDED_FIELDS = {
     "train.ema": 0.0,
     "train.class_weights": "none",
     "train.sampling": "uniform",
+    "train.objective": "mixed",
+    "train.beta": 6.0,
+    "train.method": "multi_step",
+    "train.replays": 4,
+    "train.weight_perturbation": 0.0,
+    "train.dual_norm": "none",
+    "train.label_smoothing": 0.0,
     "data.labels": "class",
     "data.csv": "",
     "data.classes": "",
@@ -49,6 +56,12 @@ _ADDED_FIELDS = {
     "detector.images": 0,
     "attack.targeted": "none",
     "eval.threshold": "argmax",
+    "distill.teacher": "adversarial",
+    "distill.width": 0.25,
+    "distill.epochs": 10,
+    "distill.temperature": 5.0,
+    "distill.weight": 0.9,
+    "defense.sigma": 0.25,
 }
 _RENAMED_FIELDS = {"model.forms": "model.conv_impl"}  # name in earlier versions -> name now
 

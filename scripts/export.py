@@ -2,11 +2,16 @@
 
     python scripts/export.py --run=runs/x --defense=hybrid --output=exported
     python scripts/export.py --model=FOLDER --output=exported --images=scans
+    python scripts/export.py --run=runs/x --defense=adversarial --output=small --format=onnx \\
+      --quantize=int8
 
 Formats: stablehlo, for JAX on CPU, GPU and TPU, with a reader of 20 lines. Programs take images
 (B, S, S, 3) uint8, any B, and return probabilities and logits; normalisation and purifier are
 inside. They run on 100 images, of --images or the run's validation images, else random ones; their
 logits must be the model's to 1e-4. The card, README.md, has the result.
+
+Compressed programs must give the model's class to 90 % of the images: --dtype=bfloat16 (stablehlo);
+--quantize=int8 (onnx), weights and activations, calibrated on 100 images more.
 """
 
 from pathlib import Path
@@ -15,8 +20,8 @@ from absl import flags
 
 from medadv_jax import cli, load
 from medadv_jax.config import expand_path
-from medadv_jax.deployment.check_images import choose_images
-from medadv_jax.deployment.export import export_model, refuse_other
+from medadv_jax.deployment.check_images import COUNT, choose_images
+from medadv_jax.deployment.export import choose_compression, export_model, refuse_other
 from medadv_jax.errors import UserError
 
 _MODEL = flags.DEFINE_string("model", "", "A model folder, or a run directory; needed.")
@@ -25,6 +30,8 @@ _DEFENSE = flags.DEFINE_string("defense", None, "Which classifier of a run direc
 _OUTPUT = flags.DEFINE_string("output", "", "Folder to write; needed.")
 _FORMAT = flags.DEFINE_list("format", ["stablehlo"], "Comma-separated; see above.")
 _IMAGES = flags.DEFINE_string("images", "", "Folder of images that programs are checked on.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Or bfloat16: of weights and computation.")
+_QUANTIZE = flags.DEFINE_string("quantize", "none", "Or int8: of weights and activations.")
 
 
 def main() -> None:
@@ -35,9 +42,11 @@ def main() -> None:
     path = expand_path(_MODEL.value, "--model")
     output = expand_path(_OUTPUT.value, "--output")
     refuse_other(output)
+    compression = choose_compression(_DTYPE.value, _QUANTIZE.value)
     model = load(path, defense=_DEFENSE.value)
     folder = expand_path(_IMAGES.value, "--images") if _IMAGES.value else None
-    for line in export_model(model, output, _FORMAT.value, choose_images(model, path, folder)):
+    images = choose_images(model, path, folder, 2 * COUNT if compression == "int8" else COUNT)
+    for line in export_model(model, output, _FORMAT.value, images, compression):
         print(line)
     print(Path(output, "README.md"))
 

@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 
 from medadv_jax.data.loader import make_loader
+from tests.helpers.hlo import COLLECTIVE, computations, reachable
 from tests.helpers.tiny import tiny_dataset
 
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "tests" / "helpers" / "sharding_worker.py"
-COLLECTIVE = re.compile(
-    r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
-)
 
 
 def _start(folder: Path, devices: int, *arguments: str) -> subprocess.Popen:
@@ -86,13 +84,13 @@ def test_two_processes_train_what_one_does(one_device: Path, tmp_path: Path) -> 
 
 
 def test_devices_reduce_gradients_and_nothing_within_the_attack(eight_devices: Path) -> None:
-    computations = _computations((eight_devices / "step.hlo").read_text())
-    text = {name: "\n".join(lines) for name, lines in computations.items()}
+    parts = computations((eight_devices / "step.hlo").read_text())
+    text = {name: "\n".join(lines) for name, lines in parts.items()}
     bodies = re.findall(
         r" while\(.*?condition=%?([\w.\-]+), body=%?([\w.\-]+)", "\n".join(text.values())
     )
     assert bodies, "the attack is no loop: there is nothing to look into"
-    inside = _reachable(text, [name for pair in bodies for name in pair])
+    inside = reachable(text, [name for pair in bodies for name in pair])
     convolutions = [name for name in inside if " convolution(" in text[name]]
     assert convolutions, "no loop holds the network"
     assert not [name for name in inside if COLLECTIVE.search(text[name])]
@@ -105,31 +103,6 @@ def test_devices_reduce_gradients_and_nothing_within_the_attack(eight_devices: P
     assert len(kernels) == 1
     assert len(re.findall(r"f32\[\d+,", kernels[0].split(" all-reduce")[0])) == 3
     assert len(reduced) <= 1 + 2 * 2
-
-
-def _computations(program: str) -> dict[str, list[str]]:
-    """The lines of each computation of an HLO program."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in program.splitlines():
-        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if head:
-            lines = found[head[1]] = []
-        elif line.startswith(" "):
-            lines.append(line)
-    return found
-
-
-def _reachable(text: dict[str, str], names: Sequence[str]) -> set[str]:
-    """The computations that `names` call, themselves among them."""
-    seen, waiting = set(), list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in seen or name not in text:
-            continue
-        seen.add(name)
-        waiting += [called for called in re.findall(r"%?([\w.\-]+)", text[name]) if called in text]
-    return seen
 
 
 def test_processes_read_their_parts_of_every_batch() -> None:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax
 
-from medadv_jax.attacks import Attack
-from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses.adversarial import adversarial_examples
+from medadv_jax.defenses.distilled import distillation_loss
+from medadv_jax.defenses.from_config import adversarial_objective, train_attacks
 from medadv_jax.defenses.objectives import (
     Batch,
     Examples,
@@ -25,6 +25,7 @@ from medadv_jax.defenses.objectives import (
     clean_examples,
 )
 from medadv_jax.defenses.purification import purification_inputs, purification_loss
+from medadv_jax.defenses.smoothing import denoised_objective, smoothed_objective
 from medadv_jax.errors import UserError
 from medadv_jax.models import HEAD, LAST_STAGE
 
@@ -58,6 +59,10 @@ class Defense:
       network_from: the defence whose best network it starts from; None: the run's first weights.
       purifier_from: the defence whose best purifier it starts from; None: a fresh one, if any.
       purified: whether the network is behind a purifier.
+      student: whether its network is the one of `config.distill.width`, with fresh weights, which
+        learns from the defence `config.distill.teacher`.
+      smoothed: whether it is deployed under Gaussian noise of `config.defense.sigma`, under which
+        its best checkpoint is chosen; see `smoothing.py`.
       chosen_under: gradient (see `Classifier.logits`) of the validation attack under which the
         best checkpoint is chosen; None: by clean accuracy. Robust accuracy may fall while clean
         accuracy still rises (Rice et al. 2020).
@@ -70,12 +75,21 @@ class Defense:
     network_from: str | None = None
     purifier_from: str | None = None
     purified: bool = False
+    student: bool = False
+    smoothed: bool = False
     chosen_under: str | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The defences that must be trained before."""
+        """The defences that must be trained before; of a student also its teacher."""
+        if self.student:
+            return ("base",)
         return tuple(name for name in (self.network_from, self.purifier_from) if name)
+
+    @property
+    def deployed(self) -> str:
+        """The output of the run's classifier that is deployed; see `Classifier.logits`."""
+        return "full" if self.purified else "student" if self.student else "bare"
 
     def trained_layers(self, config: Config) -> Callable[[str, str], bool]:
         """Returns (collection, layer) -> is it trained, under `config.train.trainable`."""
@@ -85,7 +99,7 @@ class Defense:
         layers = {"head": HEAD, "last_stage": {name: HEAD[name] + LAST_STAGE[name]}}
 
         def trains(collection: str, layer: str) -> bool:
-            free = collection == "purifier" or trainable == "all"
+            free = collection == "purifier" or trainable == "all" or self.student
             return collection in mine and (free or layer in layers[trainable][name])
 
         return trains
@@ -98,34 +112,30 @@ def get_defense(name: str) -> Defense:
     return DEFENSES[name]
 
 
-def train_attacks(config: Config) -> list[Attack]:
-    """Returns the attacks of training."""
-    train = config.train
-    return [attack_from_config(config, name, train.num_steps) for name in train.attacks.split(",")]
-
-
 def _train(config: Config) -> Training:
     return Training(config.train.epochs, config.train.learning_rate)
 
 
 def _base(config: Config) -> Objective:
-    del config
+    smoothing = config.train.label_smoothing
     return Objective(
         lambda logits_fn, images, labels, mask, key: clean_examples(images, mask),
-        classification_loss,
+        functools.partial(classification_loss, smoothing=smoothing),
     )
 
 
-def _adversarial(config: Config) -> Objective:
-    train = config.train
+def _distilled(config: Config) -> Objective:
+    train, distill = config.train, config.distill
     examples = functools.partial(
         adversarial_examples,
         attacks=train_attacks(config),
         assignment=train.assignment,
-        weight=train.adversarial_weight,
+        weight=distill.weight,
         loop=config.attack.loop,
     )
-    return Objective(examples, classification_loss)
+    return Objective(
+        examples, functools.partial(distillation_loss, temperature=distill.temperature)
+    )
 
 
 def _autoencoder(config: Config) -> Objective:
@@ -151,16 +161,27 @@ def _autoencoder(config: Config) -> Objective:
     return Objective(examples, loss, gradient="bare")
 
 
+def _purifier_training(config: Config) -> Training:
+    return Training(config.purifier.epochs, config.purifier.learning_rate)
+
+
+def _denoised(name: str, network_from: str) -> Defense:
+    return Defense(
+        name, denoised_objective, _purifier_training, trains="purifier", network_from=network_from,
+        purified=True, smoothed=True,
+    )  # fmt: skip
+
+
 DEFENSES: dict[str, Defense] = {
     "base": Defense("base", _base, _train),
     "adversarial": Defense(
-        "adversarial", _adversarial, _train, network_from="base", chosen_under="full"
+        "adversarial", adversarial_objective, _train, network_from="base", chosen_under="full"
     ),
     # The undefended network behind a purifier.
     "autoencoder": Defense(
         "autoencoder",
         _autoencoder,
-        lambda config: Training(config.purifier.epochs, config.purifier.learning_rate),
+        _purifier_training,
         trains="purifier",
         network_from="base",
         purified=True,
@@ -170,7 +191,7 @@ DEFENSES: dict[str, Defense] = {
     # trained further against attacks through both.
     "hybrid": Defense(
         "hybrid",
-        _adversarial,
+        adversarial_objective,
         lambda config: Training(config.purifier.joint_epochs, config.purifier.joint_learning_rate),
         trains="both",
         network_from="adversarial",
@@ -178,4 +199,17 @@ DEFENSES: dict[str, Defense] = {
         purified=True,
         chosen_under="full",
     ),
+    # A narrower network that learns from a robust one.
+    "distilled": Defense(
+        "distilled",
+        _distilled,
+        lambda config: Training(config.distill.epochs, config.train.learning_rate),
+        student=True,
+        chosen_under="full",
+    ),
+    # A network for randomised smoothing, trained under noise.
+    "smoothed": Defense("smoothed", smoothed_objective, _train, smoothed=True),
+    # A purifier that removes the noise before a network that was trained without.
+    "denoised": _denoised("denoised", "base"),
+    "denoised_adversarial": _denoised("denoised_adversarial", "adversarial"),
 }

@@ -1,12 +1,16 @@
-"""Adversarial training: each batch is trained on in its clean and its adversarial version."""
+"""Adversarial training: the examples of a batch are its adversarial images, beside the clean ones
+or alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from medadv_jax.attacks import Attack, LogitsFn, run_assigned, run_attacks
 from medadv_jax.defenses.objectives import Examples, clean_examples
+
+# (logits_fn, images (B, H, W, C), labels (B,), key) -> adversarial images (B, A, H, W, C)
+AttackFn = Callable[[LogitsFn, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def adversarial_examples(
@@ -16,10 +20,8 @@ def adversarial_examples(
     mask: jax.Array,
     key: jax.Array,
     *,
-    attacks: Sequence[Attack],
-    assignment: str,
+    attack: AttackFn,
     weight: float,
-    loop: str,
 ) -> Examples:
     """Returns the batch beside its adversarial examples (Madry et al. 2018; mixed with clean ones
     as in Goodfellow et al. 2015, eq. 6, and Kurakin et al. 2017).
@@ -30,20 +32,13 @@ def adversarial_examples(
       labels: (B,) integer.
       mask: (B,) float32, 0 for padding.
       key: for random starts.
-      attacks: A attacks.
-      assignment: "one": image i is attacked by attack i modulo A, at the cost of one attack;
-        "all": each image is attacked by each attack.
+      attack: makes A adversarial images of each.
       weight: share of the loss from adversarial examples, in [0, 1].
-      loop: form of the attack loop.
 
     Returns:
-      Examples with 1 + 1 columns ("one") or 1 + A columns ("all").
+      Examples with 1 + A columns.
     """
-    if assignment == "one":
-        adversarial = run_assigned(attacks, logits_fn, images, labels, key, loop=loop)[:, None]
-    else:
-        adversarial = run_attacks(attacks, logits_fn, images, labels, key, loop=loop)
-        adversarial = jnp.moveaxis(adversarial, 0, 1)
+    adversarial = attack(logits_fn, images, labels, key)
     clean = clean_examples(images, mask)
     share = jnp.full((1, adversarial.shape[1]), weight / adversarial.shape[1])
     return Examples(
@@ -51,3 +46,43 @@ def adversarial_examples(
         images=jnp.concatenate([clean.images, adversarial], axis=1),
         weights=jnp.concatenate([(1 - weight) * clean.weights, clean.weights * share], axis=1),
     )
+
+
+def attacked_examples(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    *,
+    attack: AttackFn,
+) -> Examples:
+    """Returns the adversarial examples alone, A columns of equal weight (Madry et al. 2018,
+    eq. 2.1). Arguments: `adversarial_examples`."""
+    adversarial = attack(logits_fn, images, labels, key)
+    count = adversarial.shape[1]
+    return Examples(adversarial, jnp.tile(clean_examples(images, mask).weights / count, (1, count)))
+
+
+def run_training_attacks(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    *,
+    attacks: Sequence[Attack],
+    assignment: str,
+    loop: str,
+) -> jax.Array:
+    """Returns adversarial images; an `AttackFn` of A attacks.
+
+    Args:
+      logits_fn, images, labels, key: see `adversarial_examples`.
+      attacks: A attacks.
+      assignment: "one": image i is attacked by attack i modulo A, at the cost of one attack, and
+        the result has one column; "all": each image is attacked by each attack.
+      loop: form of the attack loop.
+    """
+    if assignment == "one":
+        return run_assigned(attacks, logits_fn, images, labels, key, loop=loop)[:, None]
+    return jnp.moveaxis(run_attacks(attacks, logits_fn, images, labels, key, loop=loop), 0, 1)

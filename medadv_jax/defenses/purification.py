@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from medadv_jax.attacks import Attack, LogitsFn, run_assigned
 from medadv_jax.classifier import Classifier, Variables
-from medadv_jax.defenses.objectives import Examples, clean_examples
+from medadv_jax.defenses.objectives import Examples, clean_examples, kl_divergence
 from medadv_jax.errors import UserError
 
 # Unit of the reconstruction error, in pixels: 8 of 255 grey levels, about the radius of the paper's
@@ -132,12 +132,6 @@ def purification_loss(
         divergence = jnp.vdot(weights, kl_divergence(clean[:, None], logits))
         loss, metrics = loss + guidance * divergence, metrics | {"divergence": divergence}
     return loss, metrics
-
-
-def kl_divergence(logits: jax.Array, others: jax.Array) -> jax.Array:
-    """Returns KL(softmax(logits) ‖ softmax(others)) in nats, (..., K), (..., K) -> (...)."""
-    log_p, log_q = (jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in (logits, others))
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 OBJECTIVES: dict[str, _Traits] = {

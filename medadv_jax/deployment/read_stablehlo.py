@@ -15,8 +15,9 @@ from jax import export
 def load(folder: Path) -> Callable[[np.ndarray], Sequence[jax.Array]]:
     """Returns images (B, S, S, 3) uint8 -> probabilities (B, K) and logits (B, K), float32."""
     exported = export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
-    weights = dict(np.load(folder / "weights.npz", allow_pickle=False))
-    return lambda images: [*exported.call(weights, images)]
+    weights = jax.device_put(dict(np.load(folder / "weights.npz", allow_pickle=False)))
+    call = jax.jit(exported.call)
+    return lambda images: [*call(weights, images)]
 
 
 if __name__ == "__main__":

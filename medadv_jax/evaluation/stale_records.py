@@ -58,7 +58,7 @@ def remove_stale(workdir: Path, networks: Mapping[str, str]) -> list[str]:
 def _remove(workdir: Path, defenses: list[str]) -> None:
     """Removes rows of these defences, and the records that are of all defences together."""
     tables: dict[Path, pa.Table] = {}
-    for name in ("predictions.parquet", "curves.parquet"):
+    for name in ("predictions.parquet", "curves.parquet", "certificates.parquet"):
         if (workdir / name).exists():
             table = read_table(workdir / name)
             kept = ~np.isin(table["defense"].to_numpy(zero_copy_only=False), defenses)

@@ -118,7 +118,7 @@ def threats(defense: Defense, variables: Any, base: Any | None) -> list[Threat]:
     """
     transfer = [Source("bare", base)] if base is not None else []
     if not defense.purified:
-        adaptive = Threat(("adaptive",), (Source("bare", variables),))
+        adaptive = Threat(("adaptive",), (Source(defense.deployed, variables),))
         others = [Threat(("transfer",), tuple(transfer))] if defense.needs and transfer else []
         return [*others, adaptive]
     oblivious, adaptive = ("oblivious",), (Source("full", variables), Source("bpda", variables))

@@ -68,7 +68,7 @@ def evaluate_runs(runs: Sequence[Path], output: Path, count: int = 0) -> None:
     dataset, console = load_dataset(config.data), default_console()
     indices = find_examples(dataset, test, runs[0])
     for run in runs:
-        _refuse_changed_images(run, dataset)
+        refuse_changed_images(run, dataset)
     if count:
         indices = indices[choose_examples(dataset.labels[indices], count, config.seed)]
     models, attacks = load_models(runs, made), evaluation_attacks(config)
@@ -112,7 +112,7 @@ def find_examples(dataset: Dataset, ids: Sequence[str], run: Path) -> np.ndarray
     return np.array([position[name] for name in ids])
 
 
-def _refuse_changed_images(run: Path, dataset: Dataset) -> None:
+def refuse_changed_images(run: Path, dataset: Dataset) -> None:
     """Raises UserError if test images have another content than when the run was made."""
     saved = read_json(run / "splits.json")
     now = {example.id: example.md5 for example in dataset.examples}

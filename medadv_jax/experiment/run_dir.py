@@ -40,7 +40,7 @@ class _Irrelevant(NamedTuple):
 
 _ELSEWHERE = (
     "defenses", "reuse", *FIELDS_WITHOUT_RESULT, "purifier.", "detector.", "eval.",
-    "attack.targeted",
+    "distill.", "defense.", "attack.targeted",
 )  # fmt: skip
 # The stages that another run can reuse: those that train a network alone. A run that differs in
 # irrelevant fields only trains the same weights, bit for bit; see `reuse_stages`.
@@ -48,7 +48,8 @@ IRRELEVANT_FIELDS = {
     "base": _Irrelevant(
         (
             *_ELSEWHERE, "attack.", "train.attacks", "train.assignment",
-            "train.adversarial_weight", "train.num_steps",
+            "train.adversarial_weight", "train.num_steps", "train.objective", "train.beta",
+            "train.method", "train.replays", "train.weight_perturbation", "train.dual_norm",
         )
     ),
     # Its best checkpoint is chosen under the validation attack.

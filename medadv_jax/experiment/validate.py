@@ -15,6 +15,7 @@ from medadv_jax.config import Config, expand_path, flatten, nearest_field
 from medadv_jax.data import DATASETS
 from medadv_jax.data.folder.names import compile_pattern, split_names
 from medadv_jax.defenses import DEFENSES
+from medadv_jax.defenses.from_config import METHODS, PAIRED, TRAIN_OBJECTIVES
 from medadv_jax.defenses.purification import OBJECTIVES
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.threat_models import choose_targets
@@ -127,6 +128,13 @@ RULES: dict[str, Rule] = {
     "train.ema": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "train.class_weights": _one_of(("none", "balanced")),
     "train.sampling": _one_of(("uniform", "balanced")),
+    "train.objective": _one_of(TRAIN_OBJECTIVES),
+    "train.beta": _number(0, 10**6),
+    "train.method": _one_of(METHODS),
+    "train.replays": _number(1, 1000),
+    "train.weight_perturbation": _number(0, 1),
+    "train.dual_norm": _one_of(("attacked", "clean", "none")),
+    "train.label_smoothing": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "train.schedule": _one_of(("constant", "cosine")),
     "train.trainable": _one_of(("all", "head", "last_stage")),
     "train.attacks": _list_of(ATTACKS),
@@ -151,6 +159,12 @@ RULES: dict[str, Rule] = {
     "purifier.learning_rate": _number(0, _RATE, above=True),
     "purifier.joint_epochs": _number(0, _EPOCHS),
     "purifier.joint_learning_rate": _number(0, _RATE, above=True),
+    "distill.teacher": _one_of(name for name in DEFENSES if not DEFENSES[name].student),
+    "distill.width": _number(0, 4, above=True),
+    "distill.epochs": _number(1, _EPOCHS),
+    "distill.temperature": _number(0, 10**3, above=True),
+    "distill.weight": _number(0, 1),
+    "defense.sigma": _number(0, 10, above=True),
     "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS]),
     "eval.images": (lambda value: value == 0 or 2 <= value <= _MANY, "0: all, or at least 2"),
     "eval.num_steps": _number(1, 10_000),
@@ -232,6 +246,34 @@ def _check_training(config: Config) -> None:
     if train.warmup_epochs > train.epochs:
         allowed = f"at most train.epochs={train.epochs}"
         raise _refuse("train.warmup_epochs", train.warmup_epochs, allowed)
+    _check_objective(config)
+
+
+def _check_objective(config: Config) -> None:
+    """Refuses parts of adversarial training that do not compose."""
+    train = config.train
+    free, paired = train.method == "free", train.objective in PAIRED
+    dual, name = train.dual_norm != "none", config.model.name
+    one_column = paired or train.method != "multi_step"
+    for field, refused, allowed in (
+        ("objective", free and train.objective != "madry",
+         "madry with method=free, which trains on attacked images alone"),
+        ("weight_perturbation", free and train.weight_perturbation > 0,
+         "0 with method=free, which has one backward pass for each update"),
+        ("method", train.objective == "trades" and train.method != "multi_step",
+         "multi_step with objective=trades, which has an attack of its own"),
+        ("assignment", one_column and train.assignment == "all",
+         f"one with objective={train.objective} and method={train.method}"),
+        ("label_smoothing", train.objective == "mart" and train.label_smoothing > 0,
+         "0 with objective=mart, whose loss has no such form"),
+        ("dual_norm", dual and train.objective == "madry",
+         "none with objective=madry, which trains on no clean images"),
+        ("dual_norm", dual and name.startswith("vgg"), f"none: {name} has no BatchNorm"),
+        ("dual_norm", dual and train.trainable != "all",
+         f"none with trainable={train.trainable}, where BatchNorm stays as it is"),
+    ):  # fmt: skip
+        if refused:
+            raise _refuse(f"train.{field}", train[field], allowed)
 
 
 def _check_together(config: Config) -> None:
@@ -251,7 +293,8 @@ def _check_together(config: Config) -> None:
         raise _refuse("data.fold", config.data.fold, f"below num_folds={config.data.num_folds}")
     trained: list[str] = []
     for name in config.defenses.split(","):
-        for first in DEFENSES[name].needs:
+        taught_by = [config.distill.teacher] if DEFENSES[name].student else []
+        for first in (*DEFENSES[name].needs, *taught_by):
             if first not in trained:
                 allowed = f"such that {first} stands before {name}"
                 raise _refuse("defenses", config.defenses, allowed)

@@ -11,6 +11,7 @@ import numpy as np
 
 from medadv_jax.config import flatten, read_saved_config
 from medadv_jax.errors import UserError
+from medadv_jax.evaluation.certificates import CERTIFICATES
 from medadv_jax.evaluation.predictions import (
     KEYS,
     Columns,
@@ -93,6 +94,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
         detection=_csv(path / "detection.csv"),
         checks=_json(path / "self_checks.json") or None,
         splits=_json(path / "splits.json"),
+        certificates=to_columns(read_table(path / CERTIFICATES)) or None,
     )
 
 

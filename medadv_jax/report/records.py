@@ -74,6 +74,7 @@ class RunRecords:
       detection: rows of detection.csv.
       checks: the content of self_checks.json.
       splits: the content of splits.json.
+      certificates: columns of certificates.parquet.
     """
 
     path: Path
@@ -91,6 +92,7 @@ class RunRecords:
     detection: list[dict[str, str]]
     checks: dict[str, Any] | None
     splits: dict[str, Any]
+    certificates: Columns | None = None
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from medadv_jax.report import comparison, run_figures, run_tables
 from medadv_jax.report.aggregate import Group, make_groups
+from medadv_jax.report.certificates import certificates_figure, certificates_table
 from medadv_jax.report.example_panels import panels
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Part, Section
 from medadv_jax.report.paper.figures import figures_of_one
@@ -44,6 +45,7 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
             run_tables.subgroup_table(run, by) for by in run.subgroups
         ]),
         Section("Attacked images", panels(run)),
+        Section("Certificates", [certificates_table(run), certificates_figure(run)]),
         Section("Detector", [run_tables.detection_table(run)]),
         Section("Self-checks in full", [run_tables.checks_table(run)]),
         *paper_section(run.dataset, groups, only_ours=True),

@@ -18,12 +18,14 @@ class Assembly(NamedTuple):
     Attributes:
       bare: the network without a purifier.
       purified: the network behind a purifier.
+      student: the network at the width of `config.distill`, without a purifier.
       start: pretrained weights of the network; None: it is initialised as in its paper.
       notes: lines for the user about these weights.
     """
 
     bare: Classifier
     purified: Classifier
+    student: Classifier
     start: Variables | None
     notes: list[str]
 
@@ -43,7 +45,9 @@ def assemble(config: Config, class_names: Sequence[str]) -> Assembly:
     module = create_purifier(
         purifier.name, purifier.bottleneck, purifier.width, model.dtype, model.conv_impl
     )
-    return Assembly(bare, Classifier(network, normalization, module), start, notes)
+    student: Any = network  # the same options
+    student = Classifier(student.clone(width=config.distill.width), normalization)
+    return Assembly(bare, Classifier(network, normalization, module), student, start, notes)
 
 
 def training_classifier(classifier: Classifier, config: Config) -> Classifier:

@@ -1,6 +1,7 @@
 """The classifiers of a run: trains them, and restores them from their checkpoints."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from medadv_jax import interrupts
@@ -16,6 +18,8 @@ from medadv_jax.config import Config
 from medadv_jax.data.loader import Batch, Dataset, make_loader, steps_per_epoch
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import Defense, get_defense
+from medadv_jax.defenses.distilled import Student
+from medadv_jax.defenses.smoothing import with_noise
 from medadv_jax.distributed import make_local_mesh, make_mesh, to_local
 from medadv_jax.evaluation.predictor import Predictor, accuracy_and_loss, predict_all
 from medadv_jax.evaluation.threat_models import (
@@ -53,16 +57,19 @@ class Classifiers:
         self._best: dict[str, Variables] = {}
         self.mesh, self.notes = make_local_mesh(), self._parts.notes
         self._training_mesh = make_mesh()
-        purified = any(get_defense(name).purified for name in config.defenses.split(","))
+        defenses = [get_defense(name) for name in config.defenses.split(",")]
+        every = self._parts.purified if any(d.purified for d in defenses) else self._parts.bare
+        if any(defense.student for defense in defenses):
+            every = dataclasses.replace(every, student=self._parts.student.network)
         self.predictor = Predictor(
-            self._parts.purified if purified else self._parts.bare,
+            every,
             config.attack.loop,
             choose_targets(config, class_names),
         )
 
     def target(self, defense: Defense) -> Target:
         """Returns a trained classifier as it is deployed."""
-        return Target("full" if defense.purified else "bare", self.variables(defense))
+        return Target(defense.deployed, self.variables(defense))
 
     def variables(self, defense: Defense) -> Variables:
         """Returns the variables of a trained classifier's best checkpoint."""
@@ -72,6 +79,8 @@ class Classifiers:
 
     def classifier(self, defense: Defense) -> Classifier:
         """Returns the function of a defence's classifier, with its purifier if it has one."""
+        if defense.student:
+            return self._parts.student
         return self._parts.purified if defense.purified else self._parts.bare
 
     def sha256(self, defense: Defense) -> str:
@@ -120,11 +129,13 @@ class Classifiers:
     ) -> None:
         """Trains one classifier from its newest checkpoint, else from its start."""
         config = self._config
-        steps = steps_per_epoch(len(splits.train), config.train.batch_size)
+        objective = defense.make_objective(config)
+        updates = objective.replay.times if objective.replay else 1
+        steps = updates * steps_per_epoch(len(splits.train), config.train.batch_size)
         optimizer, average_decay = self._optimizer(defense, steps), self._average_decay(defense)
-        classifier = training_classifier(self.classifier(defense), config)
+        classifier = self._training_classifier(defense)
         step = make_train_step(
-            classifier, optimizer, defense.make_objective(config), config.data.augment,
+            classifier, optimizer, objective, config.data.augment,
             self._class_weights(defense, dataset.labels[splits.train]), average_decay,
         )  # fmt: skip
         state, frozen = create_state(
@@ -132,6 +143,10 @@ class Classifiers:
             config.data.image_size, self._start(defense), defense.trained_layers(config),
             average_decay,
         )  # fmt: skip
+        if defense.student:
+            teacher = jax.device_get(self.variables(get_defense(config.distill.teacher)))
+            everywhere = NamedSharding(self._training_mesh, PartitionSpec())
+            frozen["teacher"] = jax.device_put(teacher, everywhere)
         Trainer(
             config=config,
             defense=defense,
@@ -143,7 +158,16 @@ class Classifiers:
             progress=progress,
             mesh=self._training_mesh,
             frozen=frozen,
+            updates=updates,
         ).fit(state)
+
+    def _training_classifier(self, defense: Defense) -> Classifier:
+        """Returns the classifier as it is trained; a student has its teacher beside it."""
+        own = self.classifier(defense)
+        if not defense.student:
+            return training_classifier(own, self._config)
+        teacher = self.classifier(get_defense(self._config.distill.teacher))
+        return Student(own.network, own.normalization, teacher=teacher)
 
     def _epoch(self, dataset: Dataset, train: Sequence[int], epoch: int) -> Iterator[Batch]:
         """Returns the training batches of an epoch, this process' part of each."""
@@ -170,7 +194,7 @@ class Classifiers:
     ) -> Callable[[Variables], dict[str, float]]:
         """Returns variables -> accuracy and loss on the validation images."""
         config = self._config
-        deployed = "full" if defense.purified else "bare"
+        deployed = defense.deployed
         gradient = "bare" if defense.chosen_under == "bare" else deployed
         attacks = []
         if defense.chosen_under:
@@ -179,6 +203,8 @@ class Classifiers:
         def validate(variables: Variables) -> dict[str, float]:
             variables = to_local(self.mesh, variables)  # each process validates on all images
             batches = make_loader(dataset, splits.validation, self.eval_batch(), shuffle_seed=None)
+            if defense.smoothed:
+                batches = with_noise(batches, config.defense.sigma, config.seed)
             threat = Threat(("",), (Source(gradient, variables),))
             predictions = predict_all(
                 self.predictor, attacks, [threat], Target(deployed, variables), batches,
@@ -208,6 +234,8 @@ class Classifiers:
 
     def _start(self, defense: Defense) -> Variables | None:
         """Returns the variables that a stage starts from; None: fresh weights."""
+        if defense.student:
+            return None
         network = self._parts.start
         if defense.network_from:
             network = self.variables(get_defense(defense.network_from))

@@ -7,6 +7,7 @@ gradients once a step, and BatchNorm's statistics are of the whole batch.
 This module needs jax, flax, optax and ml_collections only, so that a benchmark can import it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.config import Config
 from medadv_jax.defenses import objectives
 from medadv_jax.defenses.objectives import Metrics, Objective
+from medadv_jax.defenses.weight_perturbation import perturb_weights
 from medadv_jax.distributed import Batch
 from medadv_jax.training.augment import augment
 from medadv_jax.training.state import TrainState, take_step
@@ -60,16 +62,56 @@ def make_train_step(
         if class_weights is not None:
             factors = jnp.asarray(class_weights)[inputs.labels]
             examples = examples._replace(weights=examples.weights * factors[:, None])
-
-        # A function of the trained parameters only: frozen layers get no weight gradients.
-        def loss_fn(params: Any) -> tuple[jax.Array, objectives.Loss]:
-            variables = state._replace(params=params).variables(frozen)
-            loss = objective.loss(classifier, variables, examples, inputs, dropout_key)
-            return loss.value, loss
-
-        gradients, loss = jax.grad(loss_fn, has_aux=True)(state.params)
-        metrics = {"loss": loss.value, **loss.metrics, "count": jnp.sum(inputs.mask)}
-        state = take_step(state, optimizer, gradients, loss.batch_stats, average_decay)
+        update = functools.partial(_update, inputs=inputs, key=dropout_key, frozen=frozen)
+        if objective.replay:
+            return _replay(objective.replay, update, state, examples, inputs)
+        state, metrics, _ = update(state, examples)
         return state, metrics
 
+    def _update(
+        state: TrainState,
+        examples: objectives.Examples,
+        inputs: objectives.Batch,
+        key: jax.Array,
+        frozen: Variables | None,
+        of: int | tuple[int, int] = 0,
+    ) -> tuple[TrainState, Metrics, Any]:
+        """Returns the state after one update, the metrics, and the gradients: of the trained
+        parameters only (frozen layers get no weight gradients), of (0, 1) also of the images."""
+
+        def loss_fn(params: Any, images: jax.Array) -> tuple[jax.Array, objectives.Loss]:
+            variables = state._replace(params=params).variables(frozen)
+            points = examples._replace(images=images)
+            loss = objective.loss(classifier, variables, points, inputs, key)
+            return loss.value, loss
+
+        gradient_fn = jax.grad(loss_fn, of, has_aux=True)
+        gradients, loss = gradient_fn(state.params, examples.images)
+        metrics = {"loss": loss.value, **loss.metrics, "count": jnp.sum(inputs.mask)}
+        own = gradients[0] if isinstance(of, tuple) else gradients
+        if objective.weight_perturbation:
+            # Metrics and statistics are those of the weights themselves, which are deployed.
+            worst = perturb_weights(state.params, own, objective.weight_perturbation)
+            own, _ = gradient_fn(worst, examples.images)
+        state = take_step(state, optimizer, own, loss.batch_stats, average_decay)
+        return state, metrics, gradients
+
     return jax.jit(step, donate_argnums=0)
+
+
+def _replay(
+    replay: objectives.Replay,
+    update: Callable[..., tuple[TrainState, Metrics, Any]],
+    state: TrainState,
+    examples: objectives.Examples,
+    inputs: objectives.Batch,
+) -> tuple[TrainState, Metrics]:
+    """Returns the state after several updates with one batch, and the means of their metrics."""
+
+    def again(carry: tuple[TrainState, jax.Array], _: None) -> tuple[Any, Metrics]:
+        state, points = carry
+        state, metrics, gradients = update(state, examples._replace(images=points), of=(0, 1))
+        return (state, replay.move(points, gradients[1], inputs.images)), metrics
+
+    (state, _), metrics = jax.lax.scan(again, (state, examples.images), None, replay.times)
+    return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)

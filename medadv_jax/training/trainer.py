@@ -95,6 +95,7 @@ class Trainer:
       progress: shown to the user.
       mesh: the devices.
       frozen: the variables that the step does not change.
+      updates: updates of the parameters in a call of `train_step`; all of them are counted.
     """
 
     config: Config
@@ -107,6 +108,7 @@ class Trainer:
     progress: StageProgress
     mesh: Mesh
     frozen: Variables = dataclasses.field(default_factory=dict)
+    updates: int = 1
 
     @property
     def epochs(self) -> int:
@@ -165,7 +167,7 @@ class Trainer:
         step, speed, saved = int(state.step), _Speed(), time.monotonic()
         for batch in itertools.islice(self.make_epoch(epoch), len(rows), None):
             state, metrics = self.train_step(state, put_batch(self.mesh, batch), key, self.frozen)
-            step += 1
+            step += self.updates
             meter.add(step, metrics)
             size = int(batch["mask"].sum()) * jax.process_count()  # without padding
             speed.count(size, metrics)

@@ -221,7 +221,7 @@ def test_images_that_changed_under_their_names_are_refused(runs, tmp_path):
     content["md5"][content["train"][0]] = "another"  # not evaluated
     write_json(folder / "splits.json", content)
     dataset = load_dataset(finished_runs.load_runs([folder])[0].data)
-    finished_runs._refuse_changed_images(folder, dataset)
+    finished_runs.refuse_changed_images(folder, dataset)
     content["md5"][content["test"][0]] = "another"
     write_json(folder / "splits.json", content)
     said = f"1 test images have another content now, as {content['test'][0]}"

@@ -10,9 +10,7 @@ import pytest
 from medadv_jax import interrupts
 from medadv_jax.distributed import put_batch
 from medadv_jax.training.optimizer import OptimizerOptions, make_optimizer, running_average
-from medadv_jax.training.state import WithAverage, create_state
-from medadv_jax.training.step import make_train_step
-from tests.helpers.tiny import SIZE
+from medadv_jax.training.state import WithAverage
 from tests.training.test_trainer import Fit, Parts, assert_trees_close
 
 PARAMS = {"kernel": np.array([[1.0, -2.0]], "f"), "bias": np.array([4.0], "f")}
@@ -101,26 +99,8 @@ def test_average_of_three_values_is_the_weighted_mean():
         assert running_average(constant, constant, 0.9, jnp.int32(count)) == constant
 
 
-class AveragedParts(Parts):
-    """A base step that averages the weights."""
-
-    def __init__(self, decay=0.6, **fields):
-        super().__init__("base", **fields)
-        self.config.train.ema = self.decay = decay
-        self.step = make_train_step(
-            self.classifier, self.optimizer, self.defense.make_objective(self.config),
-            self.config.data.augment, None, decay,
-        )  # fmt: skip
-
-    def state(self):
-        key = jax.random.key(0)
-        return create_state(
-            self.classifier, self.optimizer, self.mesh, key, SIZE, average_decay=self.decay
-        )[0]
-
-
 def test_step_averages_parameters_and_statistics_and_trains_as_without():
-    averaged, plain = AveragedParts(), Parts("base")
+    averaged, plain = Parts("base", ema=0.6), Parts("base")
     key, states = jax.random.key(1), []
     state, other = averaged.state(), plain.state()
     for batch in averaged.batches(40):
@@ -138,7 +118,7 @@ def test_step_averages_parameters_and_statistics_and_trains_as_without():
 
 @functools.cache
 def averaged_parts():
-    return AveragedParts()
+    return Parts("base", ema=0.6)
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])

@@ -14,7 +14,7 @@ from medadv_jax.attacks import make_attack, run_attacks
 from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.loader import make_loader
 from medadv_jax.defenses import get_defense
-from medadv_jax.defenses.adversarial import adversarial_examples
+from medadv_jax.defenses.adversarial import adversarial_examples, run_training_attacks
 from medadv_jax.distributed import put_batch
 from medadv_jax.errors import UserError
 from medadv_jax.progress import StageProgress
@@ -37,8 +37,19 @@ def make_mesh(devices):
 class Parts:
     """A classifier, its optimizer and its step, on some devices."""
 
-    def __init__(self, defense="adversarial", devices=1, optimizer=None, **fields):
+    def __init__(
+        self,
+        defense="adversarial",
+        devices=1,
+        optimizer=None,
+        epsilon=0.03,
+        augmented=True,
+        **fields,
+    ):
         self.config = tiny_config()
+        self.config.attack.epsilon = epsilon
+        if not augmented:
+            self.config.data.augment.update(shift=0.0, rotation=0.0, brightness=0.0)
         for name, value in fields.items():
             setattr(self.config.train, name, value)
         self.defense = get_defense(defense)
@@ -46,12 +57,12 @@ class Parts:
         self.classifier = Classifier(self.counting_network())
         self.optimizer = optimizer or make_optimizer(0.001, "constant", 6)
         self.mesh = make_mesh(devices)
+        objective = self.defense.make_objective(self.config)
+        self.updates = objective.replay.times if objective.replay else 1
         self.step = make_train_step(
-            self.classifier,
-            self.optimizer,
-            self.defense.make_objective(self.config),
-            self.config.data.augment,
-        )
+            self.classifier, self.optimizer, objective, self.config.data.augment, None,
+            self.config.train.ema,
+        )  # fmt: skip
 
     def counting_network(self):
         traces = self.traces
@@ -66,7 +77,10 @@ class Parts:
 
     def state(self):
         key = jax.random.key(0)
-        return create_state(self.classifier, self.optimizer, self.mesh, key, SIZE)[0]
+        return create_state(
+            self.classifier, self.optimizer, self.mesh, key, SIZE,
+            average_decay=self.config.train.ema,
+        )[0]  # fmt: skip
 
     def batches(self, count=40, epoch=0):
         return make_loader(tiny_dataset(count), range(count), 16, shuffle_seed=0, epoch=epoch)
@@ -121,14 +135,7 @@ def test_padding_has_no_say():
 def test_attack_touches_neither_parameters_nor_statistics():
     """The statistics after a step are those of one training pass over clean and adversarial
     images; the attack's own passes leave no trace in them."""
-    parts = Parts(assignment="all")
-    parts.config.data.augment.update(shift=0.0, rotation=0.0, brightness=0.0)
-    parts.step = make_train_step(
-        parts.classifier,
-        parts.optimizer,
-        parts.defense.make_objective(parts.config),
-        parts.config.data.augment,
-    )
+    parts = Parts(assignment="all", augmented=False)
     batch = next(iter(parts.batches(16)))
     key = jax.random.key(1)
     before = parts.state()
@@ -188,10 +195,10 @@ def test_examples_weigh_one_together(assignment, columns):
         jnp.array([0, 1, 0, 1]),
         mask,
         jax.random.key(0),
-        attacks=attacks,
-        assignment=assignment,
+        attack=functools.partial(
+            run_training_attacks, attacks=attacks, assignment=assignment, loop="fori_loop"
+        ),
         weight=0.75,
-        loop="fori_loop",
     )
     assert examples.images.shape == (4, columns, SIZE, SIZE, 3)
     np.testing.assert_array_equal(examples.images[:, 0], images)
@@ -204,8 +211,8 @@ def test_examples_weigh_one_together(assignment, columns):
 class Fit:
     """A trainer in a folder."""
 
-    def __init__(self, folder, **fields):
-        self.parts = Parts("base", **fields)
+    def __init__(self, folder, defense="base", **fields):
+        self.parts = Parts(defense, **fields)
         self.folder = folder
 
     def __call__(self, epochs):
@@ -224,6 +231,7 @@ class Fit:
                 writer=writer,
                 progress=StageProgress(console, "train", 40 * epochs),
                 mesh=parts.mesh,
+                updates=parts.updates,
             ).fit(parts.state())
             last = jax.device_get(checkpoints.restore(checkpoints.latest(), parts.state()))
             return last, checkpoints.best()
