@@ -22,7 +22,7 @@ from medadv_jax.defenses.objectives import (
     classification_loss,
     clean_examples,
 )
-from medadv_jax.defenses.purification import purification_inputs, purification_loss
+from medadv_jax.defenses.purification import OBJECTIVES, purification_inputs, purification_loss
 from medadv_jax.errors import UserError
 from medadv_jax.models import HEAD, LAST_STAGE
 
@@ -128,7 +128,10 @@ def _autoencoder(config: Config) -> Objective:
         )  # fmt: skip
         return Loss(value, metrics, variables["batch_stats"])
 
-    return Objective(examples, loss, gradient="bare")
+    steps = sum(attack.num_steps for attack in train_attacks(config)) / len(train_attacks(config))
+    corrupted, guided = OBJECTIVES[purifier.objective]
+    passes = corrupted * steps + guided * (3 if corrupted else 1)
+    return Objective(examples, loss, gradient="bare", passes=passes)
 
 
 DEFENSES: dict[str, Defense] = {

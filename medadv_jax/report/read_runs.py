@@ -93,6 +93,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
         detection=_csv(path / "detection.csv"),
         checks=_json(path / "self_checks.json") or None,
         splits=_json(path / "splits.json"),
+        cost=_json(path / "training_cost.json"),
     )
 
 

@@ -74,6 +74,7 @@ class RunRecords:
       detection: rows of detection.csv.
       checks: the content of self_checks.json.
       splits: the content of splits.json.
+      cost: the content of training_cost.json.
     """
 
     path: Path
@@ -91,6 +92,7 @@ class RunRecords:
     detection: list[dict[str, str]]
     checks: dict[str, Any] | None
     splits: dict[str, Any]
+    cost: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:

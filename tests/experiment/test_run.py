@@ -56,6 +56,7 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
         "config.json", "splits.json", "checkpoints", "metrics.jsonl", "tensorboard",
         "predictions.parquet", "results.csv", "pictures.npz", "report", "digests.json",
         "networks.json", "attack_record.json", "per_class.csv", "models",
+        "training_cost.json",
     }  # fmt: skip
     assert "train adversarial: epoch 2/2" in text
     ends = re.findall(r"^([a-z ]+): \d+ [a-z]+ in \d+ s$", text, re.MULTILINE)

@@ -73,7 +73,9 @@ def test_named_grids_are_possible(path, tmp_path):
     cells = make_cells(load_grid(path.stem), tmp_path)
     assert len(cells) == {"paper": 8, "honest": 40, "smoke": 8}.get(path.stem, len(cells)) > 0
     fresh = {cell.config.model.weights == "none" for cell in cells}
-    assert fresh == {path.stem in ("smoke", "xrays")}  # the others from ImageNet weights
+    assert fresh == {
+        path.stem in ("smoke", "xrays", "objectives")
+    }  # the others from ImageNet weights
     with pytest.raises(UserError, match=f"give a file, or one of .*{path.stem}"):
         load_grid("nothing")
 
