@@ -15,7 +15,7 @@ from medadv_jax.report.tables import Cell, Estimate, Table
 
 _NOTE = (
     "Cost of the stage alone, on the device of its run (see Settings): seconds of the steps,"
-    " without compilation and validation; gradient passes of the network, summed over training images."
+    " without compilation and validation; gradient passes of the network, summed over its images."
     " A stage that another run trained has no row. Accuracy with 95 % intervals."
 )
 _FIELDS = (
