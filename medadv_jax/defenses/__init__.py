@@ -161,4 +161,19 @@ DEFENSES: dict[str, Defense] = {
         purified=True,
         chosen_under="full",
     ),
+    # Network and purifier trained together from the first epoch, against attacks through both.
+    "joint": Defense(
+        "joint", adversarial_objective, _train, trains="both", purified=True, chosen_under="full"
+    ),
+    # The adversarially trained network, kept as it is, behind a purifier that is trained on the
+    # examples of an attacker who knows both.
+    "purified": Defense(
+        "purified",
+        lambda config: _autoencoder(config)._replace(gradient="full"),
+        lambda config: Training(config.purifier.epochs, config.purifier.learning_rate),
+        trains="purifier",
+        network_from="adversarial",
+        purified=True,
+        chosen_under="full",
+    ),
 }

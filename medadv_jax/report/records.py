@@ -18,8 +18,10 @@ from medadv_jax.evaluation.predictions import (
 )
 from medadv_jax.evaluation.statistics import Interval, cluster_weights, proportion_interval
 
-DEFENSES = ("base", "adversarial", "autoencoder", "hybrid")  # the order of every table
-PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not know the purifier
+# The order of every table.
+DEFENSES = ("base", "adversarial", "autoencoder", "hybrid", "joint", "purified")
+# Have an oblivious attacker, who does not know the purifier.
+PURIFIED = ("autoencoder", "hybrid", "joint", "purified")
 THREATS = ("transfer", "oblivious", "adaptive")
 PHANTOMS = "phantoms"
 

@@ -1,6 +1,6 @@
 """Self-check 13: training with attacks of one step has not overfitted to such attacks.
 
-Catastrophic overfitting (Wong et al. 2020, section 5): within an epoch or less the accuracy under
+Catastrophic overfitting (Wong et al. 2020): within an epoch or less the accuracy under
 PGD falls to nothing, while that under FGSM, which is much like the attack of training, stays high.
 """
 
