@@ -24,7 +24,7 @@ from medadv_jax.defenses.objectives import (
     classification_loss,
     clean_examples,
 )
-from medadv_jax.defenses.purification import purification_inputs, purification_loss
+from medadv_jax.defenses.purification import OBJECTIVES, purification_inputs, purification_loss
 from medadv_jax.defenses.smoothing import denoised_objective, smoothed_objective
 from medadv_jax.errors import UserError
 from medadv_jax.models import HEAD, LAST_STAGE
@@ -158,7 +158,10 @@ def _autoencoder(config: Config) -> Objective:
         )  # fmt: skip
         return Loss(value, metrics, variables["batch_stats"])
 
-    return Objective(examples, loss, gradient="bare")
+    steps = sum(attack.num_steps for attack in train_attacks(config)) / len(train_attacks(config))
+    corrupted, guided = OBJECTIVES[purifier.objective]
+    passes = corrupted * steps + guided * (3 if corrupted else 1)
+    return Objective(examples, loss, gradient="bare", passes=passes)
 
 
 def _purifier_training(config: Config) -> Training:
@@ -212,4 +215,19 @@ DEFENSES: dict[str, Defense] = {
     # A purifier that removes the noise before a network that was trained without.
     "denoised": _denoised("denoised", "base"),
     "denoised_adversarial": _denoised("denoised_adversarial", "adversarial"),
+    # Network and purifier trained together from the first epoch, against attacks through both.
+    "joint": Defense(
+        "joint", adversarial_objective, _train, trains="both", purified=True, chosen_under="full"
+    ),
+    # The adversarially trained network, kept as it is, behind a purifier that is trained on the
+    # examples of an attacker who knows both.
+    "purified": Defense(
+        "purified",
+        lambda config: _autoencoder(config)._replace(gradient="full"),
+        _purifier_training,
+        trains="purifier",
+        network_from="adversarial",
+        purified=True,
+        chosen_under="full",
+    ),
 }

@@ -33,7 +33,7 @@ def move_points(
 ) -> jax.Array:
     """Returns the points of the next replay: a step of ε uphill, projected to the ball.
 
-    Shafahi et al. (2019), algorithm 1, lines 9 to 13.
+    Shafahi et al. (2019), algorithm 1.
 
     Args:
       points: (B, 1, H, W, C) float32 in [0, 1].

@@ -46,7 +46,7 @@ def kl_attack(
     """Returns images (B, 1, H, W, C) whose probabilities are far from those of the clean images.
 
     Ascends KL(p(clean) ‖ p(attacked)) from a Gaussian point beside the image: at the image itself
-    the gradient is 0 (Zhang et al. 2019, algorithm 1, lines 5 to 8).
+    the gradient is 0 (Zhang et al. 2019, algorithm 1).
 
     Args:
       logits_fn: pixels (N, H, W, C) -> logits (N, K), each image alone.

@@ -12,7 +12,7 @@ from medadv_jax.attacks.norms import normalize
 def perturb_weights(params: Any, gradients: Any, gamma: float) -> Any:
     """Returns the weights w + v after one step uphill, ‖v‖ = γ ‖w‖ in each kernel.
 
-    Wu et al. (2020), section 4.1: v = γ ‖w‖ g / ‖g‖, from v = 0 with one step. Biases and the
+    Wu et al. (2020), section 4: v = γ ‖w‖ g / ‖g‖, from v = 0 with one step. Biases and the
     scales of norms stay, as in the authors' code. A kernel without gradient stays as it is.
 
     Args:

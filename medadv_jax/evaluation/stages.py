@@ -240,6 +240,9 @@ class Evaluation:
                 checks += run_all.run_self_checks(
                     model, self.config, curves, predictions, second, record, progress.advance
                 )
+        checks += run_all.overfitting_checks(
+            read_metrics(self.workdir / "metrics.jsonl"), len(self.splits.validation)
+        )
         run_all.write_self_checks(path, [*checks, self._check_splits(predictions)])
 
     def _models_under_test(self) -> Iterator[tuple[str, ModelUnderTest]]:

@@ -11,7 +11,9 @@ from medadv_jax.attacks import ATTACKS, Attack
 from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
+from medadv_jax.defenses.from_config import SINGLE_STEP
 from medadv_jax.errors import UserError
+from medadv_jax.evaluation.checks.overfitting_check import FGSM, PGD
 
 
 class Source(NamedTuple):
@@ -71,6 +73,15 @@ def validation_attack(config: Config, through_purifier: bool) -> Any:
         name = "apgd" if through_purifier else "pgd"
     steps = config.train.num_steps if name in ATTACKS else settings.validation_steps
     return attack_from_config(config, name, steps)
+
+
+def overfitting_attacks(config: Config) -> dict[str, Attack]:
+    """Returns, after training with attacks of one step, FGSM and PGD by the names that their
+    accuracies have in self-check 13; else nothing."""
+    if config.train.method not in SINGLE_STEP:
+        return {}
+    pgd = attack_from_config(config, "pgd", config.eval.num_steps)
+    return {FGSM: attack_from_config(config, "fgsm", 1), PGD: pgd}
 
 
 def evaluation_attack(config: Config, name: str) -> Attack:

@@ -61,7 +61,7 @@ def certify_run(
     count: int = 300,
     attacked: int = 32,
 ) -> None:
-    """Certifies classifiers of a run, writes `certificates.parquet`, check 13, and a new report.
+    """Certifies classifiers of a run, writes `certificates.parquet`, check 14, and a new report.
 
     Images that have their certificate are not done again: a killed command goes on where it was.
 
@@ -200,7 +200,7 @@ def _attack(
 
 
 def _summarize(run: Path, subject: Subject, images: _Images, console: Console) -> None:
-    """Prints certified accuracies, and adds check 13 to those of the run, if it has any."""
+    """Prints certified accuracies, and adds check 14 to those of the run, if it has any."""
     table = read_certificates(run)
     mine = np.array(table["defense"].to_pylist()) == subject.defense
     columns = to_columns(table.filter(pa.array(mine)))
@@ -209,8 +209,8 @@ def _summarize(run: Path, subject: Subject, images: _Images, console: Console) -
         between = f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else ""
         say(console, f"{subject.defense}: certified at L2 radius {at:g}: {share:.3f}{between}")
     result: Check = certificates_hold(subject.defense, columns)
-    say(console, f"check 13 {result.name}: {result.verdict}: {result.explanation}")
+    say(console, f"check 14 {result.name}: {result.verdict}: {result.explanation}")
     path = run / "self_checks.json"
     if checks := read_self_checks(path):
-        rest = [c for c in checks if (c.number, c.defense) != (13, subject.defense)]
+        rest = [c for c in checks if (c.number, c.defense) != (14, subject.defense)]
         write_self_checks(path, [*rest, result])

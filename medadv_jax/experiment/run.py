@@ -27,10 +27,11 @@ from medadv_jax.evaluation.stages import Evaluation, with_fewer_tests
 from medadv_jax.evaluation.stale_records import remove_stale
 from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.validate import check_batch, check_classes, validate
-from medadv_jax.files import write_json
+from medadv_jax.files import read_metrics, write_json
 from medadv_jax.progress import StageProgress, default_console, say
 from medadv_jax.training.build import find_start
 from medadv_jax.training.classifiers import Classifiers
+from medadv_jax.training.cost import training_cost
 from medadv_jax.training.metric_writer import MetricsWriter, SilentWriter
 
 _LEFT = (
@@ -168,6 +169,10 @@ class Run:
                     self._say(f"train {defense.name}: {done}")
         for defense in self.defenses:
             self.classifiers.variables(defense)
+        if distributed.is_first():
+            lines = read_metrics(self.workdir / "metrics.jsonl")
+            cost = training_cost(self.config, lines, len(splits.train))
+            write_json(self.workdir / "training_cost.json", cost)
 
     def _evaluation(self, dataset: Dataset, splits: Splits) -> Evaluation:
         """Returns the stages that follow, with the best checkpoint of each classifier."""

@@ -238,9 +238,13 @@ def _check_training(config: Config) -> None:
     if not train.epochs and model.weights == "none":
         allowed = "at least 1 with model.weights=none: an untrained network"
         raise _refuse("train.epochs", train.epochs, allowed)
-    if not train.epochs and "adversarial" in config.defenses.split(","):
-        allowed = "at least 1 to train adversarial; give --config.defenses=base"
+    trained = [name for name in ("adversarial", "joint") if name in config.defenses.split(",")]
+    if not train.epochs and trained:
+        allowed = f"at least 1 to train {trained[0]}; give --config.defenses=base"
         raise _refuse("train.epochs", train.epochs, allowed)
+    if config.purifier.objective == "reconstruction" and "purified" in config.defenses.split(","):
+        allowed = "denoising or guided for defense purified: reconstruction has no attacked images"
+        raise _refuse("purifier.objective", config.purifier.objective, allowed)
     if train.weight_decay and train.optimizer == "adam":
         raise _refuse("train.weight_decay", train.weight_decay, "0 with adam; adamw has one")
     if train.warmup_epochs > train.epochs:

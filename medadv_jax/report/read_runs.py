@@ -95,6 +95,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
         checks=_json(path / "self_checks.json") or None,
         splits=_json(path / "splits.json"),
         certificates=to_columns(read_table(path / CERTIFICATES)) or None,
+        cost=_json(path / "training_cost.json"),
     )
 
 

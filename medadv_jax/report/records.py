@@ -18,8 +18,10 @@ from medadv_jax.evaluation.predictions import (
 )
 from medadv_jax.evaluation.statistics import Interval, cluster_weights, proportion_interval
 
-DEFENSES = ("base", "adversarial", "autoencoder", "hybrid")  # the order of every table
-PURIFIED = ("autoencoder", "hybrid")  # have an oblivious attacker, who does not know the purifier
+# The order of every table.
+DEFENSES = ("base", "adversarial", "autoencoder", "hybrid", "joint", "purified")
+# Have an oblivious attacker, who does not know the purifier.
+PURIFIED = ("autoencoder", "hybrid", "joint", "purified")
 THREATS = ("transfer", "oblivious", "adaptive")
 PHANTOMS = "phantoms"
 
@@ -75,6 +77,7 @@ class RunRecords:
       checks: the content of self_checks.json.
       splits: the content of splits.json.
       certificates: columns of certificates.parquet.
+      cost: the content of training_cost.json.
     """
 
     path: Path
@@ -93,6 +96,7 @@ class RunRecords:
     checks: dict[str, Any] | None
     splits: dict[str, Any]
     certificates: Columns | None = None
+    cost: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from medadv_jax.evaluation.metrics import is_trivial
 from medadv_jax.report import comparison
 from medadv_jax.report.aggregate import Group, Pooled, Series, make_groups, pool
+from medadv_jax.report.cost import cost_sections
 from medadv_jax.report.example_panels import compact
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Section
 from medadv_jax.report.paper.claims import claims_section
@@ -38,6 +39,7 @@ def build(
     sections = [Section("Warnings", [*missing, *warnings(runs)])]
     for dataset, inside in groups.items():
         sections += _dataset_sections(dataset, inside)
+    sections += cost_sections(runs)
     sections += [transfer_section(one) for one in transfers]
     sections.append(Section("Settings", [settings_table(runs)]))
     title = f"{_count(len(runs), 'run', 'runs')} on {' and '.join(groups)}"

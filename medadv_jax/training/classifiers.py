@@ -27,6 +27,7 @@ from medadv_jax.evaluation.threat_models import (
     Target,
     Threat,
     choose_targets,
+    overfitting_attacks,
     validation_attack,
 )
 from medadv_jax.progress import StageProgress
@@ -192,13 +193,15 @@ class Classifiers:
     def _validator(
         self, defense: Defense, dataset: Dataset, splits: Splits
     ) -> Callable[[Variables], dict[str, float]]:
-        """Returns variables -> accuracy and loss on the validation images."""
+        """Returns variables -> accuracy and loss on the validation images; after training with
+        attacks of one step also the accuracies of self-check 13."""
         config = self._config
         deployed = defense.deployed
         gradient = "bare" if defense.chosen_under == "bare" else deployed
         attacks = []
         if defense.chosen_under:
             attacks.append(validation_attack(config, through_purifier=gradient == "full"))
+        probes = overfitting_attacks(config) if defense.chosen_under == "full" else {}
 
         def validate(variables: Variables) -> dict[str, float]:
             variables = to_local(self.mesh, variables)  # each process validates on all images
@@ -207,10 +210,16 @@ class Classifiers:
                 batches = with_noise(batches, config.defense.sigma, config.seed)
             threat = Threat(("",), (Source(gradient, variables),))
             predictions = predict_all(
-                self.predictor, attacks, [threat], Target(deployed, variables), batches,
-                self.mesh, config.seed, lambda images: interrupts.check(f"train {defense.name}"),
+                self.predictor, [*attacks, *probes.values()], [threat],
+                Target(deployed, variables), batches, self.mesh, config.seed,
+                lambda images: interrupts.check(f"train {defense.name}"),
             )  # fmt: skip
-            return accuracy_and_loss(predictions)
+            first = predictions._replace(logits=predictions.logits[:, : 1 + len(attacks)])
+            right = predictions.predicted == predictions.label[:, None]
+            columns = enumerate(probes, start=1 + len(attacks))
+            return accuracy_and_loss(first) | {
+                name: float(right[:, column].mean()) for column, name in columns
+            }
 
         return validate
 

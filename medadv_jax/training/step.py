@@ -74,10 +74,10 @@ def make_train_step(
         inputs: objectives.Batch,
         key: jax.Array,
         frozen: Variables | None,
-        of: int | tuple[int, int] = 0,
+        of: tuple[int, ...] = (0,),
     ) -> tuple[TrainState, Metrics, Any]:
         """Returns the state after one update, the metrics, and the gradients: of the trained
-        parameters only (frozen layers get no weight gradients), of (0, 1) also of the images."""
+        parameters (frozen layers get none), and with `of` (0, 1) also of the images."""
 
         def loss_fn(params: Any, images: jax.Array) -> tuple[jax.Array, objectives.Loss]:
             variables = state._replace(params=params).variables(frozen)
@@ -88,11 +88,11 @@ def make_train_step(
         gradient_fn = jax.grad(loss_fn, of, has_aux=True)
         gradients, loss = gradient_fn(state.params, examples.images)
         metrics = {"loss": loss.value, **loss.metrics, "count": jnp.sum(inputs.mask)}
-        own = gradients[0] if isinstance(of, tuple) else gradients
+        own = gradients[0]
         if objective.weight_perturbation:
             # Metrics and statistics are those of the weights themselves, which are deployed.
             worst = perturb_weights(state.params, own, objective.weight_perturbation)
-            own, _ = gradient_fn(worst, examples.images)
+            (own,), _ = gradient_fn(worst, examples.images)
         state = take_step(state, optimizer, own, loss.batch_stats, average_decay)
         return state, metrics, gradients
 

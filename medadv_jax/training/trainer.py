@@ -16,6 +16,7 @@ from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
 from medadv_jax.distributed import Batch, make_key, put_batch
 from medadv_jax.errors import UserError
+from medadv_jax.evaluation.checks.overfitting_check import FAR, accuracy_drop
 from medadv_jax.progress import StageProgress
 from medadv_jax.training.checkpoints import Checkpoints
 from medadv_jax.training.metric_writer import MetricsWriter
@@ -89,7 +90,8 @@ class Trainer:
       defense: the defence that is trained.
       train_step: from `make_train_step`.
       make_epoch: epoch (from 0) -> its batches on the host, of one shape.
-      validate: variables -> {"accuracy", "loss"}, which choose the best checkpoint.
+      validate: variables -> {"accuracy", "loss"}, which choose the best checkpoint, and what else
+        was measured.
       checkpoints: stores states after each epoch, and when the process is asked to stop.
       writer: writes the training curves.
       progress: shown to the user.
@@ -197,6 +199,8 @@ class Trainer:
         self.checkpoints.save(epochs, state, validation)
         text = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         self.progress.line(f"epoch {epochs}/{self.epochs}  {text}")
+        if accuracy_drop(row) > FAR:
+            self.progress.line("warning: catastrophic overfitting: PGD is far stronger than FGSM")
         if epochs < self.epochs:
             interrupts.check(f"train {self.defense.name}, after epoch {epochs}")
 

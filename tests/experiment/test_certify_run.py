@@ -100,7 +100,7 @@ def test_killed_command_goes_on_without_doing_an_image_twice(certified, tmp_path
         assert ours == dict(zip(first["example"], first[name], strict=True))
 
 
-def test_check_13_joins_those_of_the_run_only_if_it_has_some(certified):
+def test_check_14_joins_those_of_the_run_only_if_it_has_some(certified):
     assert not (certified / "self_checks.json").exists()
 
 
@@ -117,7 +117,7 @@ def test_an_attack_that_breaks_a_promise_fails_the_check():
     assert certificates_hold("smoothed", columns).verdict == "pass"  # may be chance
     columns["attacked_votes"][0] = [150, 50]
     found = certificates_hold("smoothed", columns)
-    assert (found.verdict, found.number) == ("fail", 13)
+    assert (found.verdict, found.number) == ("fail", 14)
     assert "certified 0.500" in found.explanation
 
 

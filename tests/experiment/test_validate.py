@@ -42,6 +42,13 @@ BAD_VALUES = [
     ("train.ema", 1.0, "at least 0 and below 1"),
     ("train.class_weights", "auto", "one of balanced, none"),
     ("train.sampling", "all", "one of balanced, uniform"),
+    ("train.objective", "pgd", "one of madry, mart, mixed, trades"),
+    ("train.beta", -1.0, "at least 0"),
+    ("train.method", "slow", "one of fast, free, multi_step, noise"),
+    ("train.replays", 0, "at least 1"),
+    ("train.weight_perturbation", 2.0, "at least 0 and at most 1"),
+    ("train.dual_norm", "both", "one of attacked, clean, none"),
+    ("train.label_smoothing", 1.0, "at least 0 and below 1"),
     ("train.batch_size", 0, "at least 1"),
     ("train.batch_size", 30, "a multiple of 4 attacks × 2 devices"),
     ("train.learning_rate", 0.0, "above 0"),
@@ -88,6 +95,39 @@ def test_impossible_value_is_named_with_what_is_allowed(field, value, allowed):
     assert "\n" not in text
     assert text.startswith(f"config.{field}={value}: must be ")
     assert allowed in text
+
+
+@pytest.mark.parametrize(
+    ("field", "fields", "allowed"),
+    [
+        ("train.objective", {"train.method": "free"}, "madry with method=free"),
+        ("train.weight_perturbation",
+         {"train.method": "free", "train.objective": "madry", "train.weight_perturbation": 0.1},
+         "0 with method=free"),
+        ("train.method", {"train.objective": "trades", "train.method": "fast"},
+         "multi_step with objective=trades"),
+        ("train.assignment", {"train.objective": "mart", "train.assignment": "all"},
+         "one with objective=mart and method=multi_step"),
+        ("train.assignment", {"train.method": "fast", "train.assignment": "all"},
+         "one with objective=mixed and method=fast"),
+        ("train.label_smoothing", {"train.objective": "mart", "train.label_smoothing": 0.1},
+         "0 with objective=mart"),
+        ("train.dual_norm", {"train.objective": "madry", "train.dual_norm": "attacked"},
+         "none with objective=madry"),
+        ("train.dual_norm", {"model.name": "vgg16", "train.dual_norm": "clean"},
+         "none: vgg16 has no BatchNorm"),
+        ("train.dual_norm", {"train.trainable": "head", "train.dual_norm": "clean"},
+         "none with trainable=head"),
+        ("purifier.objective", {"defenses": "base,adversarial,purified"},
+         "denoising or guided for defense purified"),
+    ],
+)  # fmt: skip
+def test_parts_of_training_that_do_not_compose_are_refused_by_name(field, fields, allowed):
+    config = default.get_config()
+    for name, value in fields.items():
+        assign(config, name, value)
+    with pytest.raises(UserError, match=f"config.{field}=.*: must be {allowed}"):
+        validate(config)
 
 
 def test_weights_of_a_file_need_the_full_width():

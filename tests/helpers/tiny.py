@@ -103,7 +103,9 @@ def write_demo_model(folder: Path) -> None:
     )  # fmt: skip
     init = jax.jit(classifier.init, static_argnums=1)
     run = folder / "runs/demo"
-    Model(described, classifier, init(jax.random.key(0), config.data.image_size)).save(run / "models/hybrid")
+    Model(described, classifier, init(jax.random.key(0), config.data.image_size)).save(
+        run / "models/hybrid"
+    )
     (run / "config.json").write_text(json.dumps({"config": config.to_dict()}))
     Image.new("RGB", (60, 50), "grey").save(folder / "image.png")
 

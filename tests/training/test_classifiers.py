@@ -12,7 +12,7 @@ from rich.console import Console
 from medadv_jax import models
 from medadv_jax.classifier import Classifier
 from medadv_jax.data.splits import Splits
-from medadv_jax.defenses import DEFENSES, get_defense
+from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import make_mesh, put_batch
 from medadv_jax.errors import UserError
 from medadv_jax.experiment import run_dir
@@ -94,10 +94,13 @@ def test_each_stage_trains_what_it_says():
     assert {collection for collection, _ in changed(before, after)} == {"purifier"}
     size = sum(x.size for x in jax.tree.leaves(before["purifier"]))
     assert sum(x.size for x in jax.tree.leaves(moments)) == 2 * size + 1  # Adam's, and its counter
-    before, after, _ = one_step("hybrid", config)
-    assert {collection for collection, _ in changed(before, after)} == {
-        "params", "batch_stats", "purifier",
-    }  # fmt: skip
+    before, after, _ = one_step("purified", config)
+    assert {collection for collection, _ in changed(before, after)} == {"purifier"}
+    for name in ("hybrid", "joint"):
+        before, after, _ = one_step(name, config)
+        assert {collection for collection, _ in changed(before, after)} == {
+            "params", "batch_stats", "purifier",
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -176,14 +179,14 @@ def config(monkeypatch):
     config.train.epochs = config.train.num_steps = 1
     config.train.attacks = config.eval.attacks = "bim"
     config.purifier.name, config.purifier.width = "unet", 0.25
-    config.defenses = ",".join(DEFENSES)
+    config.defenses = "base,adversarial,autoencoder,hybrid"
     return config
 
 
 def test_stages_hand_on_what_they_have_trained(config, tmp_path):
     classifiers = trained_run(tmp_path, config, tiny_dataset(48))
     base, adversarial, autoencoder, hybrid = (
-        classifiers.variables(defense) for defense in DEFENSES.values()
+        classifiers.variables(get_defense(name)) for name in config.defenses.split(",")
     )
     for collection in ("params", "batch_stats"):
         assert_equal_trees(autoencoder[collection], base[collection])
@@ -195,8 +198,9 @@ def test_stages_hand_on_what_they_have_trained(config, tmp_path):
     )
     # Once more from the disk, by a fresh process' eyes.
     again = Classifiers(config, tmp_path, CLASSES)
-    for name, defense in DEFENSES.items():
-        assert_equal_trees(again.variables(defense), classifiers.variables(get_defense(name)))
+    for name in config.defenses.split(","):
+        defense = get_defense(name)
+        assert_equal_trees(again.variables(defense), classifiers.variables(defense))
     # A checkpoint of the purifier holds no network.
     stored = jax.tree.leaves(autoencoder["purifier"])
     size = sum(f.stat().st_size for f in (tmp_path / "checkpoints/autoencoder").rglob("*"))
@@ -285,6 +289,18 @@ def test_weights_that_are_not_there_are_refused_in_one_line(tmp_path):
 
 
 # Fields of training
+
+
+def test_training_with_one_step_is_validated_under_one_and_many(config, tmp_path):
+    config.train.method, config.defenses = "fast", "base,joint"
+    trained_run(tmp_path, config, tiny_dataset(48))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = {line["defense"]: line for line in lines if "images/s" in line or len(line) > 6}
+    names = {f"validation_adversarial_{name}_accuracy" for name in ("fgsm", "pgd")}
+    assert names <= {*found["joint"]}
+    assert not names & {*found["base"]}
+    variables = Classifiers(config, tmp_path, CLASSES).variables(get_defense("joint"))
+    assert {*variables} == {"params", "batch_stats", "purifier"}
 
 
 def test_fields_of_training_reach_networks_and_not_purifiers(config, tmp_path, monkeypatch):

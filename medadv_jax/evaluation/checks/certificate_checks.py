@@ -1,4 +1,4 @@
-"""Check 13: an attack finds nothing that a certificate excludes."""
+"""Check 14: an attack finds nothing that a certificate excludes."""
 
 import numpy as np
 import scipy  # `stats` is loaded at its first use: half a second
@@ -12,7 +12,7 @@ _SURE = 0.001  # probability of so few votes for a class that has one half of al
 
 
 def certificates_hold(defense: str, columns: Columns) -> Check:
-    """13. certified ≤ attacked ≤ clean, under PGD that follows the mean over the noise.
+    """14. certified ≤ attacked ≤ clean, under PGD that follows the mean over the noise.
 
     No image that is certified at the attack's radius may lose the majority of its votes: fewer than
     one half of them, as an exact binomial test says (p < `_SURE`). Attacked accuracy counts what is
@@ -24,7 +24,7 @@ def certificates_hold(defense: str, columns: Columns) -> Check:
     """
     tried = columns["attacked_radius"] > 0
     if not tried.any():
-        return check(13, defense, "warn", None, "no certified image was attacked")
+        return check(14, defense, "warn", None, "no certified image was attacked")
     label, radius = columns["label"][tried], columns["radius"][tried]
     predicted, attacked = columns["predicted"][tried], attacked_prediction(columns)[tried]
     at = float(columns["attacked_radius"][tried][0])
@@ -34,7 +34,7 @@ def certificates_hold(defense: str, columns: Columns) -> Check:
     certified = certified_correct(predicted, radius, label, at)
     clean, still = predicted == label, (predicted == label) & (attacked == label)
     return check(
-        13, defense, "fail" if broken else "pass", broken / len(label),
+        14, defense, "fail" if broken else "pass", broken / len(label),
         f"at the L2 radius {at:g}, certified {np.mean(certified):.3f}, attacked"
         f" {np.mean(still):.3f}, clean {np.mean(clean):.3f}; {broken} of {int(promised.sum())}"
         f" certified images are broken (limit 0); {len(label)} images",

@@ -21,7 +21,8 @@ NAMES = {
     10: "attacks change nothing else",
     11: "nothing leaks between splits",
     12: "numbers are complete",
-    13: "certificates hold",  # of smoothed classifiers, after `scripts/certify.py`
+    13: "no catastrophic overfitting",
+    14: "certificates hold",  # of smoothed classifiers, after `scripts/certify.py`
 }
 VERDICTS = ("pass", "warn", "fail")
 
@@ -30,7 +31,7 @@ class Check(NamedTuple):
     """The result of one check.
 
     Attributes:
-      number: 1 to 13, as in `NAMES`.
+      number: 1 to 14, as in `NAMES`.
       name: from `NAMES`.
       defense: whose; "all" where it is about the run, "" where there is only one classifier.
       verdict: "pass", "warn" or "fail".

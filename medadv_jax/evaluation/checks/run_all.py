@@ -1,11 +1,13 @@
-"""Can these numbers be trusted? Twelve checks, each with its number and a line of explanation.
+"""Can these numbers be trusted? Thirteen checks, each with its number and a line of explanation.
 
     checks = run_self_checks(model, config, curves, predictions)       # of each defence
     checks.append(check_splits(splits, examples, predictions, training, hashes))     # of the run
     write_self_checks(path, checks)
 
 Checks 4, 5 and 12 read records (`prediction_checks.py`), 11 the splits (`split_checks.py`); 7 asks
-attacks of another kind (`second_opinion.py`); the others run the classifier (`attack_checks.py`).
+attacks of another kind (`second_opinion.py`); 13 reads the training curves, where attacks of one
+step were trained against (`overfitting_check.py`); the others run the classifier
+(`attack_checks.py`).
 They cover the faults of robustness claims that were refuted later (Athalye et al. 2018; Carlini et
 al. 2019, "On evaluating adversarial robustness"; Zimmermann et al. 2022, "Increasing confidence in
 adversarial robustness evaluations").
@@ -18,6 +20,7 @@ import pyarrow as pa
 
 from medadv_jax.config import Config
 from medadv_jax.evaluation.checks import attack_checks, prediction_checks
+from medadv_jax.evaluation.checks.overfitting_check import overfitting_checks
 from medadv_jax.evaluation.checks.result import Check, read_self_checks, write_self_checks
 from medadv_jax.evaluation.checks.second_opinion import SecondOpinion, no_other_breaks_more
 from medadv_jax.evaluation.checks.split_checks import check_splits, difference_hashes
@@ -30,6 +33,7 @@ __all__ = [
     "Check",
     "check_splits",
     "difference_hashes",
+    "overfitting_checks",
     "read_self_checks",
     "run_self_checks",
     "write_self_checks",

@@ -33,6 +33,7 @@ class Grid:
       special: pattern of a config file's name, such as "*_inception" -> fields for its cells,
         which come before `fields`; a later pattern comes before an earlier one.
       axes: field -> values; every combination is a cell.
+      rows: name -> fields that come before the others; every row is a cell. None: one without name.
       given: field -> value of the command line, which come before all others.
     """
 
@@ -40,6 +41,7 @@ class Grid:
     fields: Fields = dataclasses.field(default_factory=dict)
     special: Mapping[str, Fields] = dataclasses.field(default_factory=dict)
     axes: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Fields] = dataclasses.field(default_factory=dict)
     given: Fields = dataclasses.field(default_factory=dict)
 
     def override(
@@ -95,7 +97,7 @@ def load_grid(name: str) -> Grid:
 
 
 def make_cells(grid: Grid, folder: Path) -> list[Cell]:
-    """Returns the cells of a grid, the config files in turn, then the axes.
+    """Returns the cells of a grid, the config files in turn, then the rows, then the axes.
 
     Args:
       grid: of at least one config file.
@@ -110,8 +112,9 @@ def make_cells(grid: Grid, folder: Path) -> list[Cell]:
     if empty:
         raise UserError(f"--sweep.{empty[0]}=: no value; give some, comma-separated")
     cells = [
-        _make_cell(grid, path, dict(zip(grid.axes, values, strict=True)), folder)
+        _make_cell(grid, path, row, dict(zip(grid.axes, values, strict=True)), folder)
         for path in grid.configs
+        for row in grid.rows or ("",)
         for values in itertools.product(*grid.axes.values())
     ]
     names = [cell.name for cell in cells]
@@ -121,7 +124,7 @@ def make_cells(grid: Grid, folder: Path) -> list[Cell]:
     return cells
 
 
-def _make_cell(grid: Grid, config_path: str, axes: Fields, folder: Path) -> Cell:
+def _make_cell(grid: Grid, config_path: str, row: str, axes: Fields, folder: Path) -> Cell:
     path = expand_path(config_path, "--configs")
     if not path.is_absolute() and not path.is_file():
         path = ROOT / path
@@ -129,13 +132,18 @@ def _make_cell(grid: Grid, config_path: str, axes: Fields, folder: Path) -> Cell
     for pattern, fields in grid.special.items():
         if fnmatch.fnmatchcase(path.stem, pattern):
             values |= fields
-    texts = {field: str(value) for field, value in {**values, **axes, **grid.given}.items()}
+    values |= {**grid.rows.get(row, {}), **axes, **grid.given}
+    texts = {field: str(value) for field, value in values.items()}
     config = load_config(path)
     for field, text in texts.items():
         if field == "reuse":
             raise UserError("config.reuse: a sweep sets it by itself; leave it out")
         set_field(config, field, text)
-    parts = [path.stem, *(f"{field}={_safe(texts[field])}" for field in axes)]
+    parts = [
+        path.stem,
+        *([row] if row else []),
+        *(f"{field}={_safe(texts[field])}" for field in axes),
+    ]
     name = "-".join(parts)
     try:
         validate(config)

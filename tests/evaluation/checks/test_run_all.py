@@ -24,7 +24,7 @@ def checks(healthy):
     return checks_of(healthy.model, formula_config())
 
 
-@pytest.mark.parametrize("number", sorted({*NAMES} - {11, 13}))
+@pytest.mark.parametrize("number", sorted({*NAMES} - {11, 13, 14}))
 def test_healthy_classifier_passes(checks, number):
     found = checks[number]
     assert found.verdict == "pass", found.explanation

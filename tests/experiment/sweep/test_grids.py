@@ -49,6 +49,21 @@ def test_a_grid_is_every_combination_of_files_and_values(tmp_path):
     assert found == (0.02, 3, 96)
 
 
+def test_rows_are_cells_with_their_name_and_fields(tmp_path):
+    grid = Grid(
+        (DEMO,), {"train.epochs": 3}, axes={"seed": (0, 1)},
+        rows={"plain": {}, "long": {"train.epochs": 9, "train.ema": 0.9}},
+    )  # fmt: skip
+    cells = make_cells(grid, tmp_path)
+    assert [cell.name for cell in cells] == [
+        "demo-plain-seed=0", "demo-plain-seed=1", "demo-long-seed=0", "demo-long-seed=1",
+    ]  # fmt: skip
+    found = [(c.config.train.epochs, c.config.train.ema, c.config.seed) for c in cells]
+    assert found == [(3, 0.0, 0), (3, 0.0, 1), (9, 0.9, 0), (9, 0.9, 1)]
+    typed = make_cells(grid.override((), {"train.epochs": "2"}, {}), tmp_path)
+    assert {cell.config.train.epochs for cell in typed} == {2}
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -73,7 +88,9 @@ def test_named_grids_are_possible(path, tmp_path):
     cells = make_cells(load_grid(path.stem), tmp_path)
     assert len(cells) == {"paper": 8, "honest": 40, "smoke": 8}.get(path.stem, len(cells)) > 0
     fresh = {cell.config.model.weights == "none" for cell in cells}
-    assert fresh == {path.stem in ("smoke", "xrays")}  # the others from ImageNet weights
+    assert fresh == {
+        path.stem in ("smoke", "xrays", "objectives", "hybrids")
+    }  # the others from ImageNet weights
     with pytest.raises(UserError, match=f"give a file, or one of .*{path.stem}"):
         load_grid("nothing")
 
