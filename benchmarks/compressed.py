@@ -1,0 +1,291 @@
+"""What compression costs: size, latency, clean accuracy, and the robustness of each program itself.
+
+    python benchmarks/compressed.py --run=runs/x --defense=adversarial \
+      --output=benchmarks/compression.json
+
+With --student=RUN, whose defence `distilled` learned from the same network, its programs too.
+Images are 8-bit, and the radius is the largest number of grey levels within the run's ε. "worst":
+correct when clean and under all of: PGD and APGD by the program's own gradient (of int8: straight
+through to the network that it was made of), the images that PGD and APGD find against the float32
+network of --run, and Square. Records are added to the file, one for each program.
+"""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # works without an installed package
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from benchmarks.report import describe_machine
+from medadv_jax import cli, evaluate, load
+from medadv_jax.attacks import make_attack
+from medadv_jax.config import read_saved_config
+from medadv_jax.data.loader import load_dataset
+from medadv_jax.deployment.check_images import COUNT, Images, choose_images
+from medadv_jax.deployment.compression import as_function, to_8_bits, to_bfloat16
+from medadv_jax.deployment.export import export_model
+from medadv_jax.deployment.model import Model
+from medadv_jax.deployment.onnx_program import INPUT, OUTPUTS, open_onnx
+from medadv_jax.evaluation.model_under_test import choose_examples
+from medadv_jax.evaluation.statistics import wilson_interval
+from medadv_jax.experiment.finished_runs import find_examples
+from medadv_jax.files import read_json, write_json
+
+_RUN = flags.DEFINE_string("run", "", "Run directory; needed.")
+_DEFENSE = flags.DEFINE_string("defense", "adversarial", "Which of its classifiers.")
+_STUDENT = flags.DEFINE_string("student", "", "Run directory with the defence distilled.")
+_PROGRAMS = flags.DEFINE_list("programs", [], "Those to measure; none: all in PROGRAMS.")
+_IMAGES = flags.DEFINE_integer("images", 100, "Test images, as many of each class.")
+_STEPS = flags.DEFINE_integer("steps", 20, "Of PGD; APGD takes twice as many.")
+_QUERIES = flags.DEFINE_integer("queries", 500, "Of Square.")
+_RUNS = flags.DEFINE_integer("runs", 200, "Timed runs of each program.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file, which keeps its other records.")
+_BATCH = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is exported; `student`: of the narrower network; `compression`: see `export_model`."""
+
+    format: str
+    compression: str = ""
+    student: bool = False
+
+
+PROGRAMS = {
+    "float32": Program("onnx"),
+    "float32_jax": Program("stablehlo"),
+    "bfloat16_jax": Program("stablehlo", "bfloat16"),
+    "int8": Program("onnx", "int8"),
+    "distilled": Program("onnx", student=True),
+    "distilled_int8": Program("onnx", "int8", student=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """Test images (n, S, S, 3) uint8, labels (n,), and the radius in pixels of [0, 1]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    epsilon: float
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The images as float32 in [0, 1]."""
+        return self.images.astype(np.float32) / 255
+
+
+def read_test(run: Path, count: int) -> Test:
+    """Returns `count` test images of a run, drawn with as many of each class."""
+    config = ConfigDict(read_saved_config(run / "config.json")["config"])
+    dataset = load_dataset(config.data)
+    rows = find_examples(dataset, read_json(run / "splits.json")["test"], run)
+    rows = rows[choose_examples(dataset.labels[rows], count, config.seed)]
+    levels = int(255 * config.attack.epsilon + 1e-6)
+    images = np.stack([dataset.source[int(row)] for row in rows])
+    return Test(images, dataset.labels[rows], levels / 255)
+
+
+def _rounded(pixels: jax.Array) -> jax.Array:
+    """Returns pixels rounded to 8 bits, with the gradient of the identity."""
+    return pixels + jax.lax.stop_gradient(jnp.rint(255 * pixels) / 255 - pixels)
+
+
+def make_function(program: Program, model: Model, folder: Path) -> Callable[..., jax.Array]:
+    """Returns pixels -> logits of an exported program, to be attacked.
+
+    8-bit integers: the program itself. Others are run by jax, on 8-bit images too; their programs
+    were compared with the model when they were exported.
+    """
+    if program.compression == "int8":
+        session = open_onnx(folder / "model.onnx")
+
+        def run(images: np.ndarray) -> Any:
+            return session.run([*OUTPUTS], {INPUT: images})
+
+        return as_function(run, _prepared(model), len(model.classes))
+    if program.compression == "bfloat16":
+        short = to_bfloat16(model)
+        return lambda pixels: short.logits(_rounded(pixels))
+    function = _prepared(model)
+    return lambda pixels: function(_rounded(pixels))
+
+
+def _prepared(model: Model) -> Callable[[jax.Array], jax.Array]:
+    """Returns the model's logits, with BatchNorm folded for speed."""
+    classifier, variables = model.classifier.folded(), model.classifier.fold(model.variables)
+    return functools.partial(classifier.logits, variables, gradient=model.gradient)
+
+
+def find_attacked(model: Model, test: Test, steps: int) -> np.ndarray:
+    """Returns what PGD and APGD find against a model, (2, n, S, S, 3) uint8: PGD at its highest
+    loss, APGD where it breaks the image, else PGD's."""
+    prepared = _prepared(model)
+    pgd = make_attack("pgd", test.epsilon, num_steps=steps, keep_best=True)
+
+    def function(pixels: jax.Array) -> jax.Array:
+        return prepared(_rounded(pixels))
+
+    attack, found = jax.jit(functools.partial(pgd, function)), []
+    for first in range(0, len(test.labels), _BATCH):
+        part = slice(first, first + _BATCH)
+        found.append(attack(test.pixels[part], test.labels[part], jax.random.key(0)))
+    highest = to_8_bits(np.concatenate(found))
+    apgd = make_attack("apgd", test.epsilon, num_steps=2 * steps)
+    result = _evaluate(function, test, [apgd])
+    broken = (result.broken_by == "apgd")[:, None, None, None]
+    return np.stack([highest, np.where(broken, to_8_bits(result.pixels), highest)])
+
+
+def _evaluate(function: Callable[..., Any], test: Test, attacks: list[Any]) -> Any:
+    return evaluate(
+        function, test.pixels, test.labels, test.epsilon, "linf", attacks, batch_size=_BATCH,
+        check_images=0,
+    )  # fmt: skip
+
+
+def attack(function: Callable[..., Any], test: Test, transferred: np.ndarray) -> dict[str, Any]:
+    """Returns which images a program classifies correctly, clean and under each attack."""
+    steps, epsilon = _STEPS.value, test.epsilon
+    attacks = [
+        make_attack("pgd", epsilon, num_steps=steps, keep_best=True),
+        make_attack("apgd", epsilon, num_steps=2 * steps),
+        make_attack("square", epsilon, num_steps=_QUERIES.value),
+    ]
+    found = _evaluate(function, test, attacks)
+    classify = jax.jit(lambda pixels: function(pixels).argmax(axis=-1))
+    right = [
+        [*(np.asarray(classify(each[i : i + _BATCH] / np.float32(255)))
+           for i in range(0, len(each), _BATCH))]
+        for each in transferred
+    ]  # fmt: skip
+    transfer = np.all([np.concatenate(each) == test.labels for each in right], axis=0)
+    clean = found.predicted == test.labels
+    names = [*found.attacks]
+    own = np.all([found.correct[:, names.index(name)] for name in ("pgd", "apgd")], axis=0)
+    square = found.correct[:, names.index("square")]
+    return {
+        "clean": clean, "own_gradient": own, "transfer": clean & transfer, "square": square,
+        "worst": own & square & transfer,
+    }  # fmt: skip
+
+
+def _shares(correct: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        name: {
+            "accuracy": float(each.mean()),
+            "interval": wilson_interval(int(each.sum()), len(each)),
+        }
+        for name, each in correct.items()
+    }
+
+
+def measure_latency(folders: Mapping[str, Path], runs: int) -> dict[str, dict[str, Any]]:
+    """Returns program -> latency of one image, by the number of threads, in seconds."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in folders}
+    for threads in (1, 2):
+        script = Path(__file__).with_name("latency.py")
+        command = [sys.executable, str(script), f"--threads={threads}", f"--runs={runs}"]
+        done = subprocess.run(
+            [*command, *map(str, folders.values())], capture_output=True, text=True, check=True
+        )
+        seconds = json.loads(done.stdout.splitlines()[-1])
+        for name, folder in folders.items():
+            times = seconds[str(folder)]
+            found[name][f"threads_{threads}"] = {
+                "median": float(np.median(times)),
+                "percentile_95": float(np.percentile(times, 95)),
+            }
+    return found
+
+
+def table(records: Mapping[str, Any]) -> str:
+    """Returns the results as a markdown table."""
+    lines = [
+        "| program | MB | ms, 1 thread | ms, 2 threads | clean | own gradient | transfer | Square |"
+        " worst |",
+        "|" + " --- |" * 9,
+    ]
+    for name, record in records.items():
+        times = [
+            "{:.1f} ({:.1f})".format(*(1000 * x for x in record["latency"][key].values()))
+            for key in ("threads_1", "threads_2")
+        ]
+        kinds = ("clean", "own_gradient", "transfer", "square", "worst")
+        shares = [f"{record['correct'][kind]['accuracy']:.3f}" for kind in kinds]
+        size = f"{record['bytes'] / 1e6:.1f}"
+        lines.append(f"| {' | '.join([name, size, *times, *shares])} |")
+    return "\n".join(lines)
+
+
+def export_all(
+    models: Mapping[str, Model], images: Images, scratch: Path
+) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Exports programs of models; returns program -> its folder, and its entry in the card."""
+    found = {}
+    for number, (name, model) in enumerate(models.items()):
+        program, folder = PROGRAMS[name], Path(scratch, str(number))
+        for line in export_model(model, folder, [program.format], images, program.compression):
+            print(name, line, flush=True)
+        entry = read_json(folder / "export.json")["exports"][program.format]
+        found[name] = (folder, {k: v for k, v in entry.items() if k != "use"})
+    return found
+
+
+def measure(run: Path, models: Mapping[str, Model], teacher: Model) -> dict[str, Any]:
+    """Returns a record for each program; `models`: program -> what it is exported from."""
+    test = read_test(run, _IMAGES.value)
+    records: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        images = choose_images(teacher, run, None, 2 * COUNT)
+        exported = export_all(models, images, Path(scratch))
+        latency = measure_latency({name: each[0] for name, each in exported.items()}, _RUNS.value)
+        transferred = find_attacked(teacher, test, _STEPS.value)
+        for name, (folder, entry) in exported.items():
+            function = make_function(PROGRAMS[name], models[name], folder)
+            correct = attack(function, test, transferred)
+            print(name, {kind: float(each.mean()) for kind, each in correct.items()}, flush=True)
+            records[name] = {
+                **entry, "latency": latency[name], "epsilon": test.epsilon,
+                "correct": _shares(correct), "machine": describe_machine(),
+            }  # fmt: skip
+    return records
+
+
+def main() -> None:
+    """Measures the programs, writes the file, prints the table."""
+    run, output = Path(_RUN.value), Path(_OUTPUT.value)
+    teacher, models = load(run, defense=_DEFENSE.value), {}
+    student = load(Path(_STUDENT.value), defense="distilled") if _STUDENT.value else None
+    for name in _PROGRAMS.value or PROGRAMS:
+        of = student if PROGRAMS[name].student else teacher
+        if of is not None:
+            models[name] = of
+    settings = {
+        "images": _IMAGES.value, "pgd_steps": _STEPS.value, "apgd_steps": 2 * _STEPS.value,
+        "square_queries": _QUERIES.value,
+    }  # fmt: skip
+    records = measure(run, models, teacher)
+    records = {name: each | settings for name, each in records.items()}
+    if output.is_file():
+        records = read_json(output) | records
+    records = {name: records[name] for name in PROGRAMS if name in records}
+    write_json(output, records)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    cli.run(main)
