@@ -5,9 +5,9 @@
 
 With --student=RUN, whose defence `distilled` learned from the same network, its programs too.
 Images are 8-bit, and the radius is the largest number of grey levels within the run's ε. "worst":
-correct when clean and under all of: PGD and APGD by the program's own gradient (of int8: straight
-through to the network that it was made of), the images that PGD and APGD find against the float32
-network of --run, and Square. Records are added to the file, one for each program.
+correct when clean and under all of: PGD and APGD by the program's own gradient (of ONNX: straight
+through to the float32 network that it was made of), the images that PGD and APGD find against the
+float32 network of --run, and Square. Records are added to the file, one for each program.
 """
 
 import dataclasses
@@ -107,10 +107,10 @@ def _rounded(pixels: jax.Array) -> jax.Array:
 def make_function(program: Program, model: Model, folder: Path) -> Callable[..., jax.Array]:
     """Returns pixels -> logits of an exported program, to be attacked.
 
-    8-bit integers: the program itself. Others are run by jax, on 8-bit images too; their programs
-    were compared with the model when they were exported.
+    ONNX: the program itself, with the gradient of the network that it was made of. StableHLO: the
+    model that was exported, with its own gradient, on images of 8 bits.
     """
-    if program.compression == "int8":
+    if program.format == "onnx":
         session = open_onnx(folder / "model.onnx")
 
         def run(images: np.ndarray) -> Any:

@@ -22,7 +22,7 @@ from medadv_jax.errors import UserError
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 LEAST = 20  # images to calibrate on
 _BATCH = 10  # of them at a time
-_QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "Transpose")
+_QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Transpose")
 
 
 def to_bfloat16(model: Model) -> Model:
