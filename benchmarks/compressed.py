@@ -6,19 +6,21 @@
 With --student=RUN, whose defence `distilled` learned from the same network, its programs too.
 Images are 8-bit, and the radius is the largest number of grey levels within the run's ε. "worst":
 correct when clean and under all of: PGD and APGD by the program's own gradient (of ONNX: straight
-through to the float32 network that it was made of), the images that PGD and APGD find against the
-float32 network of --run, and Square. Records are added to the file, one for each program.
+through to the float32 network that it was made of), the images that these and Square find against
+the program float32, and Square. Clean: on all test images. Records are added to the file, one for
+each program.
 """
 
 import dataclasses
 import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # works without an installed package
 
@@ -47,7 +49,7 @@ _RUN = flags.DEFINE_string("run", "", "Run directory; needed.")
 _DEFENSE = flags.DEFINE_string("defense", "adversarial", "Which of its classifiers.")
 _STUDENT = flags.DEFINE_string("student", "", "Run directory with the defence distilled.")
 _PROGRAMS = flags.DEFINE_list("programs", [], "Those to measure; none: all in PROGRAMS.")
-_IMAGES = flags.DEFINE_integer("images", 100, "Test images, as many of each class.")
+_IMAGES = flags.DEFINE_integer("images", 100, "Test images to attack, of each class as many.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Of PGD; APGD takes twice as many.")
 _QUERIES = flags.DEFINE_integer("queries", 500, "Of Square.")
 _RUNS = flags.DEFINE_integer("runs", 200, "Timed runs of each program.")
@@ -89,7 +91,7 @@ class Test:
 
 
 def read_test(run: Path, count: int) -> Test:
-    """Returns `count` test images of a run, drawn with as many of each class."""
+    """Returns at most `count` test images of a run, drawn with as many of each class."""
     config = ConfigDict(read_saved_config(run / "config.json")["config"])
     dataset = load_dataset(config.data)
     rows = find_examples(dataset, read_json(run / "splits.json")["test"], run)
@@ -131,61 +133,57 @@ def _prepared(model: Model) -> Callable[[jax.Array], jax.Array]:
 
 
 def find_attacked(model: Model, test: Test, steps: int) -> np.ndarray:
-    """Returns what PGD and APGD find against a model, (2, n, S, S, 3) uint8: PGD at its highest
-    loss, APGD where it breaks the image, else PGD's."""
-    prepared = _prepared(model)
+    """Returns what PGD finds against a model at its highest loss, (n, S, S, 3) uint8."""
+    function, found = _prepared(model), []
     pgd = make_attack("pgd", test.epsilon, num_steps=steps, keep_best=True)
-
-    def function(pixels: jax.Array) -> jax.Array:
-        return prepared(_rounded(pixels))
-
-    attack, found = jax.jit(functools.partial(pgd, function)), []
+    attack = jax.jit(lambda *batch: pgd(lambda x: function(_rounded(x)), *batch, jax.random.key(0)))
     for first in range(0, len(test.labels), _BATCH):
         part = slice(first, first + _BATCH)
-        found.append(attack(test.pixels[part], test.labels[part], jax.random.key(0)))
-    highest = to_8_bits(np.concatenate(found))
-    apgd = make_attack("apgd", test.epsilon, num_steps=2 * steps)
-    result = _evaluate(function, test, [apgd])
-    broken = (result.broken_by == "apgd")[:, None, None, None]
-    return np.stack([highest, np.where(broken, to_8_bits(result.pixels), highest)])
+        found.append(attack(test.pixels[part], test.labels[part]))
+    return to_8_bits(np.concatenate(found))
 
 
-def _evaluate(function: Callable[..., Any], test: Test, attacks: list[Any]) -> Any:
-    return evaluate(
-        function, test.pixels, test.labels, test.epsilon, "linf", attacks, batch_size=_BATCH,
-        check_images=0,
-    )  # fmt: skip
+class Attacked(NamedTuple):
+    """Which images a program classifies correctly under each attack (n,), and what they found."""
+
+    correct: dict[str, np.ndarray]
+    pixels: np.ndarray
 
 
-def attack(function: Callable[..., Any], test: Test, transferred: np.ndarray) -> dict[str, Any]:
-    """Returns which images a program classifies correctly, clean and under each attack."""
+def attack(function: Callable[..., Any], test: Test, transferred: Sequence[np.ndarray]) -> Attacked:
+    """Attacks a program; `transferred`: images (n, S, S, 3) uint8 found against another one."""
     steps, epsilon = _STEPS.value, test.epsilon
     attacks = [
         make_attack("pgd", epsilon, num_steps=steps, keep_best=True),
         make_attack("apgd", epsilon, num_steps=2 * steps),
         make_attack("square", epsilon, num_steps=_QUERIES.value),
     ]
-    found = _evaluate(function, test, attacks)
-    classify = jax.jit(lambda pixels: function(pixels).argmax(axis=-1))
-    right = [
-        [*(np.asarray(classify(each[i : i + _BATCH] / np.float32(255)))
-           for i in range(0, len(each), _BATCH))]
-        for each in transferred
-    ]  # fmt: skip
-    transfer = np.all([np.concatenate(each) == test.labels for each in right], axis=0)
+    found = evaluate(
+        function, test.pixels, test.labels, epsilon, "linf", attacks, batch_size=_BATCH,
+        check_images=0,
+    )  # fmt: skip
+    correct = dict(zip(found.attacks, found.correct.T, strict=True))
     clean = found.predicted == test.labels
-    names = [*found.attacks]
-    own = np.all([found.correct[:, names.index(name)] for name in ("pgd", "apgd")], axis=0)
-    square = found.correct[:, names.index("square")]
-    return {
-        "clean": clean, "own_gradient": own, "transfer": clean & transfer, "square": square,
-        "worst": own & square & transfer,
-    }  # fmt: skip
+    right = [classify(function, images) == test.labels for images in transferred]
+    transfer = np.all([clean, *right], axis=0)
+    own = correct["pgd"] & correct["apgd"]
+    shown = {"own_gradient": own, "transfer": transfer, "square": correct["square"]}
+    return Attacked(shown | {"worst": np.all([*shown.values()], axis=0)}, to_8_bits(found.pixels))
+
+
+def classify(function: Callable[..., Any], images: np.ndarray) -> np.ndarray:
+    """Returns the class of each image, (n, S, S, 3) uint8 -> (n,)."""
+    predict, found = jax.jit(lambda pixels: function(pixels).argmax(axis=-1)), []
+    for first in range(0, len(images), _BATCH):
+        rows = np.arange(first, first + _BATCH) % len(images)  # the last batch is filled up
+        found.append(np.asarray(predict(images[rows].astype(np.float32) / 255)))
+    return np.concatenate(found)[: len(images)]
 
 
 def _shares(correct: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {
         name: {
+            "images": len(each),
             "accuracy": float(each.mean()),
             "interval": wilson_interval(int(each.sum()), len(each)),
         }
@@ -247,20 +245,25 @@ def export_all(
 
 def measure(run: Path, models: Mapping[str, Model], teacher: Model) -> dict[str, Any]:
     """Returns a record for each program; `models`: program -> what it is exported from."""
-    test = read_test(run, _IMAGES.value)
+    test, every = (read_test(run, count) for count in (_IMAGES.value, 10**6))
     records: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         images = choose_images(teacher, run, None, 2 * COUNT)
         exported = export_all(models, images, Path(scratch))
         latency = measure_latency({name: each[0] for name, each in exported.items()}, _RUNS.value)
-        transferred = find_attacked(teacher, test, _STEPS.value)
+        transferred = [find_attacked(teacher, test, _STEPS.value)]
         for name, (folder, entry) in exported.items():
             function = make_function(PROGRAMS[name], models[name], folder)
-            correct = attack(function, test, transferred)
+            found = attack(function, test, transferred)
+            if name == "float32":
+                transferred.append(found.pixels)
+            clean = classify(function, every.images) == every.labels
+            correct = {"clean": clean, **found.correct}
             print(name, {kind: float(each.mean()) for kind, each in correct.items()}, flush=True)
             records[name] = {
                 **entry, "latency": latency[name], "epsilon": test.epsilon,
-                "correct": _shares(correct), "machine": describe_machine(),
+                "correct": _shares(correct), "load_average": os.getloadavg(),
+                "machine": describe_machine(),
             }  # fmt: skip
     return records
 
@@ -275,7 +278,7 @@ def main() -> None:
         if of is not None:
             models[name] = of
     settings = {
-        "images": _IMAGES.value, "pgd_steps": _STEPS.value, "apgd_steps": 2 * _STEPS.value,
+        "pgd_steps": _STEPS.value, "apgd_steps": 2 * _STEPS.value,
         "square_queries": _QUERIES.value,
     }  # fmt: skip
     records = measure(run, models, teacher)
