@@ -58,8 +58,7 @@ def test_int8_programs_hold_8_bit_weights_and_activations(tmp_path):
     pytest.importorskip("jax2onnx")
     model = make_model(("a", "b"))
     images = images_of(model, 60)
-    with jax.numpy_rank_promotion("allow"):  # jax2onnx's layers need it
-        export_model(model, tmp_path / "out", ["onnx"], images, "int8")
+    export_model(model, tmp_path / "out", ["onnx"], images, "int8")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "model.onnx", "export.json", "README.md",
     }  # fmt: skip
@@ -144,8 +143,7 @@ def test_bad_requests_are_one_line_exit_2_and_leave_nothing(name, model, tmp_pat
             return
         formats, kind, count = call
         images = images_of(model, count) if count else random_images(model)
-        with jax.numpy_rank_promotion("allow"):
-            export_model(make_model(("a", "b")), tmp_path / "out", formats, images, kind)
+        export_model(make_model(("a", "b")), tmp_path / "out", formats, images, kind)
 
     assert cli.guard(action) == 2
     lines = capsys.readouterr().err.splitlines()
