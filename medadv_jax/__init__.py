@@ -22,8 +22,8 @@ def load(path: "str | PathLike[str]", *, defense: str | None = None) -> "Model":
 
     Args:
       path: a run directory, such as "runs/x", or a model folder, such as "runs/x/models/hybrid".
-      defense: which classifier of a run directory: base, adversarial, autoencoder or hybrid; None:
-        its only one.
+      defense: which classifier of a run directory: base, adversarial, autoencoder, hybrid or
+        distilled; None: its only one.
 
     Returns:
       A model with `predict`, differentiable `logits`, `classes`, `image_size` and `card`. A run

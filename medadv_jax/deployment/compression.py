@@ -4,10 +4,8 @@ to_bfloat16(model)                       # a Model, which is exported like any o
 quantize_onnx(source, target, images)    # weights and activations, calibrated on images
 """
 
-import contextlib
 import dataclasses
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,14 @@ import numpy as np
 
 from medadv_jax.deployment.description import make_classifier
 from medadv_jax.deployment.model import Model
+from medadv_jax.deployment.onnx_program import INPUT, explained, quiet
 from medadv_jax.errors import UserError
 
+# images (B, S, S, 3) uint8 -> probabilities (B, K), logits (B, K)
+Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 LEAST = 20  # images to calibrate on
 _BATCH = 10  # of them at a time
-_QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "Transpose")
+_QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Transpose")
 
 
 def to_bfloat16(model: Model) -> Model:
@@ -52,7 +53,7 @@ def quantize_onnx(source: Path, target: Path, images: np.ndarray) -> None:
     that they have on `images`. See Jacob et al. (2018), eq. 1.
 
     Args:
-      source: a float32 program whose only input is images (B, S, S, 3) uint8.
+      source: a float32 program from `write_onnx`.
       target: the file to write.
       images: (n, S, S, 3) uint8, to calibrate on.
 
@@ -64,16 +65,15 @@ def quantize_onnx(source: Path, target: Path, images: np.ndarray) -> None:
             f"--quantize=int8: {len(images)} images to calibrate on, and at least {LEAST} are"
             " needed; give a folder of more by --images"
         )
-    with _explained(), _quiet():
+    with explained(), quiet():
         from onnxruntime import quantization
         from onnxruntime.quantization import shape_inference
 
         prepared = target.with_name(f"{target.name}.prepared")
-        # Joins transposes, and BatchNorm with convolutions.
+        # Joins the transposes around convolutions.
         shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        (name,) = (each.name for each in open_onnx(source).get_inputs())
         quantization.quantize_static(
-            prepared, target, _Reader(name, images), per_channel=True,
+            prepared, target, _Reader(images), per_channel=True,
             op_types_to_quantize=[*_QUANTIZED],
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -84,41 +84,43 @@ def quantize_onnx(source: Path, target: Path, images: np.ndarray) -> None:
 class _Reader:
     """Hands batches of images to the calibration."""
 
-    def __init__(self, name: str, images: np.ndarray):
+    def __init__(self, images: np.ndarray):
         parts = (images[first : first + _BATCH] for first in range(0, len(images), _BATCH))
-        self._parts = ({name: part} for part in parts)
+        self._parts = ({INPUT: part} for part in parts)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """Returns the next inputs, None at the end."""
         return next(self._parts, None)
 
 
-def open_onnx(path: Path, threads: int = 0) -> Any:
-    """Returns an onnxruntime session on the CPU; `threads`: 0 for all cores."""
-    with _explained():
-        import onnxruntime
+def as_function(
+    run: Runner, like: Callable[[jax.Array], jax.Array], num_classes: int
+) -> Callable[[jax.Array], jax.Array]:
+    """Returns a program of 8-bit images as a function that attacks and `evaluate` take.
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    Its values are the program's, on pixels rounded to 8 bits. Its gradient is the one of `like` at
+    the pixels, as if nothing were rounded: straight through (Athalye et al. 2018, section 4.1).
+
+    Args:
+      run: images (B, S, S, 3) uint8 -> probabilities and logits, (B, K) each; without jax.
+      like: pixels (B, S, S, 3) float32 in [0, 1] -> logits (B, K); the model before compression.
+      num_classes: K.
+    """
+
+    def ask(pixels: Any) -> np.ndarray:
+        return np.asarray(run(to_8_bits(np.asarray(pixels)))[1], np.float32)
+
+    @jax.custom_jvp
+    def function(pixels: jax.Array) -> jax.Array:
+        shape = jax.ShapeDtypeStruct((len(pixels), num_classes), jnp.float32)
+        return jax.pure_callback(ask, shape, pixels)
+
+    function.defjvp(
+        lambda primals, tangents: (function(*primals), jax.jvp(like, primals, tangents)[1])
+    )
+    return function
 
 
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(
-            f"--format=onnx: {error.name} is missing; pip install 'medadv_jax[onnx]'"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the quantiser's advice, which concerns its own command line, from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+def to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Returns the nearest uint8 values of pixels in [0, 1]."""
+    return np.rint(255 * pixels).astype(np.uint8)

@@ -25,8 +25,9 @@ from medadv_jax.classifier import to_pixels
 from medadv_jax.deployment import read_stablehlo
 from medadv_jax.deployment.card import card_text
 from medadv_jax.deployment.check_images import RANDOM, Images, split_images
-from medadv_jax.deployment.compression import open_onnx, quantize_onnx, to_bfloat16
+from medadv_jax.deployment.compression import Runner, quantize_onnx, to_bfloat16
 from medadv_jax.deployment.model import Model
+from medadv_jax.deployment.onnx_program import run_onnx, write_onnx
 from medadv_jax.errors import UserError
 from medadv_jax.files import atomic_folder, sha256
 
@@ -36,9 +37,6 @@ _LIMIT = 1e-4  # of logits; larger differences are a fault of the export
 _SAME_CLASS = 0.9  # least share of images to which a compressed program gives the model's class
 # compression -> the formats that have it
 COMPRESSIONS = {"bfloat16": ("stablehlo",), "int8": ("onnx",)}
-
-# images (B, S, S, 3) uint8 -> probabilities (B, K), logits (B, K)
-Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,19 +134,12 @@ def _check_formats(formats: Sequence[str], compression: str) -> None:
 
 
 def _quantize(artefact: Artefact, folder: Path, images: np.ndarray) -> Artefact:
-    """Puts an 8-bit program in place of a float32 one."""
-    source, target = folder / artefact.files[0], folder / "model.int8.onnx"
-    quantize_onnx(source, target, images)
-    for name in artefact.files:
-        (folder / name).unlink()
-    return Artefact((target.name,), functools.partial(_run_onnx, target), artefact.use)
-
-
-def _run_onnx(path: Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    session = open_onnx(path)
-    (name,) = (each.name for each in session.get_inputs())
-    probability, logits = session.run(None, {name: images})
-    return probability, logits
+    """Puts an 8-bit program in place of a float32 one, under its name."""
+    path = folder / artefact.files[0]
+    source = path.rename(folder / "float32.onnx")
+    quantize_onnx(source, path, images)
+    source.unlink()
+    return artefact
 
 
 def _check(
@@ -258,25 +249,12 @@ def _unpack(stored: jax.Array) -> jax.Array:
 
 def _export_onnx(model: Model, folder: Path) -> Artefact:
     """Writes `model.onnx`."""
-    import jax2onnx
-
-    classifier, folded = model.classifier.folded(), model.classifier.fold(model.variables)
-    folded = jax.tree.map(np.asarray, folded)
-
-    def run(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = classifier.logits(folded, to_pixels(images), model.gradient)
-        return jax.nn.softmax(logits, axis=-1), logits
-
-    (count,) = export.symbolic_shape("b")
-    shape = jax.ShapeDtypeStruct((count, model.image_size, model.image_size, 3), jnp.uint8)
     path = folder / "model.onnx"
-    jax2onnx.to_onnx(
-        run, [shape], opset=21, return_mode="file", output_path=path,
-        input_names=["images"], output_names=["probabilities", "logits"],
-    )  # fmt: skip
-    return Artefact((path.name,), functools.partial(_run_onnx, path), "onnxruntime")
+    write_onnx(model, path)
+    return Artefact((path.name,), functools.partial(run_onnx, path), f"onnxruntime: {_ONNX_USE}")
 
 
+_ONNX_USE = '`InferenceSession("model.onnx").run(None, {"images": images})`'
 FORMATS: dict[str, Callable[[Model, Path], Artefact]] = {
     "stablehlo": _export_stablehlo,
     "onnx": _export_onnx,

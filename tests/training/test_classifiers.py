@@ -1,7 +1,10 @@
 """What is trained and what is not, stage by stage; stages taken over; weights from a file."""
 
+import contextlib
 import io
 import json
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from medadv_jax import models
+from medadv_jax import interrupts, models
 from medadv_jax.classifier import Classifier
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import get_defense
@@ -163,11 +166,10 @@ def trained_run(folder, config, dataset):
     splits = Splits(*np.arange(3 * third).reshape(3, -1).tolist(), audit={}, notes=[])
     run_dir.claim(folder, config)
     classifiers = Classifiers(config, folder, CLASSES)
-    writer = MetricsWriter(folder)
     console = Console(file=io.StringIO())
-    for name in config.defenses.split(","):
-        classifiers.train(get_defense(name), dataset, splits, writer, console)
-    writer.close()
+    with contextlib.closing(MetricsWriter(folder)) as writer:
+        for name in config.defenses.split(","):
+            classifiers.train(get_defense(name), dataset, splits, writer, console)
     return classifiers
 
 
@@ -248,6 +250,41 @@ def test_reuse_takes_over_what_would_be_the_same_and_nothing_else(config, tmp_pa
     config.reuse = str(tmp_path / "nothing")
     with pytest.raises(UserError, match="holds no run"):
         run_dir.reuse_stages(tmp_path / "fourth", config)
+
+
+def test_a_student_is_narrow_and_stopped_it_goes_on_to_the_same_bits(config, tmp_path, monkeypatch):
+    """Its teacher stays as it was."""
+    monkeypatch.setattr(interrupts, "_stop", interrupts._Stop())
+    config.defenses, config.distill.epochs = "base,adversarial,distilled", 2
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    classifiers = trained_run(whole, config, tiny_dataset(96))
+    student, teacher = (get_defense(name) for name in ("distilled", "adversarial"))
+    shutil.copytree(whole, stopped, ignore=shutil.ignore_patterns("distilled"))
+    again = Classifiers(config, stopped, CLASSES)
+    assert_equal_trees(classifiers.variables(teacher), again.variables(teacher))
+    assert classifiers.classifier(student).network.width == config.distill.width
+    assert classifiers.target(student).deployed == "student"
+
+    make, seen = classifiers_module.make_train_step, []
+
+    def counting(*arguments):
+        step = make(*arguments)
+
+        def run(*arguments):
+            seen.append(1)
+            if len(seen) == 3:  # the first step of the second epoch
+                interrupts._stop.requested = int(signal.SIGTERM)
+            return step(*arguments)
+
+        return run
+
+    monkeypatch.setattr(classifiers_module, "make_train_step", counting)
+    with pytest.raises(interrupts.Stopped, match="train distilled, epoch 2"):
+        trained_run(stopped, config, tiny_dataset(96))
+    monkeypatch.setattr(interrupts, "_stop", interrupts._Stop())
+    finished = trained_run(stopped, config, tiny_dataset(96))
+    assert_equal_trees(finished.variables(student), classifiers.variables(student))
+    assert len(seen) == 4
 
 
 # Weights from a file
