@@ -106,7 +106,7 @@ def test_a_wrong_export_is_refused_and_leaves_nothing(model, tmp_path, monkeypat
 
 def _artefact(folder, change):
     """A program whose logits are `change`d by the number of images."""
-    (folder / "program").write_bytes(b"program")
+    (folder / "program").write_bytes(b"content")
 
     def run(images):
         logits = LOGITS[: len(images)] + np.float32(change[len(images)])
@@ -123,7 +123,7 @@ def test_the_check_measures_what_differs(tmp_path):
     found = export._check(artefact, tmp_path, np.zeros((3, 8, 8, 3), np.uint8), LOGITS, "")
     assert found["largest_difference_of_logits"] == pytest.approx(9e-5, rel=1e-3)  # of one image
     assert found["same_class"] == pytest.approx(2 / 3)
-    assert found["files"] == {"program": hashlib.sha256(b"program").hexdigest()}
+    assert found["files"] == {"program": hashlib.sha256(b"content").hexdigest()}
     assert (found["images"], found["bytes"]) == (3, 7)
 
 
