@@ -2,7 +2,9 @@
 
 import io
 import multiprocessing.synchronize
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,6 +76,25 @@ def test_output_of_any_encoding(encoding, shown, monkeypatch):
     console.print(table)
     print("8 × ε … ü \udcff", flush=True)
     assert stream.buffer.getvalue().decode(encoding).endswith(shown + "\n")
+
+
+@pytest.mark.parametrize(("flag", "level"), [("--verbose", "3"), ("--debug", "")])
+def test_alarms_of_xla_are_off_before_jax_is_imported(flag, level):
+    """Such as that of slow compilation, which would cut through the bar."""
+    code = (
+        "import os, sys; found = []\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'jax':\n"
+        "            found.append(os.environ.get('TF_CPP_MIN_LOG_LEVEL', ''))\n"
+        "sys.meta_path.insert(0, Watch()); import main; print(found)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, flag], cwd=cli.DEFAULTS.parents[1], env=environment,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{[level]}\n"
 
 
 @pytest.mark.parametrize("text", ["8/255", "8 / 255", "0.03137254901960784"])

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from medadv_jax.data.loader import make_loader
+from medadv_jax.distributed import use_own_settings
 from tests.helpers.hlo import COLLECTIVE, computations, reachable
 from tests.helpers.tiny import tiny_dataset
 
@@ -103,6 +106,20 @@ def test_devices_reduce_gradients_and_nothing_within_the_attack(eight_devices: P
     assert len(kernels) == 1
     assert len(re.findall(r"f32\[\d+,", kernels[0].split(" all-reduce")[0])) == 3
     assert len(reduced) <= 1 + 2 * 2
+
+
+def test_settings_of_other_programs_do_not_reach_a_run() -> None:
+    names = ("jax_enable_x64", "jax_numpy_dtype_promotion", "jax_default_prng_impl")
+    before = {name: jax.config.values[name] for name in names}
+    try:
+        for name, value in zip(names, (True, "strict", "rbg"), strict=True):
+            jax.config.update(name, value)
+        use_own_settings()
+        assert [jax.config.values[name] for name in names] == [False, "standard", "threefry2x32"]
+        assert (jnp.arange(2) * jnp.float32(0.5)).dtype == jnp.float32
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def test_processes_read_their_parts_of_every_batch() -> None:

@@ -2,8 +2,9 @@
 
     python -m tools.flip_bytes --folder=runs/flips        # trains the run first: a minute
 
-Of the records every byte is flipped in turn, of the files of a checkpoint and of an image cache
-every 50th: one random bit of it. For each file the table says how often the result was the same
+Of the records and of a model folder's description every byte is flipped in turn, of the files of a
+checkpoint, of an image cache and of a model folder's weights every 50th: one random bit of it. For
+each file the table says how often the result was the same
 (parameters, images, results, report tables), how often the reader raised one clear line, a
 `UserError`, and how often the result was silently another or the error was not clear. Exit code 1
 if there is any of the last two.
@@ -31,6 +32,7 @@ from medadv_jax.config import Config, read_saved_config
 from medadv_jax.data.loader import load_dataset
 from medadv_jax.data.splits import saved_class_names
 from medadv_jax.defenses import get_defense
+from medadv_jax.deployment.model_folder import DESCRIPTION, WEIGHTS, read_model_folder
 from medadv_jax.errors import UserError
 from medadv_jax.experiment import run_dir
 from medadv_jax.files import read_json
@@ -42,11 +44,13 @@ from tools.soak import Process, TinyNet
 
 RECORDS = (
     "predictions.parquet", "config.json", "splits.json", "self_checks.json", "curves.parquet",
-    "detection.parquet", "pictures.npz", "metrics.jsonl", "networks.json", "digests.json",
+    "detection.parquet", "pictures.npz", "metrics.jsonl", "networks.json", "thresholds.json",
+    "attack_record.json", "digests.json",
 )  # fmt: skip
 OVERRIDES = {
-    "data.phantom_images": 60, "eval.images": 8, "eval.check_images": 4, "eval.attacks": "fgsm",
-    "train.epochs": 1, "purifier.epochs": 1, "purifier.width": 0.125,
+    "data.phantom_images": 60, "eval.images": 8, "eval.check_images": 4,
+    "eval.attacks": "fgsm,apgd", "eval.apgd_steps": 4, "eval.second_queries": 5,
+    "eval.threshold": "youden", "train.epochs": 1, "purifier.epochs": 1, "purifier.width": 0.125,
     "defenses": "base,autoencoder",
 }  # fmt: skip
 OUTCOMES = ("same result", "clear line", "unclear error", "silent")
@@ -79,6 +83,11 @@ def flip_all(run: Path, cache: Path, every: int) -> int:
         (path, every, lambda: parameters(run)) for path in _files(run / "checkpoints" / "base")
     ]
     groups += [(path, every, lambda: images(run)) for path in _files(cache)]
+    folder = run / "models" / "autoencoder"  # a network with a purifier
+    groups += [
+        (folder / name, step, lambda: model(folder))
+        for name, step in ((DESCRIPTION, 1), (WEIGHTS, every))
+    ]
     for path, step, read in groups:
         found = flip(path, step, read)
         total += found
@@ -154,6 +163,12 @@ def images(run: Path) -> Any:
     dataset = load_dataset(config.data)
     pixels = [dataset.source[i] for i in range(len(dataset.examples))]
     return dataset.examples, dataset.report, _bytes(pixels)
+
+
+def model(folder: Path) -> Any:
+    """Returns what a model folder holds."""
+    description, variables = read_model_folder(folder)
+    return description.to_json(), _bytes(variables)
 
 
 def _bytes(tree: Any) -> Any:

@@ -40,11 +40,14 @@ OVERRIDES = {
     "train.batch_size": 8, "train.epochs": 2, "train.attacks": "pgd,fgsm", "train.num_steps": 2,
     "train.log_steps": 3,
     "purifier.epochs": 2, "purifier.joint_epochs": 2, "purifier.width": 0.25,
-    "eval.attacks": "fgsm,pgd", "eval.num_steps": 2, "eval.batch_size": 8, "eval.check_images": 8,
+    "eval.attacks": "fgsm,pgd,apgd", "eval.num_steps": 2, "eval.apgd_steps": 4,
+    "eval.batch_size": 8, "eval.check_images": 8, "eval.second_images": 8,
+    "eval.second_queries": 5, "eval.threshold": "youden",
 }  # fmt: skip
 SAME_BYTES = (
     "predictions.parquet", "results.csv", "splits.json", "detection.parquet", "detection.csv",
-    "curves.parquet", "self_checks.json", "networks.json",
+    "curves.parquet", "self_checks.json", "networks.json", "per_class.csv", "confusion.json",
+    "thresholds.json",
 )  # fmt: skip
 _MAX_GROWTH = 0.05  # of memory over all steps; more is a leak
 _STAGE = re.compile(r"(train|evaluate|check) (\w+):|(detectors|pictures):|self-checks of the (m)")
@@ -231,14 +234,16 @@ class Process:
 
 
 def compare(whole: Path, other: Path) -> Iterator[str]:
-    """Yields the differences of two finished runs: parameters, records, results, curves."""
-    for name in SAME_BYTES:
+    """Yields the differences of two finished runs: parameters, records, results, curves, models."""
+    for name in (*SAME_BYTES, *sorted({*model_files(whole), *model_files(other)})):
         if (whole / name).exists() != (other / name).exists():
             yield f"{name} is missing"
         elif (whole / name).exists() and (whole / name).read_bytes() != (other / name).read_bytes():
             yield f"{name} differs"
     if curves(whole) != curves(other):
         yield "metrics.jsonl differs"
+    if attack_record(whole) != attack_record(other):
+        yield "attack_record.json differs"
     pictures = [arrays(path / "pictures.npz") for path in (whole, other)]
     if not same(*pictures):
         yield "pictures.npz differs"
@@ -258,6 +263,15 @@ def curves(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k != "images/s"} for line in lines]
 
 
+def attack_record(run: Path) -> Any:
+    """Returns attack_record.json without the time that each part took."""
+    content = json.loads((run / "attack_record.json").read_bytes())
+    for defense in content.values():
+        for attack in defense.values():
+            attack["parts"] = [{**part, "seconds": 0} for part in attack["parts"]]
+    return content
+
+
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """Returns the arrays of an .npz file."""
     with np.load(path, allow_pickle=False) as file:
@@ -268,6 +282,11 @@ def checkpoints(run: Path) -> list[str]:
     """Returns the relative paths of a run's checkpoints and of anything beside them."""
     folder = run / "checkpoints"
     return sorted(str(path.relative_to(run)) for path in folder.glob("*/*"))
+
+
+def model_files(run: Path) -> list[str]:
+    """Returns the relative paths of all files of a run's model folders."""
+    return [str(path.relative_to(run)) for path in (run / "models").rglob("*") if path.is_file()]
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:

@@ -108,7 +108,7 @@ class Evaluation:
         if self.config.eval.threshold == "argmax":
             return self
         found = read_thresholds(self.workdir)
-        for name in self.targets.keys() - found.keys():
+        for name in [name for name in self.targets if name not in found]:
             clean = predict_all(
                 self.predictor, [], [], self.targets[name], self._batches(self.splits.validation),
                 self.mesh, self.config.seed,

@@ -253,15 +253,19 @@ def test_an_epsilon_axis_is_one_compiled_call(images, labels):
     assert len(traces) == 1
 
 
-def test_keep_best_never_loses_to_the_last_point(images, labels):
+@pytest.mark.parametrize("targeted", [False, True])
+def test_keep_best_never_loses_to_the_last_point(targeted, images, labels):
     options = {"epsilon": 0.5, "step_size": 0.4, "num_steps": 8}  # overshoots on purpose
+    options["targeted"] = targeted
     last = run(make_attack("bim", **options), curved, images, labels)
     best = run(make_attack("bim", **options, keep_best=True), curved, images, labels)
-    wrong_last = curved(last).argmax(-1) != labels
-    wrong_best = curved(best).argmax(-1) != labels
-    assert (wrong_best | ~wrong_last).all()
-    same = wrong_best == wrong_last
+    there_last = (curved(last).argmax(-1) == labels) == targeted
+    there_best = (curved(best).argmax(-1) == labels) == targeted
+    assert there_best.any()
+    assert (there_best | ~there_last).all()
+    same = there_best == there_last
     gain = loss(curved, best, labels) - loss(curved, last, labels)
+    gain = -gain if targeted else gain
     assert (gain[same] >= -1e-6).all()
     assert gain.max() > 1e-3
 

@@ -22,6 +22,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from medadv_jax.data import dicom
 from medadv_jax.data.bounded import BadImageError
 from medadv_jax.data.images import largest_value, read_square
 from tools.dicom_files import PATIENT, dicom_file
@@ -33,10 +34,15 @@ def _flat(value: int, dtype: type = np.uint16) -> np.ndarray:
 
 def _table(bits: int, first: int, results: list[int], kind: str = "OW") -> Sequence:
     item = Dataset()
-    item.LUTDescriptor = [len(results), first, bits]
+    item.LUTDescriptor = [len(results) % 65536, first, bits]
     words = np.array(results, "<u2").tobytes()
     item.add_new("LUTData", kind, words if kind == "OW" else results)
     return Sequence([item])
+
+
+def _full_table() -> Sequence:
+    """A table with a result for each value of 16 bits; DICOM says 0 for 65536."""
+    return _table(8, 0, [value >> 8 for value in range(65536)])
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,7 @@ def _table(bits: int, first: int, results: list[int], kind: str = "OW") -> Seque
         (0, np.uint16, {"BitsStored": 12, "PhotometricInterpretation": "MONOCHROME1"}, 255),
         (-2048, np.int16, {"BitsStored": 12}, 0),
         (0, np.int16, {"BitsStored": 12}, 128),
+        (127, np.int8, {}, 255),
         (5000, np.uint16, {"BitsStored": 12}, 56),  # what stands above 12 bits is no pixel
         (1000, np.uint16, {"BitsStored": 12, "RescaleSlope": 2, "RescaleIntercept": 7}, 62),
         # a falling slope turns light and dark: 1 − 1000/4095
@@ -77,6 +84,7 @@ def _table(bits: int, first: int, results: list[int], kind: str = "OW") -> Seque
         (2, np.uint16, {"VOILUTSequence": _table(8, 1, [0, 51, 102, 255])}, 51),
         (600, np.uint16, {"VOILUTSequence": _table(8, 1, [0, 51, 102, 204])}, 204),
         (0, np.uint16, {"VOILUTSequence": _table(12, 1, [819, 0, 0, 0], "US")}, 51),
+        (1000, np.uint16, {"VOILUTSequence": _full_table()}, 3),  # 1000 // 256
     ],
 )  # fmt: skip
 def test_grey_by_hand(value, dtype, tags, expected):
@@ -155,6 +163,13 @@ def _huge_jpeg() -> bytes:
     return dicom_file(_flat(1, np.uint8), JPEGBaseline8Bit, PixelData=bytes(data))
 
 
+def _many_scans() -> bytes:
+    data = io.BytesIO()
+    Image.new("L", (8, 8)).save(data, "jpeg")
+    frame = data.getvalue() + b"\xff\xda" * 101
+    return dicom_file(_flat(1, np.uint8), JPEGBaseline8Bit, PixelData=encapsulate([frame]))
+
+
 def _looping_jp2() -> bytes:
     """A JP2 file with a box of no length, in which pydicom 3.0.2 loops for ever."""
     data = _encoded(Image.new("L", (8, 8)), "jpeg2000")
@@ -188,6 +203,7 @@ def _looping_jp2() -> bytes:
         (dicom_file(_flat(1))[:140], "damaged|without"),
         (_deflated(), "a deflated DICOM file"),
         (_huge_jpeg(), "over 40 megapixels"),
+        (_many_scans(), "a JPEG of over 100 scans"),
         (_looping_jp2(), "no JPEG 2000 codestream"),
     ],
 )  # fmt: skip
@@ -200,6 +216,15 @@ def test_other_files_get_a_reason(content, reason):
     assert most < 20 << 20
     assert "\n" not in str(caught.value)
     assert not any(text in str(caught.value) for text in PATIENT)
+
+
+def test_run_lengths_have_a_bound(monkeypatch):
+    """They unpack to up to 64 times as many bytes."""
+    content = dicom_file(_flat(1), RLELossless, compress=True)
+    assert read_square(content, 8, "crop").shape == (8, 8, 3)
+    monkeypatch.setattr(dicom, "_MAX_RLE", 64)  # bytes; the header alone has as many
+    with pytest.raises(BadImageError, match="of run lengths"):
+        read_square(content, 8, "crop")
 
 
 def test_only_files_that_do_not_tell_their_white_count(tmp_path):

@@ -1,5 +1,6 @@
 """Exported programs: right, alone, for any batch size; wrong ones leave nothing."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -101,6 +102,51 @@ def test_a_wrong_export_is_refused_and_leaves_nothing(model, tmp_path, monkeypat
     with pytest.raises(UserError, match="differ from the model's by"):
         export.export_model(model, tmp_path / "out", ["stablehlo"], random_images(model))
     assert not list(tmp_path.iterdir())
+
+
+def _artefact(folder, change):
+    """A program whose logits are `change`d by the number of images."""
+    (folder / "program").write_bytes(b"content")
+
+    def run(images):
+        logits = LOGITS[: len(images)] + np.float32(change[len(images)])
+        return np.asarray(jax.nn.softmax(logits)), logits
+
+    return export.Artefact(["program"], run, "")
+
+
+LOGITS = np.array([[0, 1], [1, 0], [0, 2e-5]], np.float32)
+
+
+def test_the_check_measures_what_differs(tmp_path):
+    artefact = _artefact(tmp_path, {3: [[0, 0], [0, 0], [4e-5, 0]], 1: [[9e-5, 0]]})
+    found = export._check(artefact, tmp_path, np.zeros((3, 8, 8, 3), np.uint8), LOGITS, "")
+    assert found["largest_difference_of_logits"] == pytest.approx(9e-5, rel=1e-3)  # of one image
+    assert found["same_class"] == pytest.approx(2 / 3)
+    assert found["files"] == {"program": hashlib.sha256(b"content").hexdigest()}
+    assert (found["images"], found["bytes"]) == (3, 7)
+
+
+def test_logits_that_are_no_numbers_are_refused(tmp_path):
+    with pytest.raises(UserError, match="differ from the model's by nan"):
+        export._check(
+            _artefact(tmp_path, {3: np.nan}), tmp_path, np.zeros((3, 8, 8, 3), np.uint8), LOGITS, ""
+        )
+
+
+def test_convolutions_are_exported_in_the_form_for_any_platform(model, tmp_path, monkeypatch):
+    seen = []
+
+    def watch(given, folder):
+        seen.append(given.classifier.network.conv_impl)
+        return _artefact(folder, {})
+
+    monkeypatch.setattr(export, "FORMATS", {"watch": watch})
+    network = model.classifier.network.copy(conv_impl="cpu")
+    other = Model(model.description, Classifier(network, "imagenet", None), model.variables)
+    with pytest.raises(KeyError):  # the program is for one image and three
+        export.export_model(other, tmp_path / "out", ["watch"], random_images(model))
+    assert seen == ["plain"]
 
 
 BAD = {

@@ -58,6 +58,19 @@ def test_grad_cam_of_a_mean_is_the_class_activation_map():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_grad_cam_behind_a_purifier_is_that_of_the_purified_image():
+    model = make_model("abc", purified=True)
+    pixels, labels = jax.random.uniform(jax.random.key(0), (3, 32, 32, 3)), jnp.arange(3)
+    seen = model.classifier.purify(model.variables, pixels)
+    assert jnp.abs(seen - pixels).max() > 0.1
+    bare = Classifier(model.classifier.network, model.classifier.normalization)
+    own = {name: model.variables[name] for name in ("params", "batch_stats")}
+    expected = grad_cam(bare, own, seen, labels)
+    assert expected.max() > 0
+    found = grad_cam(model.classifier, model.variables, pixels, labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("make", "size", "last"),
     [
@@ -77,6 +90,7 @@ def test_overlay_is_red_where_the_heat_is():
     image = np.full((32, 32, 3), 100, np.uint8)
     heat = np.zeros((32, 32))
     heat[:, 16:] = 1.0
+    heat[0, 31] = 1000.0  # one place does not hide the others
     found = np.asarray(overlay(image, heat))
     assert found.shape == (224, 224, 3)
     assert (found[:, :100] == 100).all()

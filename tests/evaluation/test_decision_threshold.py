@@ -1,13 +1,18 @@
 """Thresholds chosen on validation, against scikit-learn, and deployed as a part of the logits."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn.metrics import roc_curve
 
 from medadv_jax.attacks import make_attack
 from medadv_jax.classifier import Classifier, to_pixels
+from medadv_jax.data.splits import Splits
+from medadv_jax.distributed import make_local_mesh
 from medadv_jax.evaluation.decision_threshold import (
     Threshold,
     as_deployed,
@@ -15,9 +20,11 @@ from medadv_jax.evaluation.decision_threshold import (
     read_thresholds,
     write_thresholds,
 )
+from medadv_jax.evaluation.model_under_test import read_images
 from medadv_jax.evaluation.predictor import Predictor, scores
+from medadv_jax.evaluation.stages import Evaluation
 from medadv_jax.evaluation.threat_models import Source, Target
-from tests.helpers.tiny import SIZE, TinyNet
+from tests.helpers.tiny import SIZE, TinyNet, tiny_config, tiny_dataset
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -48,6 +55,34 @@ def test_thresholds_are_read_back(tmp_path):
     found = {"base": Threshold(0.25, 0.4, 0.5, 0.25, 30)}
     write_thresholds(tmp_path, found)
     assert read_thresholds(tmp_path) == found
+
+
+def test_a_run_chooses_on_validation_images_once_in_the_order_of_its_defenses(tmp_path):
+    config, dataset, validation = tiny_config(), tiny_dataset(24), list(range(5, 24))
+    config.eval.threshold = "youden"
+    classifier = Classifier(TinyNet())
+    init, mesh = jax.jit(classifier.init, static_argnums=1), make_local_mesh()
+    names = ("hybrid", "base", "autoencoder", "adversarial")
+    targets = {name: Target("bare", init(jax.random.key(i), SIZE)) for i, name in enumerate(names)}
+    evaluation = Evaluation(
+        config, tmp_path, Console(quiet=True), dataset, Splits([], validation, [], {}, []),
+        Predictor(classifier), mesh, 8, targets,
+    )  # fmt: skip
+    deployed = evaluation.with_thresholds().targets
+    found = read_thresholds(tmp_path)
+    assert list(found) == list(names)  # the same bytes each time
+    pixels, labels = read_images(dataset, validation), dataset.labels[validation]
+    for name, target in targets.items():
+        logits = evaluation.predictor.logits(target, jnp.asarray(pixels))
+        expected = choose_threshold(np.asarray(logits), labels)
+        assert dataclasses.asdict(found[name]) == pytest.approx(dataclasses.asdict(expected))
+        np.testing.assert_array_equal(
+            deployed[name].variables["logit_bias"], np.array([0, found[name].bias], np.float32)
+        )
+    chosen = {name: Threshold(0.5, 0.4, 0.0, 0.0, 1) for name in names}
+    write_thresholds(tmp_path, chosen)
+    evaluation.with_thresholds()
+    assert read_thresholds(tmp_path) == chosen
 
 
 def test_predictions_and_attacks_follow_the_deployed_decision():

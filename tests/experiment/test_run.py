@@ -57,7 +57,13 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
         "networks.json", "attack_record.json", "per_class.csv", "models",
         "training_cost.json",
     }  # fmt: skip
-    assert "train adversarial: epoch 2/2" in text
+    start = text.splitlines()[0]
+    assert start.startswith(f"{workdir}: ")
+    assert f"{jax.devices()[0].device_kind} (cpu), medadv_jax 0.1.0, jax {jax.__version__}" in start
+    epochs = dict(re.findall(r"^train (\w+): epoch 2/2 .*?(validation_\w+) ", text, re.MULTILINE))
+    assert epochs == {
+        "base": "validation_accuracy", "adversarial": "validation_adversarial_accuracy"
+    }  # fmt: skip
     ends = re.findall(r"^([a-z ]+): \d+ [a-z]+ in \d+ s$", text, re.MULTILINE)
     assert ends[-9:] == [
         "train base", "train adversarial", "evaluate base", "apgd base", "evaluate adversarial",

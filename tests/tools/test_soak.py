@@ -1,5 +1,6 @@
 """A short soak; `make soak` is the long one."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,17 @@ def test_kills_are_spread_over_all_stages():
     )
     assert ("train base", "SIGTERM") in found
     assert len(found) == 9
+
+
+def test_what_two_runs_are_compared_by(tmp_path):
+    part = {"name": "apgd", "broken": 3, "seconds": 1.5}
+    path = tmp_path / "attack_record.json"
+    found = []
+    for change in ({}, {"seconds": 9.0}, {"broken": 4}):
+        path.write_text(json.dumps({"base": {"apgd": {"parts": [part | change]}}}))
+        found.append(soak.attack_record(tmp_path))
+    assert found[0] == found[1] != found[2]
+    assert soak.model_files(tmp_path) == []
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "models" / "base" / "model.json").write_text("{}")
+    assert soak.model_files(tmp_path) == ["models/base/model.json"]

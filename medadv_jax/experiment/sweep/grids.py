@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medadv_jax.config import Config, call_config_file, expand_path, load_config, set_field
+from medadv_jax.config import (
+    Config,
+    call_config_file,
+    expand_path,
+    flatten,
+    load_config,
+    set_field,
+)
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.validate import validate
 
@@ -104,7 +111,7 @@ def make_cells(grid: Grid, folder: Path) -> list[Cell]:
       folder: of the sweep; each cell has a folder in it.
 
     Raises:
-      UserError: an unknown field, an impossible value, or two cells of one name.
+      UserError: an unknown field, an impossible value, or two cells of one name or config.
     """
     if not grid.configs:
         raise UserError("no config file: give --grid=NAME, or --configs=configs/demo.py")
@@ -117,11 +124,22 @@ def make_cells(grid: Grid, folder: Path) -> list[Cell]:
         for row in grid.rows or ("",)
         for values in itertools.product(*grid.axes.values())
     ]
-    names = [cell.name for cell in cells]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two cells are called {name}: give each value and config file once")
+    _refuse_twins(cells)
     return cells
+
+
+def _refuse_twins(cells: Sequence[Cell]) -> None:
+    """Raises UserError for cells of one name or of one config: 0.03 and 3e-2 are one value."""
+    names, runs = set(), {}
+    for cell in cells:
+        if cell.name in names:
+            raise UserError(
+                f"two cells are called {cell.name}: give each value and config file once"
+            )
+        names.add(cell.name)
+        twin = runs.setdefault(repr(flatten(cell.config)), cell.name)
+        if twin != cell.name:
+            raise UserError(f"{twin} and {cell.name} are one run: give each value once")
 
 
 def _make_cell(grid: Grid, config_path: str, row: str, axes: Fields, folder: Path) -> Cell:

@@ -254,6 +254,18 @@ def test_a_cache_is_of_one_order_of_classes_and_one_pattern(settings):
     assert load_dataset(settings).report["patients_unknown"] == 0
 
 
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_other_pixels_under_a_name_are_read_anew(settings, place):
+    fill(settings, 4, ("a", "b"))
+    before = load_dataset(settings)
+    path = sorted(Path(settings.dir).rglob("*.png"))[place]
+    save(path, 160)
+    after = load_dataset(settings)
+    changed = [i for i in range(8) if (before.source[i] != after.source[i]).any()]
+    assert [before.examples[i].id for i in changed] == [path.stem]
+    assert before.examples[changed[0]].md5 != after.examples[changed[0]].md5
+
+
 # What is wrong, and part of its one line.
 
 

@@ -59,6 +59,12 @@ def test_encodings_and_separators(settings, encoding, separator):  # noqa: F811
     assert load_dataset(settings).class_names == ("Grad é", "grade 0", "grade 2", "grade 3")
 
 
+def test_the_header_alone_chooses_the_separator(settings):  # noqa: F811
+    site = "A" + 20 * ";A"
+    _write(settings, _lines().replace(",A\n", f",{site}\n"))
+    assert {e.attributes["site"] for e in load_dataset(settings).examples} == {site, "B"}
+
+
 def test_paths_start_from_the_folder_that_is_given(settings, tmp_path):  # noqa: F811
     folder = _write(settings, _lines().replace("img/", "./img\\"))
     table = Path(settings.csv).rename(tmp_path / "elsewhere.csv")
@@ -130,6 +136,8 @@ ROW = "img/0.png,a,p,train,A\n"
         (_lines().replace("grade 2", '"grade'), "is no line of a CSV|has control"),
         (HEADER + "img/0.png,a,p,train,A\n", r"one class \(a\), at least two are needed"),
         (_lines().replace("grade 1", "Grade  0"), "'Grade  0' and 'grade 0' look the same"),
+        (_lines().replace("grade 1", "gr\u00e4de").replace("grade 2", "gra\u0308de"),
+         "look the same"),
         (_lines().encode("latin-1") + b"img/1.png,\xe9,,,\n", r"cannot be read as text \("),
         (b"PK\x03\x04" + bytes(range(128, 200)), "cannot be read as text"),
         (HEADER.replace("site", "sex\x07") + ROW, "control characters|no column|one class"),

@@ -71,12 +71,14 @@ def test_rows_are_cells_with_their_name_and_fields(tmp_path):
         (Grid((DEMO,), axes={"train.epochs": ("many",)}), "train.epochs=many: must be an integer"),
         (Grid((DEMO,), axes={"train.epochs": ("0",)}), "train.epochs=0: must be at least 1"),
         (Grid((DEMO,), axes={"seed": (1, 1)}), "two cells are called demo-seed=1"),
+        (Grid((DEMO,), axes={"attack.epsilon": ("0.03", "0.1", "3e-2")}),
+         "demo-attack.epsilon=0.03 and demo-attack.epsilon=3e-2 are one run"),
         (Grid((DEMO,), axes={"seed": ()}), "--sweep.seed=: no value"),
         (Grid((DEMO,), {"reuse": "x"}), "a sweep sets it by itself"),
         (Grid(("configs/nowhere.py",)), "configs/nowhere.py: cannot be read"),
         (Grid(()), "no config file"),
     ],
-)
+)  # fmt: skip
 def test_an_impossible_grid_is_refused_in_one_line(grid, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         make_cells(grid, tmp_path)
