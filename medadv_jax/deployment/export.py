@@ -1,12 +1,13 @@
 """Exports a model for programs without this package: uint8 pixels in, probabilities and logits out.
 
-    export_model(model, Path("exported"), ["stablehlo"], images)
+    export_model(model, Path("exported"), ["stablehlo", "onnx"], images)
 
 Convolutions are exported in their plain form, for any platform; preprocessing is inside. Every file
 is run on `images` and compared with the model before the folder appears under its name.
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from medadv_jax.deployment import read_stablehlo
 from medadv_jax.deployment.card import card_text
 from medadv_jax.deployment.check_images import Images
 from medadv_jax.deployment.model import Model
+from medadv_jax.deployment.onnx_program import run_onnx, write_onnx
 from medadv_jax.errors import UserError
 from medadv_jax.files import atomic_folder, sha256
 
@@ -174,4 +176,15 @@ def _export_stablehlo(model: Model, folder: Path) -> Artefact:
     return Artefact(files, call, "`python read_stablehlo.py images.npy` (jax, flatbuffers)")
 
 
-FORMATS: dict[str, Callable[[Model, Path], Artefact]] = {"stablehlo": _export_stablehlo}
+def _export_onnx(model: Model, folder: Path) -> Artefact:
+    """Writes `model.onnx`."""
+    path = folder / "model.onnx"
+    write_onnx(model, path)
+    return Artefact((path.name,), functools.partial(run_onnx, path), f"onnxruntime: {_ONNX_USE}")
+
+
+_ONNX_USE = '`InferenceSession("model.onnx").run(None, {"images": images})`'
+FORMATS: dict[str, Callable[[Model, Path], Artefact]] = {
+    "stablehlo": _export_stablehlo,
+    "onnx": _export_onnx,
+}

@@ -48,8 +48,14 @@ def _depth_to_space(images: jax.Array) -> jax.Array:
 def _pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
     """Repeats the last row and column until `multiple` divides height and width."""
     # Repeated, not black: a purifier would treat a black border as part of the image.
-    below, right = (-side % multiple for side in images.shape[1:3])
-    return jnp.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+    for axis in (1, 2):
+        missing = -images.shape[axis] % multiple
+        if missing:
+            last = jax.lax.slice_in_dim(images, -1, None, axis=axis)
+            shape = [*images.shape]
+            shape[axis] = missing
+            images = jnp.concatenate([images, jnp.broadcast_to(last, shape)], axis)
+    return images
 
 
 def _crop_like(images: jax.Array, like: jax.Array) -> jax.Array:

@@ -84,7 +84,20 @@ def max_pool(
     pads = resolve_padding(padding, (images.shape[1], images.shape[2]), window, strides)
     if conv_impl == "cpu":
         return _max_pool_cpu(images, window, strides, pads)
-    return nn.max_pool(images, window, strides, pads)  # pyright: ignore[reportArgumentType]
+    name = _padding_name(pads, images, window, strides)
+    if name is None:  # padded apart, since jax2onnx takes a pool's padding by name only
+        border = ((0, 0), *pads, (0, 0))
+        images, name = jnp.pad(images, border, constant_values=-jnp.inf), "VALID"
+    return nn.max_pool(images, window_shape=window, strides=strides, padding=name)
+
+
+def _padding_name(pads: Pads, images: jax.Array, window: Pair, strides: Pair) -> str | None:
+    """Returns "VALID" or "SAME" if one of them pads so, else None."""
+    size = (images.shape[1], images.shape[2])
+    for name in ("VALID", "SAME"):
+        if resolve_padding(name, size, window, strides) == pads:
+            return name
+    return None
 
 
 def _sum(arrays: list[jax.Array]) -> jax.Array:
@@ -109,9 +122,9 @@ def avg_pool(
     if conv_impl != "cpu":
         return nn.avg_pool(
             images,
-            window,
-            strides,
-            pads,  # pyright: ignore[reportArgumentType]
+            window_shape=window,
+            strides=strides,
+            padding=_padding_name(pads, images, window, strides) or pads,  # pyright: ignore
             count_include_pad=count_padding,
         )
     out = output_size(size, window, strides, pads)
