@@ -39,7 +39,7 @@ def write_onnx(model: Model, path: Path) -> None:
     parts = [part for part in (model.description.network, model.description.purifier) if part]
     if any(part["dtype"] != "float32" for part in parts):
         raise UserError("--format=onnx: the model computes in bfloat16; export it by stablehlo")
-    with _explained(), _quiet():
+    with _explained(), _quiet(), jax.numpy_rank_promotion("allow"):  # the converter needs it
         import jax2onnx
 
         size, (count,) = model.image_size, export.symbolic_shape("B")
