@@ -1,14 +1,15 @@
 """Exports a trained model for programs without this package; each file is checked against it.
 
     python scripts/export.py --run=runs/x --defense=hybrid --output=exported
-    python scripts/export.py --model=FOLDER --output=exported --images=scans
-    python scripts/export.py --run=runs/x --defense=adversarial --output=small --format=onnx \\
+    python scripts/export.py --model=FOLDER --output=exported --images=scans --format=stablehlo,onnx
+    python scripts/export.py --run=runs/x --defense=adversarial --output=small --format=onnx \
       --quantize=int8
 
-Formats: stablehlo, for JAX on CPU, GPU and TPU, with a reader of 20 lines. Programs take images
-(B, S, S, 3) uint8, any B, and return probabilities and logits; normalisation and purifier are
-inside. They run on 100 images, of --images or the run's validation images, else random ones; their
-logits must be the model's to 1e-4. The card, README.md, has the result.
+Formats: stablehlo, for JAX on CPU, GPU and TPU, with a reader of 20 lines; onnx, one file for ONNX
+runtimes (extra `onnx`). Programs take images (B, S, S, 3) uint8, any B, and return probabilities
+and logits; normalisation and purifier are inside. They run on 100 images, of --images or the run's
+validation images, else random ones; their logits must be the model's to 1e-4. The card, README.md,
+has the result.
 
 Compressed programs must give the model's class to 90 % of the images: --dtype=bfloat16 (stablehlo);
 --quantize=int8 (onnx), weights and activations, calibrated on 100 images more.

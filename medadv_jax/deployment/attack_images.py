@@ -2,19 +2,19 @@
 
 import csv
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from medadv_jax.attacks import ATTACKS, make_attack
-from medadv_jax.classifier import Variables
+from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.deployment.model import Model, Predictions
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.evaluate import evaluate
 
-_BATCH = 32  # images at a time
+_BATCH = 32  # images at a time, at most
 Labels = Mapping[str, int] | int | None  # file -> label; the label of all files; not known
 
 
@@ -35,7 +35,7 @@ def attack_images(
       are rounded to 8 bits, which may undo an attack; of several attempts, and the image itself,
       the one with the lowest probability of the label after rounding counts.
     """
-    pixels = images.astype(np.float32) / 255
+    pixels, size = images.astype(np.float32) / 255, min(_BATCH, len(images))
     if attack in ATTACKS:
         found = [_first_order(model, pixels, labels, attack, epsilon, of) for of in _sources(model)]
     else:
@@ -44,11 +44,11 @@ def attack_images(
             surrogates=model.surrogates(), check_images=0, progress=False,
         ).pixels]  # fmt: skip
     tried = np.stack([images, *(round_in_ball(each, images, epsilon) for each in found)])
-    said = [model.predict(each, detect=False).probability for each in tried]
+    said = [model.predict(each, size, detect=False).probability for each in tried]
     rows = np.arange(len(images))
     best = np.stack([probability[rows, labels] for probability in said]).argmin(axis=0)
     chosen = tried[best, rows]
-    return chosen, model.predict(chosen, detect=False)
+    return chosen, model.predict(chosen, size, detect=False)
 
 
 def _sources(model: Model) -> list[str]:
@@ -60,18 +60,27 @@ def _first_order(
     model: Model, pixels: np.ndarray, labels: np.ndarray, name: str, epsilon: float, gradient: str
 ) -> np.ndarray:
     """Returns what an attack of `ATTACKS` finds at its highest loss, (n, S, S, 3)."""
-    attack = make_attack(name, epsilon, keep_best=name != "fgsm")
+    run, size = _compiled(model.classifier, name, gradient), min(_BATCH, len(pixels))
+    found = []
+    for first in range(0, len(pixels), size):
+        rows = np.arange(first, first + size) % len(pixels)  # the last batch is filled up
+        found.append(np.asarray(run(model.variables, pixels[rows], labels[rows], epsilon)))
+    return np.concatenate(found)[: len(pixels)]
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(classifier: Classifier, name: str, gradient: str) -> Callable[..., jax.Array]:
+    """Returns (variables, pixels, labels, epsilon) -> attacked pixels, for all radii."""
 
     @jax.jit
-    def run(variables: Variables, pixels: jax.Array, labels: jax.Array) -> jax.Array:
-        function = functools.partial(model.classifier.logits, variables, gradient=gradient)
+    def run(
+        variables: Variables, pixels: jax.Array, labels: jax.Array, epsilon: jax.Array
+    ) -> jax.Array:
+        attack = make_attack(name, epsilon, keep_best=name != "fgsm")
+        function = functools.partial(classifier.logits, variables, gradient=gradient)
         return attack(function, pixels, labels, jax.random.key(0))
 
-    found = []
-    for first in range(0, len(pixels), _BATCH):
-        rows = np.arange(first, first + _BATCH) % len(pixels)  # the last batch is filled up
-        found.append(np.asarray(run(model.variables, pixels[rows], labels[rows])))
-    return np.concatenate(found)[: len(pixels)]
+    return run
 
 
 def round_in_ball(pixels: np.ndarray, images: np.ndarray, epsilon: float) -> np.ndarray:

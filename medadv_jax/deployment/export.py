@@ -1,6 +1,6 @@
 """Exports a model for programs without this package: uint8 pixels in, probabilities and logits out.
 
-    export_model(model, Path("exported"), ["stablehlo"], images)
+    export_model(model, Path("exported"), ["stablehlo", "onnx"], images)
     export_model(model, Path("exported"), ["onnx"], images, "int8")
 
 Convolutions are exported in their plain form, for any platform; preprocessing is inside. Every file

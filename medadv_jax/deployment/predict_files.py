@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -215,13 +214,7 @@ def _prediction(prefix: str, model: Model, label: int, probability: np.ndarray) 
 def _saliency_writer(model: Model, folder: Path) -> Callable[[str, np.ndarray, str], None]:
     """Returns a function that writes the two overlays of an image, for its predicted class."""
     _make_folder(folder, "--saliency")
-    classifier, gradient = model.classifier, model.gradient
-
-    @jax.jit
-    def maps(variables: Any, pixels: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        function = functools.partial(classifier.logits, variables, gradient=gradient)
-        shares = saliency.integrated_gradients(function, pixels, labels)
-        return abs(shares).sum(-1), saliency.grad_cam(classifier, variables, pixels, labels)
+    maps = saliency.make_maps(model.classifier, model.gradient)
 
     def write(name: str, image: np.ndarray, predicted: str) -> None:
         label = np.array([model.classes.index(predicted)])

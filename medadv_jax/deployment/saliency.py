@@ -1,5 +1,6 @@
 """Which pixels a prediction depends on: integrated gradients, Grad-CAM, and their overlays."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,26 @@ from medadv_jax.classifier import Classifier, Variables
 
 _STRENGTH = 0.7  # of the colour where the heat is largest
 _SMALLEST = 224  # pixels of an overlay's side; smaller ones are enlarged by a whole factor
+
+
+def make_maps(
+    classifier: Classifier, gradient: str
+) -> Callable[[Variables, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns a compiled function that draws both maps; `gradient` as in `Classifier.logits`.
+
+    It maps variables, pixels (B, H, W, 3) in [0, 1] and labels (B,) to integrated gradients
+    (B, H, W), their absolute values summed over channels, and Grad-CAM (B, h, w).
+    """
+
+    @jax.jit
+    def maps(
+        variables: Variables, pixels: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        function = functools.partial(classifier.logits, variables, gradient=gradient)
+        shares = integrated_gradients(function, pixels, labels)
+        return abs(shares).sum(-1), grad_cam(classifier, variables, pixels, labels)
+
+    return maps
 
 
 def integrated_gradients(

@@ -120,6 +120,18 @@ def test_odd_sizes_continue_their_border(name, size, whole):
     assert_allclose(apply(variables, pixels), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(8, 16), (9, 8), (13, 15)])
+def test_the_border_is_that_of_numpy_to_the_bit(size):
+    """In value and gradient; it is written in another way, for exporters."""
+    pixels = random_pixels(2, *size, 3)
+    more = [(0, 0), *((0, -side % 8) for side in size), (0, 0)]
+    expected, pull = jax.vjp(lambda x: jnp.pad(x, more, mode="edge"), pixels)
+    actual, our_pull = jax.vjp(lambda x: purifiers._pad_to_multiple(x, 8), pixels)
+    cotangent = jnp.asarray(random_pixels(*expected.shape))
+    assert_array_equal(actual, expected)
+    assert_array_equal(our_pull(cotangent)[0], pull(cotangent)[0])
+
+
 def test_blocks_of_pixels_go_in_and_come_out_in_place():
     images = random_pixels(2, 6, 4, 3)
     blocks = purifiers._space_to_depth(images)

@@ -152,6 +152,21 @@ def test_max_pool_equals_flax_in_value_and_gradient(shape, window, strides, padd
     assert_allclose(our_pull(cotangent)[0], pull(cotangent)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "window", "strides", "padding"), POOLS)
+def test_plain_pools_are_those_of_flax_to_the_bit(shape, window, strides, padding):
+    """Their padding is written in another way, for exporters."""
+    images = jnp.round(nn.relu(normal(*shape)), 1)
+    pads: Any = ops.resolve_padding(padding, shape[1:3], window, strides)
+    for ours, flax in ((pooling.max_pool, nn.max_pool), (pooling.avg_pool, nn.avg_pool)):
+        expected, pull = jax.vjp(lambda x, f=flax: f(x, window, strides, pads), images)
+        actual, our_pull = jax.vjp(
+            lambda x, f=ours: f(x, window, strides, padding, "plain"), images
+        )
+        cotangent = normal(*expected.shape, seed=2)
+        np.testing.assert_array_equal(actual, expected)
+        np.testing.assert_array_equal(our_pull(cotangent)[0], pull(cotangent)[0])
+
+
 @pytest.mark.parametrize("count_padding", [True, False])
 @pytest.mark.parametrize(("shape", "window", "strides", "padding"), POOLS[:5])
 def test_avg_pools_agree(shape, window, strides, padding, count_padding):
