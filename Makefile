@@ -5,31 +5,34 @@
 #   lock    pins all versions anew                  newest  the tests with the newest versions
 #   parity  our networks beside torchvision, Keras  peers   what the benchmark compares with
 #   soak    a run that is killed again and again    fuzz    damaged images and weights
-#   audit   known security holes in the pinned versions
+#   extras  the tests of ONNX and the page          audit   known security holes in the pinned versions
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PARITY := .venv-parity
 PEERS  := .venv-peers
+EXTRAS := .venv-extras
 PIP    := -m pip install --quiet --disable-pip-version-check
 HASHED := $(PIP) --require-hashes
+LOCK   := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+          --no-emit-index-url --custom-compile-command "make lock"
 
-# Installs requirements.lock into the environment $(1). One of its packages is published as source
+# Installs the lock file $(2) into the environment $(1). One of its packages is published as source
 # only; the lock's own setuptools builds it, so no other build tool is fetched.
 define locked
 	$(PYTHON) -m venv --clear $(1)
-	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > $(1)/build_tools.txt
+	sed -n '/^setuptools==/,/[^\\]$$/p' $(2) > $(1)/build_tools.txt
 	$(1)/bin/python $(HASHED) -r $(1)/build_tools.txt
-	$(1)/bin/python $(HASHED) --no-build-isolation --use-pep517 -r requirements.lock
+	$(1)/bin/python $(HASHED) --no-build-isolation --use-pep517 -r $(2)
 endef
 
-.PHONY: setup demo test slow docs lint lock parity peers soak fuzz audit newest
+.PHONY: setup demo test slow docs lint lock parity peers extras soak fuzz audit newest
 
 setup: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
-	$(call locked,$(VENV))
+	$(call locked,$(VENV),requirements.lock)
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -78,15 +81,25 @@ parity: $(PARITY)/.installed
 	$(PARITY)/bin/python -m tools.preprocessing
 
 $(PARITY)/.installed: requirements.lock tools/parity_requirements.txt tools/torch_requirements.txt
-	$(call locked,$(PARITY))
+	$(call locked,$(PARITY),requirements.lock)
 	$(PARITY)/bin/python $(HASHED) --no-deps -r tools/parity_requirements.txt
+	touch $@
+
+# The tests of ONNX programs, of their compression and of the page, with what these need. Apart from
+# .venv, as jax2onnx asks for an older Orbax, and Gradio for an older Pillow.
+extras: $(EXTRAS)/.installed
+	$(EXTRAS)/bin/python -m pytest tests/deployment
+
+$(EXTRAS)/.installed: requirements_extras.lock pyproject.toml
+	$(call locked,$(EXTRAS),requirements_extras.lock)
+	$(EXTRAS)/bin/python $(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 # Installs what `benchmarks/run.py --peers` compares with. Python 3.11.
 peers: $(PEERS)/.installed
 
 $(PEERS)/.installed: requirements.lock benchmarks/peers_requirements.txt tools/torch_requirements.txt
-	$(call locked,$(PEERS))
+	$(call locked,$(PEERS),requirements.lock)
 	$(PEERS)/bin/python $(HASHED) --no-deps -r benchmarks/peers_requirements.txt
 	touch $@
 
@@ -94,5 +107,5 @@ $(PEERS)/.installed: requirements.lock benchmarks/peers_requirements.txt tools/t
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet uv==0.13.9
-	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --custom-compile-command "make lock" --extra dev pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra dev pyproject.toml --output-file requirements.lock
+	$(LOCK) --extra dev --extra onnx --extra serve --extra browser pyproject.toml --output-file requirements_extras.lock

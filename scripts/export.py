@@ -2,7 +2,7 @@
 
     python scripts/export.py --run=runs/x --defense=hybrid --output=exported
     python scripts/export.py --model=FOLDER --output=exported --images=scans --format=stablehlo,onnx
-    python scripts/export.py --run=runs/x --defense=adversarial --output=small --format=onnx \
+    python scripts/export.py --run=runs/x --defense=adversarial --output=small --format=onnx \\
       --quantize=int8
 
 Formats: stablehlo, for JAX on CPU, GPU and TPU, with a reader of 20 lines; onnx, one file for ONNX
