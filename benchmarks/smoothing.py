@@ -29,7 +29,8 @@ from benchmarks.pytorch import Network, load_variables, to_pixels
 from benchmarks.report import describe_machine
 from medadv_jax.classifier import Classifier
 from medadv_jax.defenses.smoothing import LEVELS, make_noise
-from medadv_jax.evaluation.certification import NoisyCounter, Settings, certify
+from medadv_jax.evaluation.certificates import Settings
+from medadv_jax.evaluation.certification import NoisyCounter, certify
 from medadv_jax.models import create_model
 
 _IMAGES = flags.DEFINE_integer("images", 4, "Images.", lower_bound=1)

@@ -15,8 +15,7 @@ from absl import flags
 
 from medadv_jax import cli
 from medadv_jax.errors import UserError
-from medadv_jax.evaluation.certification import Settings
-from medadv_jax.evaluation.smoothed_attack import SmoothedAttack
+from medadv_jax.evaluation.certificates import Settings, SmoothedAttack
 from medadv_jax.experiment.certify_run import certify_run
 
 _RUN = flags.DEFINE_string("run", "", "Directory of a finished run; needed.")

@@ -1,4 +1,7 @@
-"""Records of certificates: `certificates.parquet`, one row for each classifier and image."""
+"""Records of certificates: `certificates.parquet`, one row for each classifier and image.
+
+Imports no JAX, so that a report can read them.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,13 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from medadv_jax.data.splits import Example
-from medadv_jax.evaluation.certification import Certificate, Settings, certified_correct
 from medadv_jax.evaluation.predictions import Columns, read_table, to_columns, write_table
-from medadv_jax.evaluation.smoothed_attack import SmoothedAttack
 from medadv_jax.evaluation.statistics import Interval, proportion_interval
 
 CERTIFICATES = "certificates.parquet"
-NOT_ATTACKED = -2
+ABSTAINS, NOT_ATTACKED = -1, -2
 RADII = (0.0, 0.25, 0.5, 1.0)  # L2, in pixels of [0, 1]; of tables
 
 SCHEMA = pa.schema(
@@ -37,6 +38,56 @@ SCHEMA = pa.schema(
         ("attacked_votes", pa.list_(pa.int32())),  # votes of the smoothed classifier under attack
     ]
 )
+
+
+class Settings(NamedTuple):
+    """How images are certified.
+
+    Attributes:
+      selection: n₀, draws that choose the class.
+      draws: n, draws that bound its probability.
+      alpha: α, the probability that a promise is wrong.
+    """
+
+    selection: int = 100
+    draws: int = 10_000
+    alpha: float = 0.001
+
+
+class Certificate(NamedTuple):
+    """What is promised of one image.
+
+    Attributes:
+      image: its position.
+      predicted: the class; `ABSTAINS` where the classifier abstains.
+      radius: L2, in pixels of [0, 1]; 0 where it abstains.
+      selected: (K,) counts of the draws that choose the class.
+      counts: (K,) counts of the other draws, which end early where only abstaining is left.
+      calls: of the network, the draws above.
+    """
+
+    image: int
+    predicted: int
+    radius: float
+    selected: np.ndarray
+    counts: np.ndarray
+    calls: int
+
+
+class SmoothedAttack(NamedTuple):
+    """Settings of the attack and of the vote on what it finds.
+
+    Attributes:
+      radius: L2, in pixels of [0, 1].
+      steps: of PGD.
+      samples: draws of the expectation.
+      votes: other draws, of the smoothed classifier that is to be fooled.
+    """
+
+    radius: float
+    steps: int = 20
+    samples: int = 16
+    votes: int = 200
 
 
 class Subject(NamedTuple):
@@ -109,3 +160,15 @@ def certified_accuracy(columns: Columns, at: float) -> tuple[float, Interval | N
     95 % interval by patients."""
     good = certified_correct(columns["predicted"], columns["radius"], columns["label"], at)
     return float(good.mean()), proportion_interval(good, columns["group"])
+
+
+def certified_correct(
+    predicted: np.ndarray, radius: np.ndarray, labels: np.ndarray, at: float
+) -> np.ndarray:
+    """Returns (n,) bool: is the right class certified at the L2 radius `at`? (all (n,))."""
+    return (predicted == labels) & (radius > 0) & (radius >= at)
+
+
+def linf_radius(radius: float, pixels: int) -> float:
+    """Returns the L∞ radius of the cube inside an L2 ball: r / √d, d = `pixels` values."""
+    return radius / float(np.sqrt(pixels))

@@ -8,7 +8,7 @@ names the same class there. Each promise is wrong with a probability of at most 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,42 +17,7 @@ import scipy  # `stats` is loaded at its first use: half a second
 
 from medadv_jax.attacks.lanes import fingerprint
 from medadv_jax.defenses.smoothing import LEVELS, Noise, draw_noise, sampling_error
-
-ABSTAINS = -1
-
-
-class Settings(NamedTuple):
-    """How images are certified.
-
-    Attributes:
-      selection: n₀, draws that choose the class.
-      draws: n, draws that bound its probability.
-      alpha: α, the probability that a promise is wrong.
-    """
-
-    selection: int = 100
-    draws: int = 10_000
-    alpha: float = 0.001
-
-
-class Certificate(NamedTuple):
-    """What is promised of one image.
-
-    Attributes:
-      image: its position.
-      predicted: the class; `ABSTAINS` where the classifier abstains.
-      radius: L2, in pixels of [0, 1]; 0 where it abstains.
-      selected: (K,) counts of the draws that choose the class.
-      counts: (K,) counts of the other draws, which end early where only abstaining is left.
-      calls: of the network, the draws above.
-    """
-
-    image: int
-    predicted: int
-    radius: float
-    selected: np.ndarray
-    counts: np.ndarray
-    calls: int
+from medadv_jax.evaluation.certificates import ABSTAINS, Certificate, Settings
 
 
 def lower_bound(count: int, draws: int, alpha: float) -> float:
@@ -65,11 +30,6 @@ def certified_radius(probability: float, sigma: float) -> float:
     """Returns the L2 radius σ · Φ⁻¹(p) (Cohen et al. 2019, eq. 3 with p_B = 1 - p_A), in the unit
     of σ; 0 for p ≤ 1/2."""
     return sigma * float(scipy.stats.norm.ppf(probability)) if probability > 0.5 else 0.0
-
-
-def linf_radius(radius: float, pixels: int) -> float:
-    """Returns the L∞ radius of the cube inside an L2 ball: r / √d, d = `pixels` values."""
-    return radius / float(np.sqrt(pixels))
 
 
 class NoisyCounter:
@@ -239,10 +199,3 @@ def _add(
     probability = lower_bound(count, settings.draws, settings.alpha) - error
     radius = certified_radius(probability, counter.noise.sigma)
     return Certificate(progress.image, selected, radius, *tallies, calls)
-
-
-def certified_correct(
-    predicted: np.ndarray, radius: np.ndarray, labels: np.ndarray, at: float
-) -> np.ndarray:
-    """Returns (n,) bool: is the right class certified at the L2 radius `at`? (all (n,))."""
-    return (predicted == labels) & (radius > 0) & (radius >= at)

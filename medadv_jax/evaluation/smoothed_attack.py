@@ -15,22 +15,7 @@ import numpy as np
 from medadv_jax.attacks import make_attack
 from medadv_jax.attacks.lanes import fingerprint
 from medadv_jax.defenses.smoothing import LEVELS
-
-
-class SmoothedAttack(NamedTuple):
-    """Settings of the attack and of the vote on what it finds.
-
-    Attributes:
-      radius: L2, in pixels of [0, 1].
-      steps: of PGD.
-      samples: draws of the expectation.
-      votes: other draws, of the smoothed classifier that is to be fooled.
-    """
-
-    radius: float
-    steps: int = 20
-    samples: int = 16
-    votes: int = 200
+from medadv_jax.evaluation.certificates import SmoothedAttack
 
 
 class Voted(NamedTuple):

@@ -23,6 +23,8 @@ from medadv_jax.distributed import use_own_settings
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.certificates import (
     RADII,
+    Settings,
+    SmoothedAttack,
     Subject,
     certificate_row,
     certified_accuracy,
@@ -30,12 +32,12 @@ from medadv_jax.evaluation.certificates import (
     same_subject,
     write_certificates,
 )
-from medadv_jax.evaluation.certification import NoisyCounter, Settings, certify
+from medadv_jax.evaluation.certification import NoisyCounter, certify
 from medadv_jax.evaluation.checks.certificate_checks import certificates_hold
 from medadv_jax.evaluation.checks.result import Check, read_self_checks, write_self_checks
 from medadv_jax.evaluation.model_under_test import choose_examples
 from medadv_jax.evaluation.predictions import to_columns
-from medadv_jax.evaluation.smoothed_attack import SmoothedAttack, attack_smoothed
+from medadv_jax.evaluation.smoothed_attack import attack_smoothed
 from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.finished_runs import find_examples, load_runs, refuse_changed_images
 from medadv_jax.progress import StageProgress, default_console, say

@@ -3,8 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from medadv_jax.evaluation.certificates import RADII, certified_accuracy
-from medadv_jax.evaluation.certification import ABSTAINS, linf_radius
+from medadv_jax.evaluation.certificates import ABSTAINS, RADII, certified_accuracy, linf_radius
 from medadv_jax.evaluation.predictions import Columns
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.style import WIDTH, Picture, defense_look, draw, legend_below

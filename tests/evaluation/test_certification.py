@@ -6,17 +6,20 @@ import scipy.stats
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medadv_jax.defenses.smoothing import LEVELS, make_noise
-from medadv_jax.evaluation.certification import (
+from medadv_jax.evaluation.certificates import (
     ABSTAINS,
-    NoisyCounter,
     Settings,
+    SmoothedAttack,
     certified_correct,
+    linf_radius,
+)
+from medadv_jax.evaluation.certification import (
+    NoisyCounter,
     certified_radius,
     certify,
-    linf_radius,
     lower_bound,
 )
-from medadv_jax.evaluation.smoothed_attack import SmoothedAttack, attack_smoothed
+from medadv_jax.evaluation.smoothed_attack import attack_smoothed
 
 SHAPE = (4, 4, 3)
 KEY = jax.random.key(0)

@@ -10,11 +10,14 @@ from rich.console import Console
 
 from medadv_jax import models
 from medadv_jax.errors import UserError
-from medadv_jax.evaluation.certificates import CERTIFICATES, read_certificates
-from medadv_jax.evaluation.certification import Settings
+from medadv_jax.evaluation.certificates import (
+    CERTIFICATES,
+    Settings,
+    SmoothedAttack,
+    read_certificates,
+)
 from medadv_jax.evaluation.checks.certificate_checks import certificates_hold
 from medadv_jax.evaluation.predictions import to_columns
-from medadv_jax.evaluation.smoothed_attack import SmoothedAttack
 from medadv_jax.experiment import certify_run as room
 from medadv_jax.experiment.run import run as run_experiment
 from tests.helpers.tiny import TinyNet, tiny_config

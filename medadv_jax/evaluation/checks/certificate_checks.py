@@ -3,8 +3,7 @@
 import numpy as np
 import scipy  # `stats` is loaded at its first use: half a second
 
-from medadv_jax.evaluation.certificates import attacked_prediction
-from medadv_jax.evaluation.certification import certified_correct
+from medadv_jax.evaluation.certificates import attacked_prediction, certified_correct
 from medadv_jax.evaluation.checks.result import Check, check
 from medadv_jax.evaluation.predictions import Columns
 
