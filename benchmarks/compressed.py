@@ -54,7 +54,7 @@ _STEPS = flags.DEFINE_integer("steps", 20, "Of PGD; APGD takes twice as many.")
 _QUERIES = flags.DEFINE_integer("queries", 500, "Of Square.")
 _RUNS = flags.DEFINE_integer("runs", 200, "Timed runs of each program.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file, which keeps its other records.")
-_BATCH = 50
+_BATCH = 100
 
 
 @dataclasses.dataclass(frozen=True)
