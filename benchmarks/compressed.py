@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from benchmarks.report import describe_machine
 from medadv_jax import cli, evaluate, load
 from medadv_jax.attacks import make_attack
-from medadv_jax.config import read_saved_config
+from medadv_jax.config import Config, read_saved_config
 from medadv_jax.data.loader import load_dataset
 from medadv_jax.deployment.check_images import COUNT, Images, choose_images
 from medadv_jax.deployment.compression import as_function, to_8_bits, to_bfloat16
@@ -54,7 +54,7 @@ _STEPS = flags.DEFINE_integer("steps", 20, "Of PGD; APGD takes twice as many.")
 _QUERIES = flags.DEFINE_integer("queries", 500, "Of Square.")
 _RUNS = flags.DEFINE_integer("runs", 200, "Timed runs of each program.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file, which keeps its other records.")
-_BATCH = 50
+_BATCH = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Test:
 
 def read_test(run: Path, count: int) -> Test:
     """Returns at most `count` test images of a run, drawn with as many of each class."""
-    config = ConfigDict(read_saved_config(run / "config.json")["config"])
+    config: Config = ConfigDict(read_saved_config(run / "config.json")["config"])
     dataset = load_dataset(config.data)
     rows = find_examples(dataset, read_json(run / "splits.json")["test"], run)
     rows = rows[choose_examples(dataset.labels[rows], count, config.seed)]

@@ -22,8 +22,9 @@ TEMPERATURE, ALPHA = 3.0, 0.7
 def case():
     """A student, variables of it and of a teacher behind a purifier, four images with padding."""
     purifier = create_purifier("unet", width=0.25, conv_impl="plain")
-    student = Student(TinyNet(), teacher=Classifier(TinyNet(), purifier=purifier))
-    teacher = jax.jit(student.teacher.init, static_argnums=1)(jax.random.key(1), SIZE)
+    taught_by = Classifier(TinyNet(), purifier=purifier)
+    student = Student(TinyNet(), teacher=taught_by)
+    teacher = jax.jit(taught_by.init, static_argnums=1)(jax.random.key(1), SIZE)
     own = jax.jit(student.init, static_argnums=1)(jax.random.key(0), SIZE)
     variables = {**own, "teacher": jax.tree.map(lambda leaf: 3 * leaf, teacher)}
     images = jax.random.uniform(jax.random.key(2), (4, 2, SIZE, SIZE, 3))
