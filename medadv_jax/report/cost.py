@@ -1,10 +1,12 @@
 """Robust accuracy against what training cost, over several runs."""
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from medadv_jax.config import flatten
 from medadv_jax.report.page import Section
@@ -60,7 +62,7 @@ def _table(points: Sequence[_Point]) -> Table:
     for point in points:
         train = flatten(point.run.config["train"])
         settings = (str(train.get(name, "–")) for name in _FIELDS)
-        cost = (round(point.seconds), round(point.passes))
+        cost = (round(point.seconds, 1), round(point.passes))
         rows.append((point.run.name, point.defense, *settings, point.clean, point.worst, *cost))
     names = (name.replace("_", " ") for name in _FIELDS)
     columns = ("run", "defence", *names, "clean", "worst adaptive", "seconds", "gradient passes")
@@ -72,15 +74,19 @@ def _plot(points: Sequence[_Point]) -> Graphic:
         left, right = figure.subplots(1, 2, sharey=True)
         _scatter(left, points, [point.seconds / 60 for point in points])
         _scatter(right, points, [point.passes / 1e6 for point in points])
-        left.set(xlabel="minutes of training", ylabel="accuracy under the worst adaptive attack")
+        left.set(xlabel="minutes of training", ylabel="worst adaptive accuracy")
         right.set(xlabel="million gradient passes of training")
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
-    height = 3.6 + 0.22 * -(-len(points) // 3)
+    height = 4 + 0.25 * -(-len(points) // 3)
     return draw("training_cost", f"Robust accuracy against cost. {_NOTE}", (WIDTH, height), paint)
 
 
 def _scatter(axes: Axes, points: Sequence[_Point], cost: Sequence[float]) -> None:
+    names = [point.run.name for point in points]
+    shared = len(os.path.commonprefix(names))  # noqa: RUF071  # of letters, as is meant
     for number, (point, x) in enumerate(zip(points, cost, strict=True)):
         style, (value, interval) = look(number), point.worst
         assert value is not None
@@ -88,5 +94,5 @@ def _scatter(axes: Axes, points: Sequence[_Point], cost: Sequence[float]) -> Non
         axes.errorbar(
             x, value, [[value - low], [high - value]], color=style.color, marker=style.marker,
             fillstyle="full" if number < 8 else "none", ls="", capsize=2,
-            label=f"{point.run.name}: {point.defense}",
+            label=f"{point.run.name[shared:] or point.run.name}: {point.defense}",
         )  # fmt: skip
