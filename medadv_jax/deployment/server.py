@@ -115,15 +115,13 @@ def read_sent(sent: str) -> tuple[str, bytes]:
     """
     try:
         found = json.loads(sent)
-        name, size, text = str(found["name"])[:80], int(found["size"]), str(found["data"])
-        if max(size, len(text) * 3 // 4 - 2) > MOST:
-            size = max(size, len(text) * 3 // 4)
-            raise BadImageError(
-                f"{name} has {size / 1e6:.0f} MB, and the limit is {MOST / 1e6:.0f} MB"
-            )
-        return name, base64.b64decode(text, validate=True)
+        name, content = str(found["name"])[:80], base64.b64decode(found["data"], validate=True)
+        size = max(int(found["size"]), len(content))
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
         raise BadImageError("the page sent no file; reload it") from error
+    if size > MOST:
+        raise BadImageError(f"{name} has {size / 1e6:.0f} MB, and the limit is {MOST / 1e6:.0f} MB")
+    return name, content
 
 
 def head_html(description: Description) -> str:
