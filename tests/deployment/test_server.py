@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from medadv_jax.deployment.server_guard import MOST_BODY, Guard
 from medadv_jax.errors import UserError
 from tests.helpers.tiny import make_model
 
+NEEDS = "the extra `serve` is not installed"
 CHROMIUM = shutil.which("chromium") or ""
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -123,6 +125,16 @@ def test_without_gradio_it_is_one_line(monkeypatch):
         server.make_page(make_model(("a", "b")))
 
 
+@pytest.mark.filterwarnings("ignore")  # of Gradio's own libraries
+def test_a_port_that_is_taken_is_one_line(monkeypatch):
+    pytest.importorskip("gradio", reason=NEEDS)
+    monkeypatch.setattr(server.Inspector, "warm_up", lambda self: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--host=127.0.0.1 --port={port}: .*another port"):
+            server.serve(make_model(("a", "b")), "127.0.0.1", port, block=False)
+
+
 @pytest.fixture
 def files(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -135,7 +147,7 @@ def files(tmp_path):
 @pytest.fixture
 def address(tmp_path, monkeypatch):
     """Of a page, in a process whose temporary files are in `tmp_path`/temporary."""
-    pytest.importorskip("gradio", reason="the extra `serve` is not installed")
+    pytest.importorskip("gradio", reason=NEEDS)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "temporary"))
@@ -162,6 +174,7 @@ def test_the_page_in_a_browser(address, browser, files):
     tab.set_default_timeout(120_000)
     tab.on("request", lambda request: requests.append(request.url))
     tab.goto(address)
+    tab.wait_for_selector("label.drop")
     assert "Not a medical device" in tab.inner_text("body")
 
     def put(name: str, message: str) -> None:
