@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from medadv_jax.deployment.server_guard import MOST_BODY, Guard
 from medadv_jax.errors import UserError
 from tests.helpers.tiny import make_model
 
+ROOT = Path(__file__).parents[2]
 NEEDS = "the extra `serve` is not installed"
 CHROMIUM = shutil.which("chromium") or ""
 FLAGS = (
@@ -125,14 +127,14 @@ def test_without_gradio_it_is_one_line(monkeypatch):
         server.make_page(make_model(("a", "b")))
 
 
-@pytest.mark.filterwarnings("ignore")  # of Gradio's own libraries
-def test_a_port_that_is_taken_is_one_line(monkeypatch):
-    pytest.importorskip("gradio", reason=NEEDS)
-    monkeypatch.setattr(server.Inspector, "warm_up", lambda self: None)
+def test_an_address_that_cannot_be_had_is_one_line():
+    model = make_model(("a", "b"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"--host=127.0.0.1 --port={port}: .*another port"):
-            server.serve(make_model(("a", "b")), "127.0.0.1", port, block=False)
+        with pytest.raises(UserError, match=f"--port={port}: Address already in use"):
+            server.serve(model, "127.0.0.1", port)
+    with pytest.raises(UserError, match=r"--host=nowhere\.invalid --port=0: "):
+        server.serve(model, "nowhere.invalid", 0)
 
 
 @pytest.fixture
@@ -145,15 +147,19 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def address(tmp_path, monkeypatch):
-    """Of a page, in a process whose temporary files are in `tmp_path`/temporary."""
+def address(tmp_path):
+    """Of a page, served by a process whose temporary files are in `tmp_path`/temporary."""
     pytest.importorskip("gradio", reason=NEEDS)
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "temporary"))
-    page = server.serve(make_model(("cat", "dog"), purified=True), "127.0.0.1", 0, block=False)
-    yield page.local_url
-    page.close()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.helpers.page_server"]
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[0]
+        process.terminate()
 
 
 @pytest.fixture
@@ -166,7 +172,6 @@ def browser():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of Gradio's own libraries
 def test_the_page_in_a_browser(address, browser, files):
     """An image goes in, the slider moves, answers change; bad files are refused; nothing is
     written."""
@@ -203,4 +208,4 @@ def test_the_page_in_a_browser(address, browser, files):
     assert tab.inner_text("#clean") == clean
     assert [url for url in requests if not url.startswith((address, "data:"))] == []
     assert [name for *_, names in os.walk(files / "temporary") for name in names] == []
-    assert not list(Path.cwd().glob(".gradio/**/*.*"))
+    assert not (files / ".gradio").exists()
