@@ -16,9 +16,7 @@ _STRENGTH = 0.7  # of the colour where the heat is largest
 _SMALLEST = 224  # pixels of an overlay's side; smaller ones are enlarged by a whole factor
 
 
-def make_maps(
-    classifier: Classifier, gradient: str
-) -> Callable[[Variables, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+def make_maps(classifier: Classifier, gradient: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns a compiled function that draws both maps; `gradient` as in `Classifier.logits`.
 
     It maps variables, pixels (B, H, W, 3) in [0, 1] and labels (B,) to integrated gradients

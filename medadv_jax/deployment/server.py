@@ -9,6 +9,7 @@ import binascii
 import io
 import json
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from html import escape
@@ -115,15 +116,13 @@ def read_sent(sent: str) -> tuple[str, bytes]:
     """
     try:
         found = json.loads(sent)
-        name, size, text = str(found["name"])[:80], int(found["size"]), str(found["data"])
-        if max(size, len(text) * 3 // 4 - 2) > MOST:
-            size = max(size, len(text) * 3 // 4)
-            raise BadImageError(
-                f"{name} has {size / 1e6:.0f} MB, and the limit is {MOST / 1e6:.0f} MB"
-            )
-        return name, base64.b64decode(text, validate=True)
+        name, content = str(found["name"])[:80], base64.b64decode(found["data"], validate=True)
+        size = max(int(found["size"]), len(content))
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
         raise BadImageError("the page sent no file; reload it") from error
+    if size > MOST:
+        raise BadImageError(f"{name} has {size / 1e6:.0f} MB, and the limit is {MOST / 1e6:.0f} MB")
+    return name, content
 
 
 def head_html(description: Description) -> str:
@@ -195,33 +194,38 @@ def data_url(picture: Image.Image) -> str:
         return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def serve(model: Model, host: str, port: int, block: bool = True) -> Any:
+def serve(model: Model, host: str, port: int) -> None:
     """Serves the page until the process is stopped.
 
     Args:
       model: what answers.
       host: address to listen at; 127.0.0.1: this machine alone.
       port: 0: any free one.
-      block: whether to wait; else the started page is returned, to be closed.
 
     Raises:
-      UserError: Gradio is missing, or the port is taken.
+      UserError: Gradio is missing, or the address cannot be listened at.
     """
+    port = _free_port(host, port)
     page = make_page(model)
     import gradio
     from starlette.middleware import Middleware
 
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    try:
-        page.launch(
-            server_name=host, server_port=port or None, share=False, quiet=True, inbrowser=False,
-            prevent_thread_lock=True, theme=theme, css=_asset("page.css"),
-            footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-            mcp_server=False, app_kwargs={"middleware": [Middleware(Guard)]},
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"--host={host} --port={port}: {error}; give another port") from error
+    page.launch(
+        server_name=host, server_port=port, share=False, quiet=True, inbrowser=False,
+        prevent_thread_lock=True, theme=theme, css=_asset("page.css"), footer_links=[],
+        run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False, mcp_server=False,
+        app_kwargs={"middleware": [Middleware(Guard)]},
+    )  # fmt: skip
     print(f"{page.local_url}  (Ctrl-C stops)", flush=True)
-    if block:
-        threading.Event().wait()
-    return page
+    threading.Event().wait()
+
+
+def _free_port(host: str, port: int) -> int:
+    """Returns the port, or any free one for 0; UserError if it cannot be listened at."""
+    try:
+        with socket.create_server((host, port)) as found:
+            return found.getsockname()[1]
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--host={host} --port={port}: {reason}; give another one") from error

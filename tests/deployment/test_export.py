@@ -154,6 +154,8 @@ BAD = {
     "no format": ([], "out", "--format=: known are"),
     "into a file": (["stablehlo"], "file", "is a file"),
     "into another folder": (["stablehlo"], "", "holds other files"),
+    "under a file": (["stablehlo"], "file/out", "is a file"),
+    "where nobody may write": (["stablehlo"], "/sys/out", "/sys"),
 }
 
 
