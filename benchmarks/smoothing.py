@@ -77,7 +77,10 @@ def main(_: list[str]) -> None:
     load_variables(network, "resnet50", jax.tree.map(np.asarray, variables))
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     pixels = images.astype(np.float32) / LEVELS
-    ours, theirs = classifier.logits(variables, pixels), network(to_pixels(pixels, "cpu")).numpy()
+    ours, theirs = (
+        classifier.logits(variables, jax.numpy.asarray(pixels)),
+        network(to_pixels(pixels, "cpu")).numpy(),
+    )
     difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
     if not difference <= LOGITS_BOUND:
         raise RuntimeError(f"logits differ by {difference:.1e}")

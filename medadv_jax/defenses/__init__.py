@@ -12,7 +12,7 @@ import jax
 
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
-from medadv_jax.defenses.adversarial import adversarial_examples
+from medadv_jax.defenses.adversarial import adversarial_examples, run_training_attacks
 from medadv_jax.defenses.distilled import distillation_loss
 from medadv_jax.defenses.from_config import adversarial_objective, train_attacks
 from medadv_jax.defenses.objectives import (
@@ -126,15 +126,13 @@ def _base(config: Config) -> Objective:
 
 def _distilled(config: Config) -> Objective:
     train, distill = config.train, config.distill
-    examples = functools.partial(
-        adversarial_examples,
-        attacks=train_attacks(config),
-        assignment=train.assignment,
-        weight=distill.weight,
+    attack = functools.partial(
+        run_training_attacks, attacks=train_attacks(config), assignment=train.assignment,
         loop=config.attack.loop,
-    )
+    )  # fmt: skip
     return Objective(
-        examples, functools.partial(distillation_loss, temperature=distill.temperature)
+        functools.partial(adversarial_examples, attack=attack, weight=distill.weight),
+        functools.partial(distillation_loss, temperature=distill.temperature),
     )
 
 

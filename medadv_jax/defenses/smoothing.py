@@ -17,7 +17,7 @@ subtracted from every probability.
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -106,7 +106,7 @@ def draw_noise(noise: Noise, key: jax.Array, shape: tuple[int, ...]) -> jax.Arra
 
 
 def with_noise(
-    batches: Iterable[dict[str, Any]], sigma: float, seed: int
+    batches: Iterable[Mapping[str, Any]], sigma: float, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Yields batches whose images (B, H, W, C) are noisy, in levels: int16, also beyond 0 … 255.
 

@@ -4,6 +4,9 @@ to_bfloat16(model)                       # a Model, which is exported like any o
 quantize_onnx(source, target, images)    # weights and activations, calibrated on images
 """
 
+# pyright: reportMissingImports=false
+# The extra `onnx` is not in the lock file that the code is checked with.
+
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

@@ -7,6 +7,9 @@ By jax2onnx, run by onnxruntime; both come with the extra `onnx`. BatchNorm is f
 convolutions.
 """
 
+# pyright: reportMissingImports=false
+# The extra `onnx` is not in the lock file that the code is checked with.
+
 import contextlib
 import logging
 from collections.abc import Iterator

@@ -4,6 +4,9 @@ The image travels as text inside the page's own events. Gradio's upload fields w
 disk, and are closed; see `server_guard.py`. Pictures go back as `data:` URLs.
 """
 
+# pyright: reportMissingImports=false
+# The extra `serve` is not in the lock file that the code is checked with.
+
 import base64
 import binascii
 import io

@@ -144,7 +144,7 @@ def _certify(
             tables.append(
                 certificate_row(
                     subject, images.examples[row], found, images.pixels[row].size, now - before,
-                    votes.get(row, ()),
+                    votes.get(row, []),
                 )
             )  # fmt: skip
             before = now
@@ -188,7 +188,7 @@ def _function(config: Config, made: Classifiers, subject: Subject) -> _Function:
 
 def _attack(
     function: _Function, subject: Subject, images: _Images, rows: np.ndarray, seed: int
-) -> dict[int, np.ndarray]:
+) -> dict[int, list[int]]:
     """Returns position -> votes of the images among `rows` that are attacked."""
     tried = [int(row) for row in rows if images.attacked[row]]
     if not tried:
@@ -198,7 +198,7 @@ def _attack(
         function.logits, function.variables, images.pixels[tried], labels, subject.sigma,
         subject.attack, jax.random.key(seed), function.counter.slots, function.put,
     )  # fmt: skip
-    return dict(zip(tried, found.counts, strict=True))
+    return dict(zip(tried, found.counts.tolist(), strict=True))
 
 
 def _summarize(run: Path, subject: Subject, images: _Images, console: Console) -> None:

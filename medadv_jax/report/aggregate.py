@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -182,7 +183,7 @@ def _why_not_pooled(runs: Sequence[RunRecords], count: int) -> str:
 def _concatenate(runs: Sequence[RunRecords], name: str) -> RunRecords:
     """Returns one run with the test images of all."""
     columns = ("example", "label", "group", "magnification", "subtype")
-    joined = {c: np.concatenate([getattr(run, c) for run in runs]) for c in columns}
+    joined: dict[str, Any] = {c: np.concatenate([getattr(run, c) for run in runs]) for c in columns}
     outcomes = {
         key: Outcome(
             np.concatenate([run.outcomes[key].score for run in runs]),

@@ -13,7 +13,7 @@ import pytest
 from medadv_jax import cli
 from medadv_jax.classifier import Classifier
 from medadv_jax.deployment import export
-from medadv_jax.deployment.check_images import choose_images, random_images
+from medadv_jax.deployment.check_images import Images, choose_images, random_images
 from medadv_jax.deployment.description import Description
 from medadv_jax.deployment.model import Model
 from medadv_jax.errors import UserError
@@ -115,23 +115,28 @@ def _artefact(folder, change):
     return export.Artefact(["program"], run, "")
 
 
+BLACK = Images(np.zeros((3, 8, 8, 3), np.uint8), "black images")
 LOGITS = np.array([[0, 1], [1, 0], [0, 2e-5]], np.float32)
 
 
 def test_the_check_measures_what_differs(tmp_path):
-    artefact = _artefact(tmp_path, {3: [[0, 0], [0, 0], [4e-5, 0]], 1: [[9e-5, 0]]})
-    found = export._check(artefact, tmp_path, np.zeros((3, 8, 8, 3), np.uint8), LOGITS, "")
+    artefact = _artefact(tmp_path, {3: [[0, 0], [0, 0], [1e-5, 0]], 1: [[9e-5, 0]]})
+    found = export._check(artefact, tmp_path, LOGITS, BLACK, "")
     assert found["largest_difference_of_logits"] == pytest.approx(9e-5, rel=1e-3)  # of one image
-    assert found["same_class"] == pytest.approx(2 / 3)
+    assert found["same_class"] == 1
     assert found["files"] == {"program": hashlib.sha256(b"content").hexdigest()}
     assert (found["images"], found["bytes"]) == (3, 7)
 
 
 def test_logits_that_are_no_numbers_are_refused(tmp_path):
     with pytest.raises(UserError, match="differ from the model's by nan"):
-        export._check(
-            _artefact(tmp_path, {3: np.nan}), tmp_path, np.zeros((3, 8, 8, 3), np.uint8), LOGITS, ""
-        )
+        export._check(_artefact(tmp_path, {3: np.nan}), tmp_path, LOGITS, BLACK, "")
+
+
+def test_other_classes_are_refused_even_if_the_logits_are_close(tmp_path):
+    artefact = _artefact(tmp_path, {3: [[0, 0], [0, 0], [4e-5, 0]], 1: 0})
+    with pytest.raises(UserError, match="class to 67% of 3 images"):
+        export._check(artefact, tmp_path, LOGITS, BLACK, "")
 
 
 def test_convolutions_are_exported_in_the_form_for_any_platform(model, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def test_radius_of_a_linear_classifier_is_below_margin_over_norm_and_close(sigma
             assert certificate.predicted == int(margins[i] > 0)
         # The bound's own width, on the scale of p; rounding to levels adds a little noise.
         p = scipy.stats.norm.cdf(exact[i] / sigma)
-        slack = certified_radius(max(p - 0.04, 0.5), sigma)
+        slack = certified_radius(float(max(p - 0.04, 0.5)), sigma)
         assert certificate.radius >= min(slack, largest) - 1e-9
 
 
