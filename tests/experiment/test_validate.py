@@ -14,10 +14,10 @@ from tests.helpers.tiny import tiny_config
 
 BAD_VALUES = [
     ("seed", -1, "at least 0"),
-    ("defenses", "base,magic", "names out of adversarial, autoencoder, base, distilled, hybrid"),
+    ("defenses", "base,magic", "names out of adversarial, autoencoder, base, denoised,"),
     ("defenses", "adversarial", "such that base stands before adversarial"),
     ("defenses", "base,distilled", "such that adversarial stands before distilled"),
-    ("distill.teacher", "distilled", "one of adversarial, autoencoder, base, hybrid"),
+    ("distill.teacher", "distilled", "one of adversarial, autoencoder, base, denoised,"),
     ("distill.temperature", 0.0, "above 0"),
     ("data.name", "cifar", "one of breakhis, chest_xray, folder, phantoms"),
     ("data.cache_dir", "", "a folder"),
