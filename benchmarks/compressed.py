@@ -206,6 +206,7 @@ def measure_latency(folders: Mapping[str, Path], runs: int) -> dict[str, dict[st
             found[name][f"threads_{threads}"] = {
                 "median": float(np.median(times)),
                 "percentile_95": float(np.percentile(times, 95)),
+                "fastest": min(times),
             }
     return found
 
@@ -219,7 +220,7 @@ def table(records: Mapping[str, Any]) -> str:
     ]
     for name, record in records.items():
         times = [
-            "{:.1f} ({:.1f})".format(*(1000 * x for x in record["latency"][key].values()))
+            "{:.1f} ({:.1f}; {:.1f})".format(*(1000 * x for x in record["latency"][key].values()))
             for key in ("threads_1", "threads_2")
         ]
         kinds = ("clean", "own_gradient", "transfer", "square", "worst")

@@ -15,7 +15,7 @@ from benchmarks.timing import Timed
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "torch", "torchvision", "torchattacks", "foolbox",
-    "adversarial-robustness-toolbox",
+    "adversarial-robustness-toolbox", "jax2onnx", "onnxruntime",
 )  # fmt: skip
 
 Record = dict[str, Any]
