@@ -14,7 +14,7 @@ from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses.adversarial import adversarial_examples, run_training_attacks
 from medadv_jax.defenses.distilled import distillation_loss
-from medadv_jax.defenses.from_config import adversarial_objective, train_attacks
+from medadv_jax.defenses.from_config import adversarial_objective, attack_passes, train_attacks
 from medadv_jax.defenses.objectives import (
     Batch,
     Examples,
@@ -125,14 +125,15 @@ def _base(config: Config) -> Objective:
 
 
 def _distilled(config: Config) -> Objective:
-    train, distill = config.train, config.distill
+    train, distill, attacks = config.train, config.distill, train_attacks(config)
     attack = functools.partial(
-        run_training_attacks, attacks=train_attacks(config), assignment=train.assignment,
-        loop=config.attack.loop,
-    )  # fmt: skip
+        run_training_attacks, attacks=attacks, assignment=train.assignment, loop=config.attack.loop
+    )
+    columns = 1 + (len(attacks) if train.assignment == "all" else 1)
     return Objective(
         functools.partial(adversarial_examples, attack=attack, weight=distill.weight),
         functools.partial(distillation_loss, temperature=distill.temperature),
+        passes=attack_passes(attacks, train.assignment) + columns,
     )
 
 
@@ -156,7 +157,7 @@ def _autoencoder(config: Config) -> Objective:
         )  # fmt: skip
         return Loss(value, metrics, variables["batch_stats"])
 
-    steps = sum(attack.num_steps for attack in train_attacks(config)) / len(train_attacks(config))
+    steps = attack_passes(train_attacks(config), "one")
     corrupted, guided = OBJECTIVES[purifier.objective]
     passes = corrupted * steps + guided * (3 if corrupted else 1)
     return Objective(examples, loss, gradient="bare", passes=passes)

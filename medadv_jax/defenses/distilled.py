@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.classifier import Classifier, Variables
-from medadv_jax.defenses.objectives import Batch, Examples, Loss
-from medadv_jax.defenses.purification import kl_divergence
+from medadv_jax.defenses.objectives import Batch, Examples, Loss, kl_divergence
 
 
 @dataclasses.dataclass(frozen=True)

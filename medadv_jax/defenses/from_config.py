@@ -2,6 +2,7 @@
 what goes with them."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from medadv_jax.attacks import Attack
@@ -29,6 +30,12 @@ def train_attacks(config: Config) -> list[Attack]:
     """Returns the attacks of training, of many steps."""
     train = config.train
     return [attack_from_config(config, name, train.num_steps) for name in train.attacks.split(",")]
+
+
+def attack_passes(attacks: Sequence[Attack], assignment: str) -> float:
+    """Returns the gradient passes of the attacks of training for each image."""
+    steps = sum(attack.num_steps for attack in attacks)
+    return steps / len(attacks) if assignment == "one" else steps
 
 
 def adversarial_objective(config: Config) -> Objective:
@@ -79,5 +86,4 @@ def _attack(config: Config) -> tuple[AttackFn, float]:
     run = functools.partial(
         run_training_attacks, attacks=attacks, assignment=train.assignment, loop=loop
     )
-    steps = sum(attack.num_steps for attack in attacks)
-    return run, steps / len(attacks) if train.assignment == "one" else steps
+    return run, attack_passes(attacks, train.assignment)
