@@ -84,17 +84,15 @@ def get_config() -> Config:
     # mixed: clean and attacked images | madry: attacked ones | trades | mart: pairs of both
     train.objective = "mixed"
     train.beta = 6.0  # weight of the divergence in trades (1/λ; 6 is common) and mart (λ; 5)
-    train.method = (
-        "multi_step"  # multi_step: train.attacks | fast | noise: one step | free: replays
-    )
+    # multi_step: train.attacks | fast | noise: one step | free: replays
+    train.method = "multi_step"
     train.replays = 4  # of free: updates with each batch; train.epochs is not divided by it
     # norm of a kernel's worst perturbation over the kernel's norm (commonly 0.005); 0: none
     train.weight_perturbation = 0.0
     # attacked | clean: BatchNorm has statistics for each, and these are deployed | none: together
     train.dual_norm = "none"
-    train.label_smoothing = (
-        0.0  # share of the labels spread over all classes, also in base; 0: none
-    )
+    # share of the labels spread over all classes, also in base; 0: none
+    train.label_smoothing = 0.0
     train.attacks = "fgsm,pgd,bim,mifgsm"  # comma-separated; the attacks trained against
     train.assignment = "one"  # one: each example meets one of the attacks | all: each meets all
     train.adversarial_weight = 0.5  # share of the loss from adversarial examples, in [0, 1]
