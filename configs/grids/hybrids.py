@@ -7,6 +7,7 @@ Each cell has the adversarially trained network without a purifier beside it. It
 its end yet.
 """
 
+from configs.grids.objectives import XRAYS
 from medadv_jax.experiment.sweep.grids import Grid
 
 _TRADES = {"train.objective": "trades"}
@@ -18,14 +19,7 @@ def get_grid() -> Grid:
     """Returns the grid: 6 cells."""
     return Grid(
         configs=("configs/pneumonia_resnet.py",),
-        fields={
-            "data.image_size": 64,
-            "model.width": 0.5,
-            "model.weights": "none",
-            "train.epochs": 12,
-            "eval.attacks": "fgsm,pgd,bim,mifgsm,autoattack",
-            "detector.run": False,
-        },
+        fields=XRAYS,
         rows={
             "today": _HYBRID,
             "long": _HYBRID | {"purifier.epochs": 12, "purifier.joint_epochs": 12},

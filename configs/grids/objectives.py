@@ -18,20 +18,21 @@ _AWP = {"train.weight_perturbation": 0.005}
 _CHEAP = {"train.objective": "madry", "train.epochs": 24}
 
 
+XRAYS = {
+    "data.image_size": 64,
+    "model.width": 0.5,
+    "model.weights": "none",
+    "train.epochs": 12,
+    "eval.attacks": "fgsm,pgd,bim,mifgsm,autoattack",
+    "detector.run": False,
+}
+
+
 def get_grid() -> Grid:
     """Returns the grid: 12 cells."""
     return Grid(
         configs=("configs/pneumonia_resnet.py",),
-        fields={
-            "data.image_size": 64,
-            "model.width": 0.5,
-            "model.weights": "none",
-            "defenses": "base,adversarial",
-            "train.epochs": 12,
-            "eval.attacks": "fgsm,pgd,bim,mifgsm,autoattack",
-            "eval.validation_attack": "apgd",
-            "detector.run": False,
-        },
+        fields=XRAYS | {"defenses": "base,adversarial", "eval.validation_attack": "apgd"},
         rows={
             "mixed": {},
             "madry": {"train.objective": "madry", **_PGD},

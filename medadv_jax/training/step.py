@@ -62,41 +62,49 @@ def make_train_step(
         if class_weights is not None:
             factors = jnp.asarray(class_weights)[inputs.labels]
             examples = examples._replace(weights=examples.weights * factors[:, None])
-        update = functools.partial(_update, inputs=inputs, key=dropout_key, frozen=frozen)
+        update = functools.partial(
+            _update, classifier, optimizer, objective, average_decay,
+            inputs=inputs, key=dropout_key, frozen=frozen,
+        )  # fmt: skip
         if objective.replay:
             return _replay(objective.replay, update, state, examples, inputs)
         state, metrics, _ = update(state, examples)
         return state, metrics
 
-    def _update(
-        state: TrainState,
-        examples: objectives.Examples,
-        inputs: objectives.Batch,
-        key: jax.Array,
-        frozen: Variables | None,
-        of: tuple[int, ...] = (0,),
-    ) -> tuple[TrainState, Metrics, Any]:
-        """Returns the state after one update, the metrics, and the gradients: of the trained
-        parameters (frozen layers get none), and with `of` (0, 1) also of the images."""
-
-        def loss_fn(params: Any, images: jax.Array) -> tuple[jax.Array, objectives.Loss]:
-            variables = state._replace(params=params).variables(frozen)
-            points = examples._replace(images=images)
-            loss = objective.loss(classifier, variables, points, inputs, key)
-            return loss.value, loss
-
-        gradient_fn = jax.grad(loss_fn, of, has_aux=True)
-        gradients, loss = gradient_fn(state.params, examples.images)
-        metrics = {"loss": loss.value, **loss.metrics, "count": jnp.sum(inputs.mask)}
-        own = gradients[0]
-        if objective.weight_perturbation:
-            # Metrics and statistics are those of the weights themselves, which are deployed.
-            worst = perturb_weights(state.params, own, objective.weight_perturbation)
-            (own,), _ = gradient_fn(worst, examples.images)
-        state = take_step(state, optimizer, own, loss.batch_stats, average_decay)
-        return state, metrics, gradients
-
     return jax.jit(step, donate_argnums=0)
+
+
+def _update(
+    classifier: Classifier,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    average_decay: float,
+    state: TrainState,
+    examples: objectives.Examples,
+    inputs: objectives.Batch,
+    key: jax.Array,
+    frozen: Variables | None,
+    of: tuple[int, ...] = (0,),
+) -> tuple[TrainState, Metrics, Any]:
+    """Returns the state after one update, the metrics, and the gradients: of the trained
+    parameters (frozen layers get none), and with `of` (0, 1) also of the images."""
+
+    def loss_fn(params: Any, images: jax.Array) -> tuple[jax.Array, objectives.Loss]:
+        variables = state._replace(params=params).variables(frozen)
+        points = examples._replace(images=images)
+        loss = objective.loss(classifier, variables, points, inputs, key)
+        return loss.value, loss
+
+    gradient_fn = jax.grad(loss_fn, of, has_aux=True)
+    gradients, loss = gradient_fn(state.params, examples.images)
+    metrics = {"loss": loss.value, **loss.metrics, "count": jnp.sum(inputs.mask)}
+    own = gradients[0]
+    if objective.weight_perturbation:
+        # Metrics and statistics are those of the weights themselves, which are deployed.
+        worst = perturb_weights(state.params, own, objective.weight_perturbation)
+        (own,), _ = gradient_fn(worst, examples.images)
+    state = take_step(state, optimizer, own, loss.batch_stats, average_decay)
+    return state, metrics, gradients
 
 
 def _replay(

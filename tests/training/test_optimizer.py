@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medadv_jax import interrupts
 from medadv_jax.distributed import put_batch
 from medadv_jax.training.optimizer import OptimizerOptions, make_optimizer, running_average
 from medadv_jax.training.state import WithAverage
-from tests.training.test_trainer import Fit, Parts, assert_trees_close
+from tests.training.test_trainer import Fit, Parts, assert_trees_close, stop_and_resume
 
 PARAMS = {"kernel": np.array([[1.0, -2.0]], "f"), "bias": np.array([4.0], "f")}
 GRADIENTS = {"kernel": np.array([[0.5, 0.25]], "f"), "bias": np.array([-1.0], "f")}
@@ -123,32 +122,10 @@ def averaged_parts():
 
 @pytest.mark.parametrize("count", [1, 4, 6])
 def test_stopped_with_an_average_goes_on_to_the_same_bits(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(interrupts, "_stop", interrupts._Stop())
-
-    def fit(folder, stop_after=0):
-        made = Fit.__new__(Fit)
-        made.folder, made.parts = folder, averaged_parts()
-        folder.mkdir(exist_ok=True)
-        seen, step = [], made.parts.step
-
-        def counting(*arguments):
-            seen.append(1)
-            if len(seen) == stop_after:
-                interrupts._stop.requested = 15
-            return step(*arguments)
-
-        monkeypatch.setattr(made.parts, "step", counting)
-        try:
-            return made(2)
-        finally:
-            monkeypatch.setattr(made.parts, "step", step)
-
-    whole, best = fit(tmp_path / "whole")
+    parts = averaged_parts()
+    found = stop_and_resume(parts, tmp_path, monkeypatch, count)
+    (whole, best), (resumed, resumed_best) = found
     assert isinstance(whole.opt_state, WithAverage)
-    with pytest.raises(interrupts.Stopped):
-        fit(tmp_path / "other", count)
-    interrupts._stop.requested = 0
-    resumed, resumed_best = fit(tmp_path / "other")
     assert_trees_close(whole, resumed, rtol=0, atol=0)
     assert best == resumed_best
 

@@ -10,13 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from medadv_jax import interrupts
 from medadv_jax.classifier import to_pixels
 from medadv_jax.defenses.objectives import Batch
 from medadv_jax.defenses.weight_perturbation import perturb_weights
 from medadv_jax.distributed import put_batch
 from tests.helpers.hlo import COLLECTIVE, computations, reachable
-from tests.training.test_trainer import Fit, Parts, assert_trees_close
+from tests.training.test_trainer import Parts, assert_trees_close, stop_and_resume
 
 KEY = jax.random.key(1)
 
@@ -217,31 +216,9 @@ def resumed_parts(kind):
 
 @pytest.mark.parametrize("kind", ["trades", "free"])
 def test_stopped_within_an_epoch_goes_on_to_the_same_bits(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(interrupts, "_stop", interrupts._Stop())
-
-    def fit(folder, stop_after=0):
-        made = Fit.__new__(Fit)
-        made.folder, made.parts = folder, resumed_parts(kind)
-        folder.mkdir(exist_ok=True)
-        seen, step = [], made.parts.step
-
-        def counting(*arguments):
-            seen.append(1)
-            if len(seen) == stop_after:
-                interrupts._stop.requested = 15
-            return step(*arguments)
-
-        monkeypatch.setattr(made.parts, "step", counting)
-        try:
-            return made(2)
-        finally:
-            monkeypatch.setattr(made.parts, "step", step)
-
-    whole, best = fit(tmp_path / "whole")
-    assert whole.step == 6 * resumed_parts(kind).updates
-    with pytest.raises(interrupts.Stopped):
-        fit(tmp_path / "other", 4)
-    interrupts._stop.requested = 0
-    resumed, resumed_best = fit(tmp_path / "other")
+    parts = resumed_parts(kind)
+    found = stop_and_resume(parts, tmp_path, monkeypatch, 4)
+    (whole, best), (resumed, resumed_best) = found
+    assert whole.step == 6 * parts.updates
     assert_trees_close(whole, resumed, rtol=0, atol=0)
     assert best == resumed_best

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from rich.console import Console
 
+from medadv_jax import interrupts
 from medadv_jax.attacks import make_attack, run_attacks
 from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.loader import make_loader
@@ -244,6 +245,34 @@ class Fit:
             "accuracy": 0.5,
             "loss": float(jnp.abs(variables["params"]["Dense_0"]["bias"]).sum()),
         }
+
+
+def stop_and_resume(parts, folder, monkeypatch, count):
+    """Returns (last state, best) of two epochs, and of as many that stop at step `count` and are
+    started again."""
+    monkeypatch.setattr(interrupts, "_stop", interrupts._Stop())
+
+    def fit(name, stop_after=0):
+        made = Fit.__new__(Fit)
+        made.folder, made.parts = folder / name, parts
+        made.folder.mkdir(exist_ok=True)
+        seen, step = [], parts.step
+
+        def counting(*arguments):
+            seen.append(1)
+            if len(seen) == stop_after:
+                interrupts._stop.requested = 15
+            return step(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(parts, "step", counting)
+            return made(2)
+
+    whole = fit("whole")
+    with pytest.raises(interrupts.Stopped):
+        fit("other", count)
+    interrupts._stop.requested = 0
+    return whole, fit("other")
 
 
 def test_resumed_equals_never_stopped(tmp_path):
