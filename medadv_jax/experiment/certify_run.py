@@ -39,7 +39,12 @@ from medadv_jax.evaluation.model_under_test import choose_examples
 from medadv_jax.evaluation.predictions import to_columns
 from medadv_jax.evaluation.smoothed_attack import attack_smoothed
 from medadv_jax.experiment import run_dir
-from medadv_jax.experiment.finished_runs import find_examples, load_runs, refuse_changed_images
+from medadv_jax.experiment.finished_runs import (
+    find_examples,
+    load_runs,
+    refuse_changed_images,
+    refuse_other_checkpoints,
+)
 from medadv_jax.progress import StageProgress, default_console, say
 from medadv_jax.training.classifiers import Classifiers
 
@@ -82,6 +87,7 @@ def certify_run(
     config, test, (made,) = load_runs([run])
     names = _names(config, run, defenses)
     dataset, console = load_dataset(config.data), default_console()
+    refuse_other_checkpoints([run], [made])
     refuse_changed_images(run, dataset)
     images = _choose(config, dataset, find_examples(dataset, test, run), count, attacked)
     with run_dir.locked(run):

@@ -16,7 +16,12 @@ from medadv_jax.evaluation.evaluate import CHECK_IMAGES, choose_attacks, evaluat
 from medadv_jax.evaluation.model_under_test import choose_examples, read_images
 from medadv_jax.evaluation.predictions import write_csv
 from medadv_jax.evaluation.robustness import Robustness
-from medadv_jax.experiment.finished_runs import find_examples, load_runs, refuse_changed_images
+from medadv_jax.experiment.finished_runs import (
+    find_examples,
+    load_runs,
+    refuse_changed_images,
+    refuse_other_checkpoints,
+)
 from medadv_jax.progress import default_console, say
 
 
@@ -53,6 +58,7 @@ def evaluate_run(
     radius: float = config.attack.epsilon if epsilon is None else epsilon
     _check(config, run, names, attacks, radius)
     dataset, console = load_dataset(config.data), default_console()
+    refuse_other_checkpoints([run], [made])
     refuse_changed_images(run, dataset)
     indices = find_examples(dataset, test, run)
     if count:

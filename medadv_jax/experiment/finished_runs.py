@@ -161,7 +161,7 @@ def load_models(runs: Sequence[Path], made: Sequence[Classifiers]) -> list[Train
       UserError: a checkpoint is not the one that the records of its run are of, or two runs are
         copies of one.
     """
-    _refuse_other_checkpoints(runs, made)
+    refuse_other_checkpoints(runs, made)
     names = [run.resolve().name for run in runs]
     if len({*names}) < len(names):
         names = [str(run) for run in runs]
@@ -174,7 +174,8 @@ def load_models(runs: Sequence[Path], made: Sequence[Classifiers]) -> list[Train
     return models
 
 
-def _refuse_other_checkpoints(runs: Sequence[Path], made: Sequence[Classifiers]) -> None:
+def refuse_other_checkpoints(runs: Sequence[Path], made: Sequence[Classifiers]) -> None:
+    """Raises UserError for a checkpoint that its run's records are not of, and for copies."""
     copies: dict[str, Path] = {}
     for run, classifiers in zip(runs, made, strict=True):
         known, defenses = read_networks(run), _config(run).defenses.split(",")

@@ -18,8 +18,10 @@ from medadv_jax.evaluation.certificates import (
 )
 from medadv_jax.evaluation.checks.certificate_checks import certificates_hold
 from medadv_jax.evaluation.predictions import to_columns
+from medadv_jax.evaluation.stale_records import read_networks
 from medadv_jax.experiment import certify_run as room
 from medadv_jax.experiment.run import run as run_experiment
+from medadv_jax.files import write_json
 from tests.helpers.tiny import TinyNet, tiny_config
 
 SETTINGS, ATTACK = Settings(selection=10, draws=60), SmoothedAttack(0.3, 2, 2, 20)
@@ -133,4 +135,12 @@ def test_a_run_without_noise_is_refused(certified, tmp_path):
     (copy / "config.json").write_text(json.dumps(saved))
     (copy / "digests.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match="smoothed"):
+        certify(copy)
+
+
+def test_another_checkpoint_than_that_of_the_records_is_refused(certified, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(certified, copy)
+    write_json(copy / "networks.json", {**read_networks(copy), "smoothed": "0" * 64})
+    with pytest.raises(UserError, match="another checkpoint of smoothed"):
         certify(copy)
