@@ -8,23 +8,18 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-
-from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses.adversarial import adversarial_examples, run_training_attacks
 from medadv_jax.defenses.distilled import distillation_loss
 from medadv_jax.defenses.from_config import adversarial_objective, attack_passes, train_attacks
 from medadv_jax.defenses.objectives import (
-    Batch,
     Examples,
     ExamplesFn,
-    Loss,
     Objective,
     classification_loss,
     clean_examples,
 )
-from medadv_jax.defenses.purification import OBJECTIVES, purification_inputs, purification_loss
+from medadv_jax.defenses.purification import OBJECTIVES, purification_inputs, purifier_loss
 from medadv_jax.defenses.smoothing import denoised_objective, smoothed_objective
 from medadv_jax.errors import UserError
 from medadv_jax.models import HEAD, LAST_STAGE
@@ -147,16 +142,9 @@ def _autoencoder(config: Config) -> Objective:
         loop=config.attack.loop,
     )
 
-    def loss(
-        classifier: Classifier, variables: Variables, inputs: Examples, batch: Batch, key: jax.Array
-    ) -> Loss:
-        del key  # the network stays in eval mode: no dropout
-        value, metrics = purification_loss(
-            classifier, variables, inputs.images, batch.images, inputs.weights,
-            objective=purifier.objective, guidance=purifier.guidance,
-        )  # fmt: skip
-        return Loss(value, metrics, variables["batch_stats"])
-
+    loss = functools.partial(
+        purifier_loss, objective=purifier.objective, guidance=purifier.guidance
+    )
     steps = attack_passes(train_attacks(config), "one")
     corrupted, guided = OBJECTIVES[purifier.objective]
     passes = corrupted * steps + guided * (3 if corrupted else 1)

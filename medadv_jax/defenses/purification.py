@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from medadv_jax.attacks import Attack, LogitsFn, run_assigned
 from medadv_jax.classifier import Classifier, Variables
-from medadv_jax.defenses.objectives import Examples, clean_examples, kl_divergence
+from medadv_jax.defenses.objectives import Batch, Examples, Loss, clean_examples, kl_divergence
 from medadv_jax.errors import UserError
 
 # Unit of the reconstruction error, in pixels: 8 of 255 grey levels, about the radius of the paper's
@@ -132,6 +132,25 @@ def purification_loss(
         divergence = jnp.vdot(weights, kl_divergence(clean[:, None], logits))
         loss, metrics = loss + guidance * divergence, metrics | {"divergence": divergence}
     return loss, metrics
+
+
+def purifier_loss(
+    classifier: Classifier,
+    variables: Variables,
+    inputs: Examples,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    objective: str,
+    guidance: float,
+) -> Loss:
+    """Returns `purification_loss` as the loss of an `Objective`; the network is not trained."""
+    del key  # the network stays in eval mode: no dropout
+    value, metrics = purification_loss(
+        classifier, variables, inputs.images, batch.images, inputs.weights,
+        objective=objective, guidance=guidance,
+    )  # fmt: skip
+    return Loss(value, metrics, variables["batch_stats"])
 
 
 OBJECTIVES: dict[str, _Traits] = {

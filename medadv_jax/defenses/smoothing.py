@@ -24,11 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medadv_jax.classifier import Classifier, Variables
+from medadv_jax.attacks import LogitsFn
 from medadv_jax.config import Config
-from medadv_jax.defenses.objectives import Batch, Examples, Loss, Objective, clean_examples
-from medadv_jax.defenses.objectives import classification_loss as classify
-from medadv_jax.defenses.purification import purification_loss
+from medadv_jax.defenses.objectives import (
+    Examples,
+    Objective,
+    classification_loss,
+    clean_examples,
+)
+from medadv_jax.defenses.purification import purifier_loss
 
 LEVELS = 255  # of a pixel of 1
 _REACH = 9.0  # standard deviations; what lies beyond has probability 2·10⁻¹⁹
@@ -127,14 +131,8 @@ def with_noise(
 def smoothed_objective(config: Config) -> Objective:
     """Returns the objective of the network of a smoothed classifier: the cross-entropy on noisy
     images (Cohen et al. 2019, section 3.3)."""
-
-    def examples(
-        logits_fn: object, images: jax.Array, labels: object, mask: jax.Array, key: jax.Array
-    ) -> Examples:
-        del logits_fn, labels
-        return clean_examples(_noisy(images, config.defense.sigma, key), mask)
-
-    return Objective(examples, classify)
+    examples = functools.partial(noisy_examples, sigma=config.defense.sigma)
+    return Objective(examples, classification_loss)
 
 
 def denoised_objective(config: Config) -> Objective:
@@ -142,26 +140,24 @@ def denoised_objective(config: Config) -> Objective:
     trained: squared error and the network's agreement (Salman et al. 2020, "Denoised smoothing: a
     provable defense for pretrained classifiers", eq. 3 and 5); `config.purifier.guidance` weighs
     the second."""
-
-    def examples(
-        logits_fn: object, images: jax.Array, labels: object, mask: jax.Array, key: jax.Array
-    ) -> Examples:
-        del logits_fn, labels
-        return clean_examples(_noisy(images, config.defense.sigma, key), mask)
-
-    def loss(
-        classifier: Classifier, variables: Variables, inputs: Examples, batch: Batch, key: jax.Array
-    ) -> Loss:
-        del key  # the network stays in eval mode: no dropout
-        value, metrics = purification_loss(
-            classifier, variables, inputs.images, batch.images, inputs.weights,
-            objective="guided", guidance=config.purifier.guidance,
-        )  # fmt: skip
-        return Loss(value, metrics, variables["batch_stats"])
-
+    examples = functools.partial(noisy_examples, sigma=config.defense.sigma)
+    loss = functools.partial(purifier_loss, objective="guided", guidance=config.purifier.guidance)
     return Objective(examples, loss, gradient="bare")
 
 
-def _noisy(images: jax.Array, sigma: float, key: jax.Array) -> jax.Array:
-    """Returns images with Gaussian noise, not cut to [0, 1], as a smoothed classifier sees them."""
-    return images + sigma * jax.random.normal(key, images.shape, images.dtype)
+def noisy_examples(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    key: jax.Array,
+    *,
+    sigma: float,
+) -> Examples:
+    """Returns images with Gaussian noise, not cut to [0, 1], as a smoothed classifier sees them.
+
+    An `ExamplesFn` of one column; the noise does not depend on `logits_fn` and `labels`.
+    """
+    del logits_fn, labels
+    noisy = images + sigma * jax.random.normal(key, images.shape, images.dtype)
+    return clean_examples(noisy, mask)

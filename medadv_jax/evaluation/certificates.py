@@ -63,7 +63,6 @@ class Certificate(NamedTuple):
       radius: L2, in pixels of [0, 1]; 0 where it abstains.
       selected: (K,) counts of the draws that choose the class.
       counts: (K,) counts of the other draws, which end early where only abstaining is left.
-      calls: of the network, the draws above.
     """
 
     image: int
@@ -71,7 +70,11 @@ class Certificate(NamedTuple):
     radius: float
     selected: np.ndarray
     counts: np.ndarray
-    calls: int
+
+    @property
+    def calls(self) -> int:
+        """How often the network was called."""
+        return int(self.selected.sum() + self.counts.sum())
 
 
 class SmoothedAttack(NamedTuple):

@@ -190,12 +190,12 @@ def _add(
     progress.counts += counts
     selected, done = int(progress.selected.argmax()), int(progress.counts.sum())
     count = int(progress.counts[selected])
-    left, calls = settings.draws - done, settings.selection + done
+    left = settings.draws - done
     tallies = progress.selected.copy(), progress.counts.copy()
     if count + left < needed:
-        return Certificate(progress.image, ABSTAINS, 0.0, *tallies, calls)
+        return Certificate(progress.image, ABSTAINS, 0.0, *tallies)
     if left:
         return None
     probability = lower_bound(count, settings.draws, settings.alpha) - error
     radius = certified_radius(probability, counter.noise.sigma)
-    return Certificate(progress.image, selected, radius, *tallies, calls)
+    return Certificate(progress.image, selected, radius, *tallies)

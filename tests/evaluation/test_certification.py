@@ -187,3 +187,15 @@ def test_attack_moves_votes_only_beyond_the_margin_of_a_linear_classifier():
         moved = (found.pixels - images / np.float32(LEVELS)).reshape(4, -1)
         assert np.linalg.norm(moved, axis=1).max() <= radius * (1 + 1e-5)
         assert found.counts.sum(axis=1).tolist() == [400] * 4
+
+
+def test_images_have_draws_of_their_own():
+    # Both have the same margin, as only the first pixel counts; the same draws would count alike.
+    weights = np.zeros(SHAPE)
+    weights[0, 0, 0] = 1
+    images = np.full((2, *SHAPE), 128, np.uint8)
+    images[1, 3, 3, 2] = 7
+    program = counter(*linear(weights, -0.5), 0.25, slots=2, block=200)
+    first, second = program.count(images, np.zeros(2), np.full(2, 200), KEY)
+    assert first.sum() == second.sum() == 200
+    assert first.tolist() != second.tolist()
