@@ -41,6 +41,7 @@ def get_config() -> Config:
     data.split = "patient"  # patient: no group in two splits | image: the paper's | official
     data.official_list = ""  # file with BreakHis' published fold; only for split=official
     data.per_class = 1000  # images a class, balanced, cut 70/15/15; 0: all images, unbalanced
+    data.train_all = False  # per_class bounds validation and test only; training has all the rest
     data.num_folds = 0  # k-fold by group: the number of folds; 0: one 70/15/15 split
     data.fold = 0  # which fold is tested, from 0; only with num_folds > 0
     data.phantom_kind = "xray"  # xray | histology; only for phantoms

@@ -43,6 +43,7 @@ _ADDED_FIELDS = {
     "train.weight_perturbation": 0.0,
     "train.dual_norm": "none",
     "train.label_smoothing": 0.0,
+    "data.train_all": False,
     "data.labels": "class",
     "data.csv": "",
     "data.classes": "",

@@ -19,6 +19,7 @@ class SplitSettings:
     split: str
     official_list: str
     per_class: int
+    train_all: bool
     num_folds: int
     fold: int
 
@@ -36,6 +37,10 @@ def check_request(
             f"config.data.num_folds={config.num_folds} cuts by patient and does not go with "
             f"config.data.split={config.split}; set config.data.split=patient or "
             "config.data.num_folds=0"
+        )
+    if config.train_all and config.num_folds:
+        raise UserError(
+            "config.data.train_all does not go with config.data.num_folds; set one of them"
         )
     if config.num_folds == 1 or not 0 <= config.fold < max(1, config.num_folds):
         raise UserError(

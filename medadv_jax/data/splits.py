@@ -127,7 +127,8 @@ def make_splits(
 
     Args:
       examples: every readable image of the data set; their ids differ.
-      data_config: has the fields name, split, official_list, per_class, num_folds and fold.
+      data_config: has the fields name, split, official_list, per_class, train_all, num_folds
+        and fold.
       seed: of all random choices.
       class_names: of label 0, 1, …
 
@@ -358,7 +359,10 @@ def _shuffled_ids(task: _Task, indices: Iterable[int], label: int) -> list[int]:
 def _balance(
     task: _Task, parts: Sequence[Sequence[int]], shares: Sequence[float]
 ) -> list[list[int]]:
-    """Reduces each part to equal classes and its share of per_class; 0 keeps all images."""
+    """Reduces each part to equal classes and its share of per_class; 0 keeps all images.
+
+    With train_all, the first part stays as it is.
+    """
     if not task.config.per_class:
         return [list(part) for part in parts]
     wanted = split_count(round(task.config.per_class * sum(shares)), shares)
@@ -374,7 +378,7 @@ def _balance(
             f"{'/'.join(map(str, wanted))} images a class; there are "
             f"{'/'.join(map(str, taken))}, as near these shares as can be"
         )
-    return balanced
+    return [list(parts[0]), *balanced[1:]] if task.config.train_all else balanced
 
 
 def _divide_groups(task: _Task, indices: Sequence[int], shares: Sequence[float]) -> list[list[int]]:

@@ -97,6 +97,7 @@ RULES: dict[str, Rule] = {
     "data.split": _one_of(("patient", "image", "official")),
     "data.official_list": _PATH,
     "data.per_class": _number(0, _MANY),
+    "data.train_all": _ANY,
     "data.num_folds": (lambda value: value == 0 or 2 <= value <= 100, "0, or from 2 to 100"),
     "data.fold": _number(0, 99),
     "data.phantom_kind": _one_of(("histology", "xray")),

@@ -97,6 +97,18 @@ def test_the_papers_counts_are_met_exactly(split):
     assert not any("per_class" in note for note in splits.notes)
 
 
+def test_all_training_images_leave_the_other_parts_as_they_are():
+    examples = random_examples(0, num_groups=60)
+    some = make_splits(examples, data_config(per_class=40), 0)
+    every = make_splits(examples, data_config(per_class=40, train_all=True), 0)
+    assert (every.validation, every.test) == (some.validation, some.test)
+    assert len(every.train) > len(some.train)
+    assert set(every.train) > set(some.train)
+    assert groups_crossing(every, examples) == 0
+    patients = {examples[i].group for i in every.train}
+    assert len(every.train) == sum(one.group in patients for one in examples)
+
+
 def test_one_image_a_patient_uses_the_whole_smaller_class():
     examples = [example(f"{i:03d}", int(i >= 100), f"g{i}") for i in range(300)]
     splits = make_splits(examples, data_config(), 0)
