@@ -95,8 +95,7 @@ def draw_noise(noise: Noise, key: jax.Array, shape: tuple[int, ...]) -> jax.Arra
     high_key, low_key = jax.random.split(key)
     bits = jax.random.bits(high_key, shape, jnp.uint32).ravel()
     high, low = jnp.asarray(noise.high), jnp.asarray(noise.low)
-    below = jnp.searchsorted(high, bits, side="left")
-    tied = high[jnp.minimum(below, len(high) - 1)] == bits
+    below, tied = _count_below(noise.high, bits)
 
     def resolve(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         counts, left = state
@@ -106,7 +105,44 @@ def draw_noise(noise: Noise, key: jax.Array, shape: tuple[int, ...]) -> jax.Arra
         return counts.at[place].add(reached.astype(counts.dtype)), left.at[place].set(False)
 
     counts, _ = jax.lax.while_loop(lambda state: jnp.any(state[1]), resolve, (below, tied))
-    return (counts.astype(jnp.int32) - noise.reach).reshape(shape)
+    return (counts - noise.reach).reshape(shape)
+
+
+_BUCKET_BITS = 8  # of the mantissa: 256 buckets for each power of two
+
+
+def _bucket(bits: Any, xp: Any) -> Any:
+    """Returns the bucket of each uint32 (n,) -> int32 (n,): it rises with the number, and is finer
+    towards both ends, as thresholds lie closer there. `xp` is numpy or jax.numpy."""
+    upper = bits >> 31 == 1
+    distance = xp.where(upper, ~bits, bits).astype(np.int32).astype(np.float32)
+    shift = 23 - _BUCKET_BITS
+    exponent = distance.view(np.int32) >> shift  # of 0: 0; of 1: that of the next line
+    place = xp.maximum(exponent - ((127 << 23) >> shift) + 1, 0)
+    return xp.where(upper, _NUM_BUCKETS - 1 - place, place)
+
+
+_NUM_BUCKETS = 2 * ((31 << _BUCKET_BITS) + 2)  # 2³¹ - 1, rounded to float32, has exponent 31
+
+
+def _count_below(high: np.ndarray, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns how many of the sorted thresholds `high`, uint32, lie below each of `bits`, uint32
+    (n,), and whether one equals it: int32 (n,) and bool (n,).
+
+    A table knows how many lie in lower buckets; those of the same bucket, mostly one, are compared.
+    Binary search would read eleven thresholds for each draw.
+    """
+    bucket = _bucket(high, np)
+    start = np.searchsorted(bucket, np.arange(_NUM_BUCKETS), side="left").astype(np.int32)
+    alone = (_bucket(high - 1, np) != bucket) & (_bucket(high + 1, np) != bucket)
+    # Where a bucket is one number, its thresholds are equal, and one comparison finds the tie.
+    most = int(np.bincount(bucket[~alone], minlength=1).max(initial=1))
+    padded = jnp.asarray(np.append(high, np.full(most, 2**32 - 1, np.uint32)))
+    first = jnp.asarray(start)[_bucket(bits, jnp)]
+    compared = [padded[first + j] for j in range(most)]
+    below = sum((each < bits).astype(jnp.int32) for each in compared)
+    tied = functools.reduce(jnp.logical_or, (each == bits for each in compared))
+    return first + below, tied
 
 
 def with_noise(

@@ -64,31 +64,33 @@ class NoisyCounter:
         self._variables, self._put = variables, put
 
         def count(
-            variables: Any, images: jax.Array, first: jax.Array, last: jax.Array, key: jax.Array
+            variables: Any, images: jax.Array, keys: jax.Array, number: jax.Array, last: jax.Array
         ) -> jax.Array:
-            keys = jax.vmap(lambda image: jax.random.fold_in(key, fingerprint(image)))(images)
+            own = jax.vmap(jax.random.fold_in)(keys, number)
+            drawn = jax.vmap(lambda each: draw_noise(noise, each, images.shape[1:]))(own)
+            pixels = (images.astype(jnp.int32) + drawn).astype(jnp.float32) / LEVELS
+            named = jnp.argmax(logits_fn(variables, pixels), axis=-1)
+            found = jax.nn.one_hot(named, num_classes, dtype=jnp.int32)
+            return found * (number < last)[:, None]
 
-            def draw(number: jax.Array, counts: jax.Array) -> jax.Array:
-                numbers = first + number
-                own = jax.vmap(jax.random.fold_in)(keys, numbers)
-                drawn = jax.vmap(lambda each: draw_noise(noise, each, images.shape[1:]))(own)
-                pixels = (images.astype(jnp.int32) + drawn).astype(jnp.float32) / LEVELS
-                named = jnp.argmax(logits_fn(variables, pixels), axis=-1)
-                found = jax.nn.one_hot(named, num_classes, dtype=jnp.int32)
-                return counts + found * (numbers < last)[:, None]
+        def make_keys(images: jax.Array, key: jax.Array) -> jax.Array:
+            return jax.vmap(lambda image: jax.random.fold_in(key, fingerprint(image)))(images)
 
-            start = jnp.zeros((len(images), num_classes), jnp.int32)
-            return jax.lax.fori_loop(0, block, draw, start)
-
-        self._count = jax.jit(count)
+        self._count, self._make_keys = jax.jit(count), jax.jit(make_keys)
 
     def count(
         self, images: np.ndarray, first: np.ndarray, last: np.ndarray, key: jax.Array
     ) -> np.ndarray:
         """Returns the classes of draws first … min(last, first + block) - 1 of S images (S, H, W,
         C) uint8, counted (S, K)."""
-        rows = self._put((images, first.astype(np.int32), last.astype(np.int32)))
-        return np.asarray(self._count(self._variables, *rows, key))
+        images, last = self._put((images, last.astype(np.int32)))
+        keys = self._make_keys(images, key)
+        # A loop within the program would cost more: XLA's convolutions are slower there on CPUs.
+        found = [
+            self._count(self._variables, images, keys, self._put(first + number), last)
+            for number in range(self.block)
+        ]
+        return np.sum(jax.device_get(found), axis=0)
 
 
 class _Progress:

@@ -8,6 +8,7 @@ import pytest
 
 from medadv_jax.defenses.smoothing import (
     LEVELS,
+    _count_below,
     draw_noise,
     make_noise,
     sampling_error,
@@ -75,6 +76,18 @@ def test_lower_bits_decide_where_the_upper_ones_cannot():
     expected = int((low <= int(rest)).sum())
     assert int(draw_noise(tied, jax.random.key(3), (1,))[0]) == expected
     assert 1 <= expected <= 2
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.12, 0.25, 1.0])
+def test_table_of_buckets_counts_as_binary_search_does(sigma):
+    high = make_noise(sigma).high
+    near = np.concatenate([high - np.uint32(1), high, high + np.uint32(1)])  # 0 - 1 is the largest
+    ends = np.array([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
+    anywhere = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint32)
+    bits = np.concatenate([near, ends, anywhere])
+    below, tied = _count_below(high, jnp.asarray(bits))
+    np.testing.assert_array_equal(below, np.searchsorted(high, bits, side="left"))
+    np.testing.assert_array_equal(tied, np.isin(bits, high))
 
 
 def test_draws_depend_on_key_and_shape_alone():
