@@ -1,8 +1,8 @@
 """Devices and processes of a run: meshes, where arrays lie, and what processes wait for.
 
-One process uses all of its devices. With several, all train together; the first keeps the run
-directory and evaluates. They share a file system: each trains on its own devices and reads its own
-part of every batch, and Orbax saves from all of them.
+One process uses all of its devices. With several, all train together and read their own part of
+every batch; each evaluates its share of the images on its own devices. They share a file system:
+Orbax saves from all of them, the first writes everything else.
 """
 
 import contextlib
@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -18,7 +20,8 @@ from medadv_jax.errors import UserError
 
 Batch = Mapping[str, Any]  # image uint8 (B, H, W, 3), label int32 (B,), index, mask float32 (B,)
 
-_WEEK = 7 * 24 * 3600  # seconds; the others wait for the first to evaluate
+_WEEK = 7 * 24 * 3600  # seconds; the others wait for the first to write the report
+_SILENCE = 30  # seconds without a sign of life after which a process counts as dead
 
 
 # How this process runs
@@ -78,6 +81,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
             coordinator or None,
             num_processes or None,
             process_id if process_id >= 0 else None,
+            heartbeat_timeout_seconds=_SILENCE,
             shutdown_timeout_seconds=_WEEK,
         )
     except (RuntimeError, ValueError) as error:
@@ -107,6 +111,76 @@ def first_before_others(name: str) -> Iterator[None]:
     yield
     if is_first():
         wait(name)
+
+
+def of_all_processes(array: np.ndarray) -> np.ndarray:
+    """Returns the arrays of P processes, of one shape, along a new first axis (P, …). All call it,
+    and wait for each other. Types of 64 bits lose half of them."""
+    if jax.process_count() == 1:
+        return array[None]
+    return np.asarray(multihost_utils.process_allgather(array))
+
+
+def any_process(flag: bool) -> bool:
+    """Returns whether `flag` is true in any process; all call it, and wait for each other."""
+    return bool(of_all_processes(np.array(flag)).any())
+
+
+class StopTogether:
+    """Lets processes stop after the same step, without waiting for each other at each.
+
+    What a process asks for is summed over the devices by a program of its own, and read at the next
+    call, when the step after it is under way.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._sharding = NamedSharding(mesh, PartitionSpec("data"))
+        self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._pending: jax.Array | None = None
+
+    def ask(self, wish: int) -> int:
+        """Tells the others a wish, and returns the largest that any process had at the call before:
+        the same number in all of them. With one process: its own, of this call."""
+        if jax.process_count() == 1:
+            return wish
+        before = self._pending
+        own = np.full(len(self._sharding.addressable_devices), wish, np.int32)
+        wishes = jax.make_array_from_process_local_data(self._sharding, own)
+        self._pending = self._largest(wishes)
+        return 0 if before is None else int(before.addressable_data(0))
+
+
+class Share:
+    """The rows of 0 … count - 1 that this process evaluates: blocks, dealt out in turn.
+
+    With one process these are all, and `gather` returns what it is given.
+
+    Attributes:
+      mine: positions, int, rising. An idle process has the first block, for the shapes.
+      idle: whether there are fewer blocks than processes, and none for this one.
+    """
+
+    def __init__(self, count: int, block: int = 1):
+        blocks = np.arange(count) // block
+        owners = blocks % jax.process_count()
+        self._rows = [np.flatnonzero(owners == i) for i in range(jax.process_count())]
+        own = self._rows[jax.process_index()]
+        self.idle = not len(own)
+        self.mine = np.flatnonzero(blocks == 0) if self.idle else own
+
+    def gather(self, array: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Returns the whole array, the same in every process; `array` has `mine` along `axis`."""
+        if len(self._rows) == 1:
+            return array
+        array = np.moveaxis(array, axis, 0)
+        most = max(map(len, self._rows))
+        padded = np.zeros((most, *array.shape[1:]), array.dtype)
+        padded[: len(array)] = array[:most]
+        parts = of_all_processes(padded)
+        whole = np.zeros((sum(map(len, self._rows)), *array.shape[1:]), array.dtype)
+        for rows, part in zip(self._rows, parts, strict=True):
+            whole[rows] = part[: len(rows)]
+        return np.moveaxis(whole, 0, axis)
 
 
 # Arrays on devices

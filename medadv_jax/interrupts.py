@@ -66,6 +66,11 @@ def requested() -> bool:
     return bool(_stop.requested)
 
 
+def request() -> None:
+    """Asks this process to stop, because another one was asked."""
+    _stop.requested = _stop.requested or signal.SIGTERM
+
+
 def check(where: str = "") -> None:
     """Raises Stopped if a stop was requested; `where` becomes its message."""
     if _stop.requested:

@@ -19,7 +19,7 @@ from medadv_jax.attacks import Attack
 from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.data.splits import Example
 from medadv_jax.defenses.detectors import DETECTORS, detection_summary, threshold_at
-from medadv_jax.distributed import Batch, put_batch
+from medadv_jax.distributed import Batch, Share, put_batch
 from medadv_jax.evaluation.metrics import worst_attempt
 from medadv_jax.evaluation.predictions import group_rows, to_columns, write_csv
 from medadv_jax.evaluation.predictor import Penalty, Predictor
@@ -75,13 +75,14 @@ class Detection:
     def measure(
         self,
         validation: Iterable[Batch],
-        test: Sequence[Batch],
+        test: Iterable[Batch],
         examples: Sequence[Example],
         attacks: Sequence[Attack],
         adaptive: Attack,
         false_positive_rate: float,
         penalty: float,
         advance: Callable[[int], None] = lambda images: None,
+        shares: tuple[Share, Share] | None = None,
     ) -> pa.Table:
         """Returns the records.
 
@@ -96,16 +97,19 @@ class Detection:
           false_positive_rate: of clean validation images, at the threshold.
           penalty: see `adaptive`.
           advance: told the number of images scored; see `count_scored`.
+          shares: whose rows `validation` and `test` hold; the records are then of all processes.
         """
         self._advance = advance
-        chosen_on, placed = self._clean(self._placed(validation)), list(self._placed(test))
-        clean = self._clean(placed)
+        of_validation, self._share = shares or (None, None)
+        placed = list(self._placed(test))
+        chosen_on = self._clean(self._placed(validation), of_validation)
+        clean = self._clean(placed, self._share)
         tables = _rows(("none", "clean", "validation"), examples, chosen_on)
         tables += _rows(("none", "clean", "test"), examples, clean)
         attacked = [self._predictor.attack(attacks, self._source, b, self._key) for b in placed]
         for number, attack in enumerate(attacks):
             pairs = [(b, pixels[number]) for b, pixels in zip(placed, attacked, strict=True)]
-            found = self._judge(pairs)
+            found = self._judge(pairs, self._share)
             fooled = found.wrong & ~clean.wrong
             tables += _rows(("oblivious", attack.name, "test"), examples, found, fooled)
         for number, name in enumerate(DETECTORS):
@@ -127,8 +131,11 @@ class Detection:
             evade = Penalty(score, weight)
             tried.append(
                 self._judge(
-                    (b, self._predictor.attack([attack], self._source, b, self._key, evade)[0])
-                    for b in placed
+                    (
+                        (b, self._predictor.attack([attack], self._source, b, self._key, evade)[0])
+                        for b in placed
+                    ),
+                    self._share,
                 )
             )
         return np.stack([t.wrong for t in tried]), np.stack([t.scores[number] for t in tried])
@@ -136,11 +143,12 @@ class Detection:
     def _placed(self, batches: Iterable[Batch]) -> Iterable[dict[str, Any]]:
         return (put_batch(self._mesh, batch) for batch in batches)
 
-    def _clean(self, batches: Iterable[Any]) -> Scores:
-        return self._judge([(batch, to_pixels(batch["image"])) for batch in batches])
+    def _clean(self, batches: Iterable[Any], share: Share | None) -> Scores:
+        return self._judge(((batch, to_pixels(batch["image"])) for batch in batches), share)
 
-    def _judge(self, batches: Batches) -> Scores:
-        """Returns the scores of the pixels given with each batch."""
+    def _judge(self, batches: Batches, share: Share | None) -> Scores:
+        """Returns the scores of the pixels given with each batch, of all processes."""
+        gather = share.gather if share else lambda array, axis=0: array
         index, scores, wrong = [], [], []
         for batch, pixels in batches:
             real = np.asarray(batch["mask"]) > 0
@@ -149,7 +157,11 @@ class Detection:
             index.append(np.asarray(batch["index"])[real])
             scores.append(np.asarray(self._scores(self._variables, pixels))[:, real])
             wrong.append((np.asarray(logits).argmax(-1) != np.asarray(batch["label"]))[real])
-        return Scores(np.concatenate(index), np.concatenate(scores, axis=1), np.concatenate(wrong))
+        return Scores(
+            gather(np.concatenate(index)),
+            gather(np.concatenate(scores, axis=1), 1),
+            gather(np.concatenate(wrong)),
+        )
 
 
 def _rows(

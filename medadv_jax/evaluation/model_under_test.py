@@ -19,8 +19,9 @@ from medadv_jax.attacks.stepwise import StepwiseAttack
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.loader import Dataset
 from medadv_jax.data.splits import Example
+from medadv_jax.distributed import Share
 from medadv_jax.evaluation.predictor import Predictor
-from medadv_jax.evaluation.searching import SearchingAttacks
+from medadv_jax.evaluation.searching import SearchingAttacks, gather_results
 from medadv_jax.evaluation.threat_models import Source, Target
 
 
@@ -108,8 +109,24 @@ class ModelUnderTest:
 
         A source attacks only the images that those before it could not break. `salt` gives other
         random starts than those of the evaluation; `advance` is told the number of runs done or
-        left out, as in `AttackQueue.run`.
+        left out, as in `AttackQueue.run`. Each process attacks its share of the images.
         """
+        share = Share(len(self))
+        own = [_restrict(job, share.mine) for job in jobs]
+        found = self._share(share)._attack_all(own, salt, advance)
+        return Attacked(*(share.gather(each, 1) for each in found))
+
+    def _share(self, share: Share) -> "ModelUnderTest":
+        """Returns the classifier with the images of this process."""
+        rows = share.mine
+        return dataclasses.replace(
+            self, images=self.images[rows], labels=self.labels[rows],
+            examples=tuple(self.examples[row] for row in rows),
+        )  # fmt: skip
+
+    def _attack_all(
+        self, jobs: Sequence[AttackJob], salt: int, advance: Callable[[int], None]
+    ) -> Attacked:
         key = jax.random.key(self.seed)
         key = jax.random.fold_in(key, salt) if salt else key
         clean = self.logits(self.images)
@@ -148,13 +165,27 @@ class ModelUnderTest:
           epsilon: another radius than the attack's.
           salt: gives other draws than those of the evaluation.
           advance: told the number of images that an attack is done with.
+
+        Each process attacks its share of the images.
         """
         key = jax.random.key(self.seed)
         rows = np.arange(len(self)) if active is None else active
-        return self.searching.run(
-            attack, self.sources, self.images[rows], self.labels[rows],
+        share = Share(len(rows))
+        mine = rows[share.mine]
+        found = self.searching.run(
+            attack, self.sources, self.images[mine], self.labels[mine],
             jax.random.fold_in(key, salt) if salt else key, self.logits, epsilon, advance,
         )  # fmt: skip
+        return gather_results(found, share)
+
+
+def _restrict(job: AttackJob, rows: np.ndarray) -> AttackJob:
+    """Returns a job on the images at these positions."""
+    part = {
+        name: None if array is None else array[rows]
+        for name, array in (("shift", job.shift), ("active", job.active))
+    }
+    return job._replace(**part)
 
 
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from medadv_jax.attacks import Attack, run_attacks
 from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.classifier import to_pixels
-from medadv_jax.distributed import Batch, put_batch
+from medadv_jax.distributed import Batch, Share, put_batch
 from medadv_jax.evaluation.metrics import worst_attempt
 from medadv_jax.evaluation.threat_models import Source, Target, Threat
 
@@ -213,6 +213,7 @@ def predict_all(
     mesh: Mesh,
     seed: int,
     advance: Callable[[int], None] = lambda images: None,
+    share: Share | None = None,
 ) -> Predictions:
     """Returns the predictions on all examples of `batches` that are not padding, in their order.
 
@@ -225,8 +226,9 @@ def predict_all(
       mesh: the devices.
       seed: of the random starts.
       advance: called with the number of images done.
+      share: whose rows the batches hold; the predictions are then of all processes. None: all.
     """
-    key = jax.random.key(seed)
+    key, gather = jax.random.key(seed), share.gather if share else np.asarray
     indices, labels, logits = [], [], []
     for batch in batches:
         real = np.asarray(batch["mask"]) > 0
@@ -235,7 +237,7 @@ def predict_all(
         labels.append(np.asarray(batch["label"])[real])
         logits.append(jax.device_get(found)[real])
         advance(int(real.sum()))
-    return Predictions(np.concatenate(indices), np.concatenate(labels), np.concatenate(logits))
+    return Predictions(*(gather(np.concatenate(each)) for each in (indices, labels, logits)))
 
 
 def accuracy_and_loss(predictions: Predictions) -> dict[str, float]:

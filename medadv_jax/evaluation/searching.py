@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from medadv_jax.attacks.autoattack import AutoAttack, AutoAttackQueue, AutoAttackResult
+from medadv_jax.attacks.autoattack import AutoAttack, AutoAttackQueue, AutoAttackResult, Stage
 from medadv_jax.attacks.stepwise import StepwiseAttack
 from medadv_jax.data.splits import Example
+from medadv_jax.distributed import Share, of_all_processes
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source
 from medadv_jax.files import read_json, write_json
@@ -76,6 +77,26 @@ class SearchingAttacks:
     def _logits_fn(self, gradient: str) -> Callable[[Any, jax.Array], jax.Array]:
         attacked = self._predictor.attacked
         return lambda variables, pixels: attacked.logits(variables, pixels, gradient)
+
+
+def gather_results(found: AutoAttackResult, share: Share) -> AutoAttackResult:
+    """Returns the results of all processes, each of which attacked its share.
+
+    Of each part images and passes are summed; seconds are those of the slowest process.
+    """
+    if jax.process_count() == 1:
+        return found
+    counts = np.array([(s.attacked, s.broken, s.passes) for s in found.stages], np.int32)
+    counts = of_all_processes(counts * (not share.idle)).sum(axis=0)
+    seconds = of_all_processes(np.array([s.seconds for s in found.stages], np.float32)).max(axis=0)
+    stages = tuple(
+        Stage(stage.name, int(attacked), int(broken), int(passes), float(slowest))
+        for stage, (attacked, broken, passes), slowest in zip(
+            found.stages, counts, seconds, strict=True
+        )
+    )
+    pixels, correct, broken_by = map(share.gather, (found.pixels, found.correct, found.broken_by))
+    return AutoAttackResult(pixels, correct, broken_by, stages)
 
 
 def write_attack_record(

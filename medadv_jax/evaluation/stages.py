@@ -1,6 +1,8 @@
 """The stages of a run that evaluate its trained classifiers: each leaves a file in the workdir.
 
-A stage whose file is there is not repeated. What reads these files runs no model.
+A stage whose file is there is not repeated. What reads these files runs no model. Of several
+processes each evaluates its share of the images, all gather the results, and the first writes; all
+begin a stage together, so that they find the same files.
 """
 
 import dataclasses
@@ -23,7 +25,7 @@ from medadv_jax.config import Config
 from medadv_jax.data.loader import Batch, Dataset, make_loader
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import get_defense
-from medadv_jax.distributed import put_batch
+from medadv_jax.distributed import Share, is_first, put_batch, wait
 from medadv_jax.evaluation import detection, example_images
 from medadv_jax.evaluation.checks import run_all, second_opinion
 from medadv_jax.evaluation.checks.result import headline
@@ -107,14 +109,17 @@ class Evaluation:
         """
         if self.config.eval.threshold == "argmax":
             return self
-        found = read_thresholds(self.workdir)
+        wait("thresholds")
+        found, validation = read_thresholds(self.workdir), self.splits.validation
         for name in [name for name in self.targets if name not in found]:
+            share = self._share(validation)
             clean = predict_all(
-                self.predictor, [], [], self.targets[name], self._batches(self.splits.validation),
-                self.mesh, self.config.seed,
+                self.predictor, [], [], self.targets[name], self._batches(validation, share),
+                self.mesh, self.config.seed, share=share,
             )  # fmt: skip
             found[name] = choose_threshold(clean.logits[:, 0], clean.label)
-        write_thresholds(self.workdir, found)
+        if is_first():
+            write_thresholds(self.workdir, found)
         for name in self.targets:
             self._say(f"threshold {name}: {found[name].probability:.3f} for class 1")
         targets = {name: as_deployed(each, found[name]) for name, each in self.targets.items()}
@@ -126,6 +131,7 @@ class Evaluation:
         What the searching attacks did is in `attack_record.json`.
         """
         config, test, stage = self.config, self.splits.test, f"evaluate {name}"
+        wait(stage)
         table = self._predictions()
         if name in table["defense"].unique().to_pylist():
             self._say(f"{stage}: done before")
@@ -134,10 +140,11 @@ class Evaluation:
         defense, target, attacks = get_defense(name), self.targets[name], evaluation_attacks(config)
         base = self.targets["base"].variables if defense.needs else None
         known = threats(defense, target.variables, base)
-        with self._progress(stage, len(test)) as progress:
+        share = self._share(test)
+        with self._progress(stage, len(share.mine)) as progress:
             predictions = predict_all(
-                self.predictor, attacks, known, target, self._batches(test), self.mesh,
-                config.seed, progress.advance,
+                self.predictor, attacks, known, target, self._batches(test, share), self.mesh,
+                config.seed, progress.advance, share,
             )  # fmt: skip
         examples = [self.dataset.examples[i] for i in predictions.index]
         new = [
@@ -151,15 +158,16 @@ class Evaluation:
         if searching:
             model = self._model_under_test(name, np.array(test))
             new += [self._search(model, attack) for attack in searching]
-        write_table(self.workdir / "predictions.parquet", pa.concat_tables([table, *new]))
+        self._write("predictions.parquet", pa.concat_tables([table, *new]))
 
     def _search(self, model: ModelUnderTest, attack: AutoAttack | StepwiseAttack) -> pa.Table:
         """Returns the records of one attack; adds to `attack_record.json`."""
         with self._progress(f"{attack.name} {model.defense}", len(model)) as progress:
             found = model.search(attack, advance=progress.advance)
         logits = model.logits(found.pixels)
-        record = self.workdir / "attack_record.json"
-        write_attack_record(record, model.defense, model.examples, model.images, attack, found)
+        if is_first():
+            record = self.workdir / "attack_record.json"
+            write_attack_record(record, model.defense, model.examples, model.images, attack, found)
         return prediction_rows(
             (model.defense, "adaptive", attack.name, float(attack.epsilon)),
             model.examples, scores(logits), logits.argmax(axis=1),
@@ -171,26 +179,30 @@ class Evaluation:
         They need the purifier of `autoencoder`: without it nothing is measured.
         """
         path, settings = self.workdir / "detection.parquet", self.config.detector
+        wait("detectors")
         if not settings.run or "autoencoder" not in self.targets or path.exists():
             return
         self._say("detectors: three, each attacked in turn")
         attacks, validation = self._first_order_attacks(), self.splits.validation
         test = self._choose_tests(settings.images or len(self.splits.test)).tolist()
-        total = detection.count_scored(len(validation), len(test), len(attacks))
+        shares = self._share(validation), self._share(test)
+        own = [len(share.mine) for share in shares]
+        total = detection.count_scored(own[0], own[1], len(attacks))
         variables = self._base_behind_purifier()
         measured = detection.Detection(self.predictor, variables, self.mesh, self.config.seed)
         with self._progress("detectors", total) as progress:
             table = measured.measure(
-                self._batches(validation),
-                list(self._batches(test)),
+                self._batches(validation, shares[0]),
+                self._batches(test, shares[1]),
                 self.dataset.examples,
                 attacks,
                 evaluation_attack(self.config, settings.attack),
                 settings.false_positive_rate,
                 settings.penalty,
                 progress.advance,
+                shares,
             )
-        write_table(path, table)
+        self._write(path.name, table)
 
     def _base_behind_purifier(self) -> Any:
         """Returns the variables of the base network, its decision and the `autoencoder`'s purifier.
@@ -203,7 +215,7 @@ class Evaluation:
     def keep_pictures(self) -> None:
         """Keeps a few attacked test images, under PGD or the last of `eval.attacks`."""
         path = self.workdir / "pictures.npz"
-        if path.exists():
+        if path.exists() or not is_first():
             return
         self._say("pictures: a few test images under attack")
         attacks = self._first_order_attacks()
@@ -227,6 +239,7 @@ class Evaluation:
     def check(self) -> None:
         """Draws the curves and runs the self-checks: `curves.parquet`, `self_checks.json`."""
         path = self.workdir / "self_checks.json"
+        wait("checks")
         if not self.config.eval.checks or path.exists():
             return
         predictions = self._predictions()
@@ -240,6 +253,8 @@ class Evaluation:
                 checks += run_all.run_self_checks(
                     model, self.config, curves, predictions, second, record, progress.advance
                 )
+        if not is_first():
+            return
         checks += run_all.overfitting_checks(
             read_metrics(self.workdir / "metrics.jsonl"), len(self.splits.validation)
         )
@@ -293,7 +308,7 @@ class Evaluation:
         with self._progress(f"curves {name}", total, "attacked images") as progress:
             rows = curve_rows(model, self.config, progress.advance)
         curves = pa.concat_tables([curves, rows])
-        write_table(path, curves)
+        self._write(path.name, curves)
         return curves
 
     def _check_splits(self, predictions: pa.Table) -> run_all.Check:
@@ -344,8 +359,19 @@ class Evaluation:
     def _first_order_attacks(self) -> list[Attack]:
         return evaluation_attacks(self.config) or [evaluation_attack(self.config, "pgd")]
 
-    def _batches(self, indices: Sequence[int]) -> Iterator[Batch]:
-        return make_loader(self.dataset, indices, self.batch_size, shuffle_seed=None)
+    def _share(self, indices: Sequence[int]) -> Share:
+        """Returns which of these positions this process evaluates: whole batches."""
+        return Share(len(indices), self.batch_size)
+
+    def _batches(self, indices: Sequence[int], share: Share | None = None) -> Iterator[Batch]:
+        """Yields the batches of images at these positions; of a share only those."""
+        mine = np.asarray(indices)[share.mine] if share else indices
+        return make_loader(self.dataset, mine, self.batch_size, shuffle_seed=None)
+
+    def _write(self, name: str, table: pa.Table) -> None:
+        """Writes a table of the run directory, in the first process."""
+        if is_first():
+            write_table(self.workdir / name, table)
 
     def _progress(self, stage: str, total: int, unit: str = "images") -> StageProgress:
         return StageProgress(self.console, stage, total, unit=unit)

@@ -105,34 +105,35 @@ class Run:
 
     def execute(self) -> None:
         """Goes through the stages; alone in the run directory but for processes of this run."""
-        if not distributed.is_first():
+        first = distributed.is_first()
+        with run_dir.locked(self.workdir) if first else contextlib.nullcontext():
+            if first:
+                notes = run_dir.claim(self.workdir, self.config)
+                self._say(f"{self.workdir.absolute()}: {run_dir.describe_machine()}")
+                self._note(*notes, *self.classifiers.notes)
+                self._note(*run_dir.reuse_stages(self.workdir, self.config))
             distributed.wait("claimed")
-            self._train(*self._split())
-            return
-        with run_dir.locked(self.workdir):
-            notes = run_dir.claim(self.workdir, self.config)
-            self._say(f"{self.workdir.absolute()}: {run_dir.describe_machine()}")
-            self._note(*notes, *self.classifiers.notes)
-            self._note(*run_dir.reuse_stages(self.workdir, self.config))
-            distributed.wait("claimed")
-            self._go_through()
+            self._go_through(first)
 
-    def _go_through(self) -> None:
+    def _go_through(self, first: bool) -> None:
         """The stages in their order; what is finished is not done again."""
         dataset, splits = self._split()
         self._train(dataset, splits)
-        networks = {defense.name: self.classifiers.sha256(defense) for defense in self.defenses}
-        for name in remove_stale(self.workdir, networks):
-            self._note(f"{name}: its records are of another checkpoint, and are made anew")
+        if first:
+            networks = {each.name: self.classifiers.sha256(each) for each in self.defenses}
+            for name in remove_stale(self.workdir, networks):
+                self._note(f"{name}: its records are of another checkpoint, and are made anew")
+        distributed.wait("trained")
         evaluation = self._evaluation(dataset, splits)
         for defense in self.defenses:
             evaluation.attack(defense.name)
         evaluation.measure_detectors()
         evaluation.keep_pictures()
         evaluation.check()
-        evaluation.summarize()
-        self._save_models(dataset, splits)
-        self._report()
+        if first:
+            evaluation.summarize()
+            self._save_models(dataset, splits)
+            self._report()
 
     def _split(self) -> tuple[Dataset, Splits]:
         """Loads the data set and splits it; writes `splits.json`."""

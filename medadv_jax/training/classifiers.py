@@ -20,7 +20,7 @@ from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import Defense, get_defense
 from medadv_jax.defenses.distilled import Student
 from medadv_jax.defenses.smoothing import with_noise
-from medadv_jax.distributed import make_local_mesh, make_mesh, to_local
+from medadv_jax.distributed import Share, make_local_mesh, make_mesh, to_local
 from medadv_jax.evaluation.predictor import Predictor, accuracy_and_loss, predict_all
 from medadv_jax.evaluation.threat_models import (
     Source,
@@ -202,17 +202,22 @@ class Classifiers:
         if defense.chosen_under:
             attacks.append(validation_attack(config, through_purifier=gradient == "full"))
         probes = overfitting_attacks(config) if defense.chosen_under == "full" else {}
+        share = Share(len(splits.validation), self.eval_batch())
+        mine = np.asarray(splits.validation)[share.mine]
+
+        def stop_here(images: int) -> None:
+            if jax.process_count() == 1:  # several stop together, after the validation
+                interrupts.check(f"train {defense.name}")
 
         def validate(variables: Variables) -> dict[str, float]:
-            variables = to_local(self.mesh, variables)  # each process validates on all images
-            batches = make_loader(dataset, splits.validation, self.eval_batch(), shuffle_seed=None)
+            variables = to_local(self.mesh, variables)
+            batches = make_loader(dataset, mine, self.eval_batch(), shuffle_seed=None)
             if defense.smoothed:
                 batches = with_noise(batches, config.defense.sigma, config.seed)
             threat = Threat(("",), (Source(gradient, variables),))
             predictions = predict_all(
                 self.predictor, [*attacks, *probes.values()], [threat],
-                Target(deployed, variables), batches, self.mesh, config.seed,
-                lambda images: interrupts.check(f"train {defense.name}"),
+                Target(deployed, variables), batches, self.mesh, config.seed, stop_here, share,
             )  # fmt: skip
             first = predictions._replace(logits=predictions.logits[:, : 1 + len(attacks)])
             right = predictions.predicted == predictions.label[:, None]

@@ -14,7 +14,7 @@ from medadv_jax import interrupts
 from medadv_jax.classifier import Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
-from medadv_jax.distributed import Batch, make_key, put_batch
+from medadv_jax.distributed import Batch, StopTogether, any_process, make_key, put_batch
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.checks.overfitting_check import FAR, accuracy_drop
 from medadv_jax.progress import StageProgress
@@ -24,6 +24,7 @@ from medadv_jax.training.state import TrainState
 from medadv_jax.training.step import Metrics
 
 Row = dict[str, float]
+_SAVE, _STOP = 1, 2  # what a process may want after a step
 
 
 class _EpochMeter:
@@ -132,6 +133,8 @@ class Trainer:
         key = make_key(self.mesh, self.config.seed, 1)
         state, first, rows = self._go_on(state)
         self.writer.rewind(self.defense.name, int(state.step))
+        if jax.process_count() > 1:
+            interrupts.defer()  # alone, it would leave the others waiting
         try:
             if not self.epochs:
                 self._end_epoch(state, 0, {}, [])
@@ -142,7 +145,7 @@ class Trainer:
         finally:
             interrupts.heed()
         self.checkpoints.drop_partial()
-        interrupts.check(f"train {self.defense.name}, all {self.epochs} epochs done")
+        self._check_stop(f"all {self.epochs} epochs done")
 
     def _go_on(self, state: TrainState) -> tuple[TrainState, int, list[Row]]:
         """Returns the newest state, the epoch it is in, and the rows of that epoch so far."""
@@ -167,6 +170,7 @@ class Trainer:
         """
         meter = _EpochMeter(rows, lambda step, row: self._take(step, epoch, row))
         step, speed, saved = int(state.step), _Speed(), time.monotonic()
+        together = StopTogether(self.mesh)
         for batch in itertools.islice(self.make_epoch(epoch), len(rows), None):
             state, metrics = self.train_step(state, put_batch(self.mesh, batch), key, self.frozen)
             step += self.updates
@@ -175,7 +179,10 @@ class Trainer:
             speed.count(size, metrics)
             interrupts.defer()  # before the first step is done there is nothing to save
             self.progress.advance(size, f"epoch {epoch + 1}/{self.epochs}")
-            if self._is_due(saved):
+            wish = together.ask(self._wish(saved))
+            if wish:
+                if wish == _STOP:
+                    interrupts.request()
                 meter.flush()
                 self._keep(state, epoch, rows)
                 saved = time.monotonic()
@@ -202,7 +209,7 @@ class Trainer:
         if accuracy_drop(row) > FAR:
             self.progress.line("warning: catastrophic overfitting: PGD is far stronger than FGSM")
         if epochs < self.epochs:
-            interrupts.check(f"train {self.defense.name}, after epoch {epochs}")
+            self._check_stop(f"after epoch {epochs}")
 
     def _keep(self, state: TrainState, epoch: int, rows: list[Row]) -> None:
         """Saves a state within an epoch with its position; raises Stopped if one is requested."""
@@ -210,14 +217,18 @@ class Trainer:
         self.checkpoints.save_partial(state, {"epoch": epoch, "rows": rows})
         interrupts.check(f"train {self.defense.name}, epoch {epoch + 1}, after {len(rows)} steps")
 
-    def _is_due(self, saved: float) -> bool:
-        """Returns whether to save within an epoch; never with several processes, which would have
-        to agree on the step."""
-        if jax.process_count() > 1:
-            return False
+    def _wish(self, saved: float) -> int:
+        """Returns what this process wants after a step: `_STOP`, `_SAVE` or 0, nothing."""
+        if interrupts.requested():
+            return _STOP
         minutes = self.config.train.checkpoint_minutes
-        passed = bool(minutes) and time.monotonic() - saved > 60 * minutes
-        return passed or interrupts.requested()
+        return _SAVE if minutes and time.monotonic() - saved > 60 * minutes else 0
+
+    def _check_stop(self, where: str) -> None:
+        """Raises Stopped if any process was asked to stop."""
+        if any_process(interrupts.requested()):
+            interrupts.request()
+        interrupts.check(f"train {self.defense.name}, {where}")
 
     def _take(self, step: int, epoch: int, row: Row) -> None:
         """Writes the metrics of a step if due; raises UserError if its loss is not finite."""
