@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from medadv_jax import cli, distributed
+from medadv_jax import cli, distributed, interrupts
 from medadv_jax.config import expand_path
 from medadv_jax.errors import UserError
 from medadv_jax.experiment.run import run
@@ -36,6 +36,7 @@ def main() -> None:
         raise UserError("--config is missing: give a config file, such as configs/demo.py")
     if _DISTRIBUTED.value or _COORDINATOR.value:
         distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        interrupts.install()
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     run(_CONFIG.value, expand_path(_WORKDIR.value or f"runs/{name}", "--workdir"))
 

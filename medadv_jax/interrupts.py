@@ -42,13 +42,18 @@ _stop = _Stop()
 
 
 def install() -> None:
-    """Handles SIGINT and SIGTERM from now on; call in the main thread."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
+    """Handles SIGINT and SIGTERM from now on; call in the main thread.
+
+    Call again after a library has taken them, as JAX does when it joins other processes.
+    """
+    if not _watched:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        _watched.append(writer)
+        threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
     for number in SIGNALS:
         signal.signal(number, _handle)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+    signal.set_wakeup_fd(_watched[0], warn_on_full_buffer=False)
 
 
 def defer() -> None:
@@ -116,6 +121,7 @@ def _watch(reader: int) -> None:
 
 
 _told: list[int] = []
+_watched: list[int] = []  # the pipe that the thread reads
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from medadv_jax import cli, distributed, models
+from medadv_jax import cli, distributed, interrupts, models
 from medadv_jax.experiment.run import run
 from tests.helpers.tiny import TinyNet, tiny_config
 
@@ -26,6 +26,7 @@ def main(paths: list[Path]) -> None:
     models.MODELS["resnet50"] = TinyNet
     if _COORDINATOR.value:
         distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        interrupts.install()
     config = tiny_config()
     config.defenses, config.train.epochs = _DEFENSES.value, _EPOCHS.value
     config.train.batch_size, config.data.cache_dir = 32, str(cache)
