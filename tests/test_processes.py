@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,7 +62,7 @@ def keep_only_training(run: Path) -> None:
             path.unlink()
 
 
-def records(run: Path) -> dict[str, object]:
+def records(run: Path) -> dict[str, Any]:
     tables = sorted(run.glob("*.parquet"))
     texts = [run / name for name in ("results.csv", "self_checks.json", "thresholds.json")]
     return {path.name: pq.read_table(path).to_pydict() for path in tables} | {
