@@ -14,9 +14,10 @@ from medadv_jax.evaluation.predictions import read_table, write_table
 from medadv_jax.files import read_json, write_json
 
 NETWORKS = "networks.json"
+ELSEWHERE = "elsewhere.json"  # results on images of other data sets
 _OF_ALL = (
     "results.csv", "per_class.csv", "confusion.json", "pictures.npz", "self_checks.json",
-    "detection.parquet", "detection.csv", "thresholds.json",
+    "detection.parquet", "detection.csv", "thresholds.json", ELSEWHERE,
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ evaluate_run(Path("runs/x"), ["hybrid"], "autoattack")
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medadv_jax.config import Config
@@ -78,7 +78,7 @@ def evaluate_run(
         )  # fmt: skip
         say(console, results[name].summary())
     if output is not None:
-        write_csv(output, _lines(results, [dataset.examples[i].id for i in indices]))
+        write_csv(output, result_lines(results, [dataset.examples[i].id for i in indices]))
     return results
 
 
@@ -88,13 +88,18 @@ def _check(config: Config, run: Path, names: Sequence[str], attacks: str, epsilo
     for name in names:
         if name not in known:
             raise UserError(f"--defense={name}: {run} has {', '.join(known)}")
+    check_attacks(attacks, epsilon, config.attack.norm)
+
+
+def check_attacks(attacks: str, epsilon: float, norm: str) -> None:
+    """Raises UserError for attacks or a radius that do not exist."""
     try:
-        choose_attacks(attacks, epsilon, config.attack.norm)
+        choose_attacks(attacks, epsilon, norm)
     except ValueError as error:
         raise UserError(f"--attacks={attacks}, --epsilon={epsilon:g}: {error}") from error
 
 
-def _lines(results: dict[str, Robustness], examples: Sequence[str]) -> Iterator[list[str]]:
+def result_lines(results: Mapping[str, Robustness], examples: Sequence[str]) -> Iterator[list[str]]:
     """Yields the lines of all results, with defence and example in front."""
     for number, (name, result) in enumerate(results.items()):
         head, *rows = result.rows()

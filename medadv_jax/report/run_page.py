@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from medadv_jax.report import comparison, run_figures, run_tables
 from medadv_jax.report.aggregate import Group, make_groups
 from medadv_jax.report.certificates import certificates_figure, certificates_table
+from medadv_jax.report.elsewhere import elsewhere_table
 from medadv_jax.report.example_panels import panels
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Part, Section
 from medadv_jax.report.paper.figures import figures_of_one
@@ -46,6 +47,7 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
         ]),
         Section("Attacked images", panels(run)),
         Section("Certificates", [certificates_table(run), certificates_figure(run)]),
+        Section("Measured elsewhere", [elsewhere_table(run.path)]),
         Section("Detector", [run_tables.detection_table(run)]),
         Section("Self-checks in full", [run_tables.checks_table(run)]),
         *paper_section(run.dataset, groups, only_ours=True),

@@ -24,10 +24,13 @@ class Row:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_folder(folder: Path) -> tuple[list[Row], list[SourceFile]]:
+def read_folder(
+    folder: Path, origin: str = "config.data.dir"
+) -> tuple[list[Row], list[SourceFile]]:
     """Returns the images below a folder, and those that lie in no folder of a class.
 
-    The folders at the top are classes, or all of them are splits that hold the classes.
+    The folders at the top are classes, or all of them are splits that hold the classes. `origin`:
+    the field or flag that gives the folder, for errors.
 
     Raises:
       UserError: no images, or folders of both kinds at the top.
@@ -35,11 +38,10 @@ def read_folder(folder: Path) -> tuple[list[Row], list[SourceFile]]:
     files = list_files(folder, SUFFIXES)
     if not files:
         raise UserError(
-            f"config.data.dir: no image in {folder}; expected is {LAYOUT}, of files"
-            f" {' '.join(SUFFIXES)}"
+            f"{origin}: no image in {folder}; expected is {LAYOUT}, of files {' '.join(SUFFIXES)}"
         )
     parts = [PurePosixPath(file.place).parts for file in files]
-    depth = _class_depth(folder, {path[0] for path in parts if len(path) > 1})
+    depth = _class_depth(f"{origin}={folder}", {path[0] for path in parts if len(path) > 1})
     rows, outside = [], []
     for file, path in zip(files, parts, strict=True):
         if len(path) < depth + 2:
@@ -50,12 +52,12 @@ def read_folder(folder: Path) -> tuple[list[Row], list[SourceFile]]:
     return rows, outside
 
 
-def _class_depth(folder: Path, tops: set[str]) -> int:
+def _class_depth(where: str, tops: set[str]) -> int:
     """Returns how many folders stand above those of the classes: 1 if the top ones are splits."""
     splits = {name for name in tops if name.lower() in SPLIT_WORDS}
     if splits and splits != tops:
         raise UserError(
-            f"config.data.dir={folder}: {', '.join(sorted(splits))} is a split, and"
+            f"{where}: {', '.join(sorted(splits))} is a split, and"
             f" {', '.join(sorted(tops - splits)[:3])} is none; expected is {LAYOUT}; move the"
             " others away, or give config.data.csv"
         )
