@@ -26,7 +26,8 @@ def get_config() -> Config:
     config.reuse = ""  # a run directory; its stages are copied if trained just as here; "": none
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "chest_xray"  # breakhis | chest_xray | folder: your own images | phantoms
+    # breakhis | chest_xray | chest_xray14: 14 findings | folder: your own images | phantoms
+    data.name = "chest_xray"
     # folder of your images or of a public download; "": $MEDADV_DATA_DIR, else it is fetched
     data.dir = ""
     data.labels = "class"  # class | subtype: BreakHis' 8 tumours; X-rays' normal, bacteria, virus
@@ -57,7 +58,8 @@ def get_config() -> Config:
     config.model = model = ml_collections.ConfigDict()
     model.name = "resnet50"  # see medadv_jax/models
     model.width = 1.0  # multiplies the number of channels; 1 is the published network
-    model.weights = "none"  # none: fresh | a file of weights | a name such as torchvision/resnet50
+    # none: fresh | a file of weights, a run, a model folder | a name such as torchvision/resnet50
+    model.weights = "none"
     model.normalization = "auto"  # imagenet | symmetric | caffe | auto: that of the weights
     model.head = "auto"  # VGG's: fc | gap: mean over places; auto: the original's
     model.dropout = -1.0  # rate before VGG's and Inception's head; -1: the original's
@@ -133,7 +135,7 @@ def get_config() -> Config:
     defense.sigma = 0.25  # standard deviation of the Gaussian noise, pixels in [0, 1]
 
     config.eval = evaluate = ml_collections.ConfigDict()
-    # comma-separated; one row of results.csv for each
+    # comma-separated; one row of results.csv for each; none: with several labels an image
     evaluate.attacks = "fgsm,pgd,bim,mifgsm,apgd"
     evaluate.images = 0  # test images, as many of each class, drawn by the seed; 0: all
     evaluate.num_steps = 10  # steps of BIM, MI-FGSM and PGD

@@ -98,6 +98,7 @@ class CachedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(IMAGE_VERSION)
     CLASS_NAMES: ClassVar[tuple[str, ...]]  # of label 0, 1, …
+    MULTI_LABEL: ClassVar[bool] = False  # several of CLASS_NAMES an image, in its `findings`
     SUBTYPES: ClassVar[Mapping[str, str]] = {}  # as names tell them -> class with labels=subtype
     DESCRIPTION = ""
     HOMEPAGE = ""

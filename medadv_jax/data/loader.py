@@ -29,7 +29,7 @@ class Batch(TypedDict):
     """A batch of fixed shape; rows with mask 0 repeat rows with mask 1."""
 
     image: np.ndarray  # (B, S, S, 3) uint8
-    label: np.ndarray  # (B,) int32
+    label: np.ndarray  # (B,) int32; with several labels an image (B, L), 0 or 1
     index: np.ndarray  # (B,) int32, position in Dataset.examples
     mask: np.ndarray  # (B,) float32, 1 = counts
 
@@ -67,11 +67,25 @@ class Dataset:
     examples: tuple[Example, ...]
     report: dict[str, Any]  # of the cache's build; see data.cache.empty_report
     source: Sequence[np.ndarray] | ImageSource
+    multi_label: bool = False  # an image has any number of the classes, which its `findings` name
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """The labels of all examples, (N,) int32."""
         return np.array([example.label for example in self.examples], np.int32)
+
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """The names of the values of `labels`."""
+        return ("no finding", "finding") if self.multi_label else self.class_names
+
+    @functools.cached_property
+    def targets(self) -> np.ndarray:
+        """What a network learns: `labels`; with several an image (N, L) int32, 1 where it has l."""
+        if not self.multi_label:
+            return self.labels
+        found = [example.attributes["findings"].split("|") for example in self.examples]
+        return np.array([[name in each for name in self.class_names] for each in found], np.int32)
 
 
 def load_dataset(
@@ -102,6 +116,7 @@ def load_dataset(
         examples=tuple(Example(**dict(zip(columns, row, strict=True))) for row in rows),
         report=index["report"],
         source=ImageSource(records, settings.cache_folder),
+        multi_label=builder_class.MULTI_LABEL,
     )
 
 
@@ -111,10 +126,12 @@ class Listing(NamedTuple):
     Attributes:
       count: images, damaged ones included.
       class_names: of label 0, 1, …
+      multi_label: whether an image has any number of them.
     """
 
     count: int
     class_names: tuple[str, ...]
+    multi_label: bool = False
 
 
 def list_dataset(data_config: Config) -> Listing:
@@ -124,8 +141,9 @@ def list_dataset(data_config: Config) -> Listing:
       UserError: as `load_dataset`, except for damaged files.
     """
     settings = DataSettings.from_config(data_config)
-    spec = _builder_class(settings).cache_spec(settings)
-    return Listing(spec.count, spec.class_names)
+    builder_class = _builder_class(settings)
+    spec = builder_class.cache_spec(settings)
+    return Listing(spec.count, spec.class_names, builder_class.MULTI_LABEL)
 
 
 def _builder_class(settings: DataSettings) -> type[CachedBuilder]:
@@ -208,7 +226,7 @@ def _read_batch(
     order = np.arange(len(rows)) % len(images)
     return {
         "image": np.stack(images)[order] if len(images) < len(rows) else np.stack(images),
-        "label": dataset.labels[rows],
+        "label": dataset.targets[rows],
         "index": rows.astype(np.int32),
         "mask": (mine < len(positions)).astype(np.float32),
     }

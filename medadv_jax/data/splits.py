@@ -30,7 +30,7 @@ _CLASSES_BEFORE = {
     "chest_xray": ("normal", "pneumonia"),
     "breakhis": ("benign", "malignant"),
 }
-_PUBLISHED_TESTS = {"chest_xray": 624}  # images of the published test split
+_PUBLISHED_TESTS = {"chest_xray": 624, "chest_xray14": 25_596}  # images of the published test split
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,14 @@ class Splits:
 
 
 def saved_class_names(saved: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
-    """Returns the names of label 0, 1, … of a run.
+    """Returns the names of label 0, 1, … of a run; with several labels an image those of all.
 
     Args:
       saved: the content of `splits.json`; one of an earlier version has no names.
       dataset: `config.data.name`.
     """
-    return tuple(saved.get("classes") or _CLASSES_BEFORE.get(dataset, ("class 0", "class 1")))
+    own = saved.get("findings") or saved.get("classes")
+    return tuple(own or _CLASSES_BEFORE.get(dataset, ("class 0", "class 1")))
 
 
 def changed_images(

@@ -35,12 +35,16 @@ def card_text(description: Description) -> str:
         f"## Results\n\n{_results(found)}",
         f"## Self-checks of the measurement\n\n{_checks(found)}",
         "## Limits\n\n" + "\n".join(f"- {line}" for line in _LIMITS),
-        f"## Use\n\n{_USE}",
+        f"## Use\n\n{_START if found.get('labels') == 'several' else _USE}",
         f"## Provenance\n\n{_provenance(description.provenance)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+_START = (
+    "Several labels an image, a sigmoid for each. Another run starts from it:"
+    " `--config.model.weights=FOLDER`."
+)
 _USE = """```python
 import medadv_jax
 

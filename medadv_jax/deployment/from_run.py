@@ -155,7 +155,8 @@ def measured(run: Path, name: str, config: Config, splits: Mapping[str, Any]) ->
     clean and under every attack of a threat model.
     """
     evaluation, attack = config.eval, config.attack
-    return {
+    labels = {"labels": "several"} if "findings" in splits else {}
+    return labels | {
         "defense": name,
         "dataset": config.data.name,
         "split": {"done": splits.get("done", config.data.split), "counts": splits["counts"]},

@@ -50,6 +50,11 @@ class Model:
     """
 
     def __init__(self, description: Description, classifier: Classifier, variables: Variables):
+        if description.evaluation.get("labels") == "several":
+            raise UserError(
+                "a model of several labels an image only starts another run, as"
+                " --config.model.weights=FOLDER; give one of classes that exclude each other"
+            )
         self.description, self.classifier = description, classifier
         self.variables: Variables = jax.device_put(variables)
         if description.logit_bias:

@@ -22,9 +22,10 @@ from medadv_jax.deployment.card import card_text
 from medadv_jax.deployment.description import Description
 from medadv_jax.errors import UserError
 from medadv_jax.files import atomic_folder, sha256
+from medadv_jax.models.pretrained.own import DESCRIPTION, WEIGHTS
 from medadv_jax.models.pretrained.read import write_safetensors
 
-WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "model.json", "README.md"
+CARD = "README.md"
 _MOST = {WEIGHTS: 4 << 30, DESCRIPTION: 16 << 20}  # bytes; a hostile file fills no memory
 
 

@@ -81,11 +81,21 @@ def _class_intervals(
         name: _ratio_interval(part, whole, groups, weights)
         for name, (part, whole) in _ratios(label, predicted, 1).items()
     }
-    intervals["auc"] = None
-    if auc_of(label == 1, score, {}) not in (None, 0.0, 1.0):  # resampling says nothing of the ends
-        statistic = _auc_statistic(label == 1, score, groups)
-        intervals["auc"] = cluster_bootstrap(statistic, groups, weights=weights)
+    intervals["auc"] = auc_interval(label == 1, score, groups, weights)
     return intervals
+
+
+def auc_interval(
+    is_class: np.ndarray, score: np.ndarray, groups: np.ndarray, weights: np.ndarray | None
+) -> Interval | None:
+    """Returns the interval of the area under the ROC curve; arguments as for `metric_intervals`.
+
+    None at 0 and 1, of which resampling says nothing, and where there is no such area.
+    """
+    if auc_of(is_class, score, {}) in (None, 0.0, 1.0):
+        return None
+    statistic = _auc_statistic(is_class, score, groups)
+    return cluster_bootstrap(statistic, groups, weights=weights)
 
 
 def _macro_intervals(

@@ -15,9 +15,12 @@ from medadv_jax.files import read_json, write_json
 
 NETWORKS = "networks.json"
 ELSEWHERE = "elsewhere.json"  # results on images of other data sets
+# Of data with several labels an image.
+LABEL_PREDICTIONS, LABEL_RESULTS = "label_predictions.parquet", "label_results.csv"
 _OF_ALL = (
     "results.csv", "per_class.csv", "confusion.json", "pictures.npz", "self_checks.json",
     "detection.parquet", "detection.csv", "thresholds.json", ELSEWHERE,
+    LABEL_PREDICTIONS, LABEL_RESULTS,
 )  # fmt: skip
 
 

@@ -23,8 +23,9 @@ from medadv_jax.data.splits import Splits, make_splits
 from medadv_jax.defenses import get_defense
 from medadv_jax.deployment.from_run import save_model
 from medadv_jax.errors import UserError
+from medadv_jax.evaluation.label_results import measure_labels
 from medadv_jax.evaluation.stages import Evaluation, with_fewer_tests
-from medadv_jax.evaluation.stale_records import remove_stale
+from medadv_jax.evaluation.stale_records import LABEL_RESULTS, remove_stale
 from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.validate import check_batch, check_classes, validate
 from medadv_jax.files import read_metrics, write_json
@@ -100,7 +101,7 @@ class Run:
         self.config, self.workdir, self.console = config, folder, console
         self.listed = listed
         self.defenses = [get_defense(name) for name in config.defenses.split(",")]
-        check_classes(config, listed.class_names)
+        check_classes(config, listed.class_names, listed.multi_label)
         self.classifiers = Classifiers(config, folder, listed.class_names)
 
     def execute(self) -> None:
@@ -125,15 +126,23 @@ class Run:
                 self._note(f"{name}: its records are of another checkpoint, and are made anew")
         distributed.wait("trained")
         evaluation = self._evaluation(dataset, splits)
+        if dataset.multi_label:
+            measure_labels(evaluation)
+        else:
+            self._attack(evaluation)
+        if first:
+            self._save_models(dataset, splits)
+            self._report(dataset)
+
+    def _attack(self, evaluation: Evaluation) -> None:
+        """The stages that attack the classifiers, and what follows from their records."""
         for defense in self.defenses:
             evaluation.attack(defense.name)
         evaluation.measure_detectors()
         evaluation.keep_pictures()
         evaluation.check()
-        if first:
+        if distributed.is_first():
             evaluation.summarize()
-            self._save_models(dataset, splits)
-            self._report()
 
     def _split(self) -> tuple[Dataset, Splits]:
         """Loads the data set and splits it; writes `splits.json`."""
@@ -143,9 +152,11 @@ class Run:
             StageProgress(self.console, "decode", self.listed.count) as progress,
         ):
             dataset = load_dataset(config.data, progress.advance)
-        splits = make_splits(dataset.examples, config.data, config.seed, dataset.class_names)
+        splits = make_splits(dataset.examples, config.data, config.seed, dataset.strata)
         splits = with_fewer_tests(splits, dataset.labels, config.eval.images, config.seed)
         content = splits.to_json(dataset.examples)
+        if dataset.multi_label:
+            content["findings"] = dataset.class_names
         if distributed.is_first():
             run_dir.refuse_other_images(self.workdir / "splits.json", content)
             if config.reuse:
@@ -199,8 +210,11 @@ class Run:
                 if save_model(self.workdir, defense.name, classifier, variables, validation):
                     progress.advance()
 
-    def _report(self) -> None:
+    def _report(self, dataset: Dataset) -> None:
         """Writes the report, and says what lies where."""
+        if dataset.multi_label:
+            self._say(f"{self.workdir / LABEL_RESULTS}: the areas above; there is no page")
+            return
         from medadv_jax.report import write_report  # imported late: training needs no matplotlib
 
         with StageProgress(self.console, "report", 1, unit="page") as progress:

@@ -166,7 +166,7 @@ RULES: dict[str, Rule] = {
     "distill.temperature": _number(0, 10**3, above=True),
     "distill.weight": _number(0, 1),
     "defense.sigma": _number(0, 10, above=True),
-    "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS]),
+    "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS, "none"]),
     "eval.images": (lambda value: value == 0 or 2 <= value <= _MANY, "0: all, or at least 2"),
     "eval.num_steps": _number(1, 10_000),
     "eval.apgd_steps": _number(1, 10_000),
@@ -233,7 +233,8 @@ def _check_attack(config: Config) -> None:
 def _check_training(config: Config) -> None:
     """Refuses settings of the start and of the optimizer that contradict each other."""
     model, train = config.model, config.train
-    if model.weights != "none" and model.width != 1:
+    own = expand_path(model.weights, "config.model.weights").is_dir()  # of any width
+    if model.weights != "none" and model.width != 1 and not own:
         allowed = "1 with weights of a file; give model.width=1, or model.weights=none"
         raise _refuse("model.width", model.width, allowed)
     if not train.epochs and model.weights == "none":
@@ -316,8 +317,26 @@ def _check_options(config: Config) -> None:
         raise _refuse("model.dropout", config.model.dropout, f"-1: {name} has no dropout")
 
 
-def check_classes(config: Config, class_names: Sequence[str]) -> None:
-    """Raises UserError for fields that do not fit the classes of the data."""
+# What data of several labels an image are restricted to: the clean network, without a defence.
+_MULTI_LABEL = {
+    "defenses": "base", "eval.attacks": "none", "eval.checks": False, "detector.run": False,
+    "eval.threshold": "argmax", "train.class_weights": "none", "train.sampling": "uniform",
+    "train.label_smoothing": 0.0,
+}  # fmt: skip
+
+
+def check_classes(config: Config, class_names: Sequence[str], multi_label: bool = False) -> None:
+    """Raises UserError for fields that do not fit the classes of the data.
+
+    `multi_label`: an image has any number of them.
+    """
+    fields = flatten(config)
+    for field, only in _MULTI_LABEL.items() if multi_label else ():
+        if fields[field] != only:
+            allowed = f"{only}: {config.data.name} has several labels an image"
+            raise _refuse(field, fields[field], allowed)
+    if "none" in config.eval.attacks.split(",") and not multi_label:
+        raise _refuse("eval.attacks", config.eval.attacks, "names of attacks with these data")
     choose_targets(config, class_names)
     if config.eval.threshold != "argmax" and len(class_names) != 2:
         allowed = f"argmax: there are {len(class_names)} classes, and a threshold divides two"

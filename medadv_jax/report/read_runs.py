@@ -21,6 +21,7 @@ from medadv_jax.evaluation.predictions import (
     read_table,
     to_columns,
 )
+from medadv_jax.evaluation.stale_records import LABEL_RESULTS
 from medadv_jax.files import read_json, read_metrics, read_record
 from medadv_jax.report.records import Outcome, RunRecords
 
@@ -43,6 +44,8 @@ def load_run(path: Path) -> RunRecords:
     """
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: not a run directory, it has no config.json; give a --workdir")
+    if (path / LABEL_RESULTS).is_file():
+        raise UserError(f"{path}: with several labels an image it has {LABEL_RESULTS}, no page")
     if not (path / "predictions.parquet").is_file():
         raise UserError(f"{path}: it has no predictions.parquet; let the run come to its end")
     about = read_saved_config(path / "config.json")

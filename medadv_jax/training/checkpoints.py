@@ -24,9 +24,13 @@ _SEAL = ("arrays_sha256", "sha256")  # of the arrays, and of the JSON beside the
 
 
 def _rank(metrics: Any) -> float:
-    """Ranks checkpoints by validation accuracy, ties by the lower loss."""
+    """Ranks checkpoints by validation accuracy, ties by the lower loss.
+
+    With several labels an image, the mean area under their ROC curves takes the place of accuracy.
+    """
     # The second term is below 1 / n, one example's share, for up to a million examples.
-    return metrics["accuracy"] + 1e-6 / (1 + metrics["loss"])
+    first = metrics["mean_auc"] if "mean_auc" in metrics else metrics["accuracy"]
+    return first + 1e-6 / (1 + metrics["loss"])
 
 
 class Checkpoints:
@@ -80,7 +84,8 @@ class Checkpoints:
         if not metrics:
             raise KeyError(f"no checkpoint in {self.folder}")
         best = max(metrics, key=lambda step: (_rank(metrics[step]), step))
-        return best, {name: metrics[best][name] for name in ("accuracy", "loss")}
+        names = [name for name in ("accuracy", "mean_auc", "loss") if name in metrics[best]]
+        return best, {name: metrics[best][name] for name in names}
 
     def restore(self, epochs: int, like: Any) -> Any:
         """Returns the state after `epochs` epochs, shaped and placed like `like`.

@@ -19,8 +19,10 @@ from medadv_jax.data.loader import Batch, Dataset, make_loader, steps_per_epoch
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import Defense, get_defense
 from medadv_jax.defenses.distilled import Student
+from medadv_jax.defenses.multi_label import multi_label_loss
 from medadv_jax.defenses.smoothing import with_noise
 from medadv_jax.distributed import Share, make_local_mesh, make_mesh, to_local
+from medadv_jax.evaluation.label_results import mean_auc_and_loss
 from medadv_jax.evaluation.predictor import Predictor, accuracy_and_loss, predict_all
 from medadv_jax.evaluation.threat_models import (
     Source,
@@ -131,6 +133,8 @@ class Classifiers:
         """Trains one classifier from its newest checkpoint, else from its start."""
         config = self._config
         objective = defense.make_objective(config)
+        if dataset.multi_label:
+            objective = objective._replace(loss=multi_label_loss)
         updates = objective.replay.times if objective.replay else 1
         steps = updates * steps_per_epoch(len(splits.train), config.train.batch_size)
         optimizer, average_decay = self._optimizer(defense, steps), self._average_decay(defense)
@@ -194,7 +198,8 @@ class Classifiers:
         self, defense: Defense, dataset: Dataset, splits: Splits
     ) -> Callable[[Variables], dict[str, float]]:
         """Returns variables -> accuracy and loss on the validation images; after training with
-        attacks of one step also the accuracies of self-check 13."""
+        attacks of one step also the accuracies of self-check 13. With several labels an image
+        `mean_auc` and loss."""
         config = self._config
         deployed = defense.deployed
         gradient = "bare" if defense.chosen_under == "bare" else deployed
@@ -219,6 +224,8 @@ class Classifiers:
                 self.predictor, [*attacks, *probes.values()], [threat],
                 Target(deployed, variables), batches, self.mesh, config.seed, stop_here, share,
             )  # fmt: skip
+            if dataset.multi_label:
+                return mean_auc_and_loss(predictions)
             first = predictions._replace(logits=predictions.logits[:, : 1 + len(attacks)])
             right = predictions.predicted == predictions.label[:, None]
             columns = enumerate(probes, start=1 + len(attacks))

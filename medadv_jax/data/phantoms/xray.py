@@ -1,5 +1,6 @@
 """A frontal chest X-ray: rib cage, spine, heart and two lungs; pneumonia adds opacities."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,34 @@ def draw(
     image = 0.5 + chest.contrast * (image - 0.5) + exposure
     image += 0.012 * fields.texture(rng, size, 1, 128)
     return np.repeat(fields.to_uint8(image)[..., None], 3, axis=-1), 0
+
+
+def draw_findings(
+    found: Sequence[int],
+    count: int,
+    patient_rng: np.random.Generator,
+    rng: np.random.Generator,
+    size: int,
+) -> np.ndarray:
+    """Draws a chest with a bright spot for each finding, at a place of its own in the lungs.
+
+    Args:
+      found: numbers of the findings, below `count`.
+      count: how many findings there are; even numbers are in one lung, odd ones in the other.
+      patient_rng, rng, size: as for `draw`.
+
+    Returns:
+      (size, size) uint8.
+    """
+    chest = _chest(patient_rng)
+    x, y = _posed_grid(rng, size)
+    lungs = _lungs(chest, x, y)
+    image = _anatomy(chest, x, y, lungs) + 0.02 * fields.texture(patient_rng, size, 2, 14)
+    for k in found:
+        across = x - chest.centre - (-1) ** k * chest.spread
+        down = y - chest.top - chest.lung_height * (1.4 * (k // 2 + 0.5) / -(-count // 2) - 0.7)
+        image += rng.uniform(0.25, 0.4) * np.exp(-((across / 0.08) ** 2) - (down / 0.025) ** 2)
+    return fields.to_uint8(image + rng.normal(0, 0.015))
 
 
 def _chest(rng: np.random.Generator) -> _Chest:

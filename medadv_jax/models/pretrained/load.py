@@ -36,6 +36,7 @@ from medadv_jax.models.pretrained.match import (
     images_of,
     match_arrays,
 )
+from medadv_jax.models.pretrained.own import find_model_folder, read_model_weights
 from medadv_jax.models.pretrained.read import FORMAT, read_weights, write_safetensors
 
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …} of float32 numpy arrays
@@ -87,12 +88,13 @@ def load_network(
     Args:
         name: of the network, a key of `medadv_jax.models.MODELS`.
         path: a converted, torchvision or Keras file, or a published name such as
-            "torchvision/resnet50" or "keras/vgg16" (see `download.REGISTRY`).
+            "torchvision/resnet50" or "keras/vgg16" (see `download.REGISTRY`); or a run directory
+            or a model folder.
         num_classes: logits of a new head; None keeps the file's head.
         class_names: instead of `num_classes`, the names of label 0, 1, …: the file's head is kept
             if it is for these classes, else there is a new one. A file without names has a head
             for them if it has as many logits.
-        width: must be 1, the width of all published weights.
+        width: must be 1, the width of all published weights, or that of the model folder.
         dtype: see `create_model`.
         conv_impl: see `create_model`.
         options: of `create_model`, overriding those of the file, as {"head": "gap"}.
@@ -101,13 +103,16 @@ def load_network(
     Raises:
         UserError: `read_weights` fails, or the file holds other weights than the network's.
     """
-    if width != 1:
+    found, new_head = find_weights(name, path), num_classes is not None
+    if width != 1 and not found.is_dir():
         raise UserError(
             f"width={width}: files of weights are for the full width; give model.width=1, or"
             " model.weights=none"
         )
-    raw, new_head = read_weights(find_weights(name, path)), num_classes is not None
+    raw = read_model_weights(found) if found.is_dir() else read_weights(found)
     matched = match_arrays(name, raw, options, new_head=new_head, class_names=class_names)
+    if (own := matched.options.get("width", 1)) != width:
+        raise UserError(f"model.width={width:g}: {found} has width {own:g}; give that")
     if class_names is not None and matched.num_classes is None:
         num_classes = len(class_names)
     variables, fresh = build_variables(matched, num_classes, seed)
@@ -117,7 +122,8 @@ def load_network(
 
 
 def find_weights(name: str, path: str | Path) -> Path:
-    """Returns the path of a file, fetched if it is a published name such as `keras/vgg16`.
+    """Returns the path of a file, fetched if it is a published name such as `keras/vgg16`; of a
+    run directory its model folder.
 
     Raises:
         UserError: a name of another network than `name`, a download that fails, or no such file.
@@ -130,7 +136,8 @@ def find_weights(name: str, path: str | Path) -> Path:
         return download.fetch(path)
     if not Path(path).expanduser().exists():
         raise UserError(f"{path}: No such file or directory; give a file of weights")
-    return Path(path).expanduser()
+    found = Path(path).expanduser()
+    return find_model_folder(found) if found.is_dir() else found
 
 
 # The head
