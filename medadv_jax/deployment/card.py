@@ -12,9 +12,10 @@ import yaml
 from medadv_jax.deployment.description import Description
 
 _TAGS = ["adversarial-robustness", "medical-imaging", "jax", "flax"]
+_ONE_CLASS = "It names one of its classes for any image, also for one that shows none of them."
 _LIMITS = (
     "Not a medical device: it has not been validated for clinical use and must not guide care.",
-    "It names one of its classes for any image, also for one that shows none of them.",
+    _ONE_CLASS,
     "Robustness was measured against the attacks listed, at their radius; a stronger attack may"
     " break more images.",
     "Intervals hold for images like those tested; another hospital, scanner or stain may differ.",
@@ -25,6 +26,8 @@ def card_text(description: Description) -> str:
     """Returns the card as Markdown; depends on the description alone."""
     found = description.evaluation
     title = f"{found.get('defense') or 'classifier'}, {description.network['name']}"
+    several = found.get("labels") == "several"
+    limits = [line for line in _LIMITS if not (several and line == _ONE_CLASS)]
     parts = [
         f"---\n{_front_matter(description)}---",
         f"# {escape(title)}",
@@ -34,16 +37,16 @@ def card_text(description: Description) -> str:
         f"## Data\n\n{_data(found)}",
         f"## Results\n\n{_results(found)}",
         f"## Self-checks of the measurement\n\n{_checks(found)}",
-        "## Limits\n\n" + "\n".join(f"- {line}" for line in _LIMITS),
-        f"## Use\n\n{_START if found.get('labels') == 'several' else _USE}",
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in limits),
+        f"## Use\n\n{_START if several else _USE}",
         f"## Provenance\n\n{_provenance(description.provenance)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 _START = (
-    "Several labels an image, a sigmoid for each. Another run starts from it:"
-    " `--config.model.weights=FOLDER`."
+    "Several labels an image, a sigmoid for each; `label_results.csv` of the run has what was"
+    " measured. Another run starts from it: `--config.model.weights=FOLDER`."
 )
 _USE = """```python
 import medadv_jax

@@ -19,7 +19,7 @@ BAD_VALUES = [
     ("defenses", "base,distilled", "such that adversarial stands before distilled"),
     ("distill.teacher", "distilled", "one of adversarial, autoencoder, base, denoised,"),
     ("distill.temperature", 0.0, "above 0"),
-    ("data.name", "cifar", "one of breakhis, chest_xray, folder, phantoms"),
+    ("data.name", "cifar", "one of breakhis, chest_xray, chest_xray14, folder, phantoms"),
     ("data.cache_dir", "", "a folder"),
     ("data.image_size", 8, "at least 32 and at most 1024"),
     ("data.fit", "stretch", "one of crop, pad"),
