@@ -96,7 +96,7 @@ for override, part in {
     "train.checkpoint_minutes=-1": "must be at least 0",
     "data.image_size=100000": "must be at least 32 and at most 1024",
     "data.image_size=8": "must be at least 32",
-    "data.name=imagenet": "must be one of breakhis, chest_xray, folder, phantoms",
+    "data.name=imagenet": "must be one of breakhis, chest_xray, chest_xray14, folder, phantoms",
     "data.cache_dir=": "must be a folder",
     "data.labels=subtype": "phantoms has no subtypes; breakhis, chest_xray have",
     "data.classes=a": "must be two or more names",

@@ -270,7 +270,11 @@ def test_the_folder_may_be_the_set_its_parent_or_the_environments(settings, monk
         ("dir", "{tmp}/none", ["data.dir", "none", "chest_xray/{train,val,test}"]),
         ("dir", "{tmp}/empty", ["data.dir", "empty", "chest_xray/{train,val,test}"]),
         ("name", "breakhis", ["data.dir", "set", "SOB_"]),
-        ("name", "imagenet", ["data.name", "imagenet", "breakhis, chest_xray, folder, phantoms"]),
+        (
+            "name",
+            "imagenet",
+            ["data.name", "imagenet", "breakhis, chest_xray, chest_xray14, folder, phantoms"],
+        ),
         ("fit", "stretch", ["data.fit", "stretch", "crop, pad"]),
         ("cache_dir", "/proc/none", ["data.cache_dir", "/proc/none", "choose another"]),
     ],

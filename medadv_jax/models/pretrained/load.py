@@ -103,12 +103,12 @@ def load_network(
     Raises:
         UserError: `read_weights` fails, or the file holds other weights than the network's.
     """
-    found, new_head = find_weights(name, path), num_classes is not None
-    if width != 1 and not found.is_dir():
+    if width != 1 and not Path(path).expanduser().is_dir():
         raise UserError(
             f"width={width}: files of weights are for the full width; give model.width=1, or"
             " model.weights=none"
         )
+    found, new_head = find_weights(name, path), num_classes is not None
     raw = read_model_weights(found) if found.is_dir() else read_weights(found)
     matched = match_arrays(name, raw, options, new_head=new_head, class_names=class_names)
     if (own := matched.options.get("width", 1)) != width:
