@@ -273,7 +273,7 @@ def test_the_folder_may_be_the_set_its_parent_or_the_environments(settings, monk
         (
             "name",
             "imagenet",
-            ["data.name", "imagenet", "breakhis, chest_xray, chest_xray14, folder, phantoms"],
+            ["data.name", "imagenet", "chest_xray14, folder, phantoms"],
         ),
         ("fit", "stretch", ["data.fit", "stretch", "crop, pad"]),
         ("cache_dir", "/proc/none", ["data.cache_dir", "/proc/none", "choose another"]),

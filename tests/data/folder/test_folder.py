@@ -58,7 +58,7 @@ def ids(dataset, part: list[int]) -> set[str]:
 def test_sixty_images_in_four_classes(settings):
     fill(settings)
     settings.group_pattern = r"^(p\d+)_"
-    assert list_dataset(settings) == (60, FOUR)
+    assert list_dataset(settings) == (60, FOUR, False)
     dataset = load_dataset(settings)
     assert dataset.class_names == FOUR
     assert Counter(dataset.labels.tolist()) == dict.fromkeys(range(4), 15)
