@@ -108,11 +108,12 @@ def result_lines(table: pa.Table, names: tuple[str, ...]) -> Iterator[Line]:
     for name in names:
         of = (every["finding"] == name) & (every["label"] >= 0)
         positive, score, groups = every["label"][of] == 1, every["score"][of], every["group"][of]
-        auc, interval = auc_of(positive, score, {}), None
+        auc, (low, high) = auc_of(positive, score, {}), (None, None)
         if auc is not None:
-            interval = auc_interval(positive, score, groups, cluster_weights(groups))
             found.append(auc)
-        yield name, len(positive), int(positive.sum()), auc, *(interval or (None, None))
+            interval = auc_interval(positive, score, groups, cluster_weights(groups))
+            low, high = interval or (None, None)
+        yield name, len(positive), int(positive.sum()), auc, low, high
     images = len(np.unique(every["example"]))
     yield "mean", images, None, float(np.mean(found)) if found else None, None, None
 

@@ -30,6 +30,7 @@ def test_each_label_has_its_own_area():
     for k, (name, n, positives, auc, low, high) in enumerate((a, b)):
         assert (name, n, positives) == (NAMES[k], 60, LABELS[:, k].sum())
         assert auc == pytest.approx(roc_auc_score(LABELS[:, k], SCORES[:, k]), abs=1e-12)
+        assert auc is not None
         assert low is not None
         assert high is not None
         assert 0 < low < auc < high < 1

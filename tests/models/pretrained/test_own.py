@@ -1,5 +1,7 @@
 """The network of a run as the start of another: all arrays but the head's are copied."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -29,14 +31,19 @@ def run(tmp_path_factory):
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("run")
     write_model_folder(folder / "models/base", described, jax.tree.map(np.asarray, variables))
-    return folder, flatten_dict({"params": variables["params"]})
+    return folder, _arrays(variables)
+
+
+def _arrays(variables) -> dict[tuple[str, ...], np.ndarray]:
+    flat: Any = flatten_dict({"params": variables["params"]})
+    return flat
 
 
 @pytest.mark.parametrize("part", ["", "models/base"])
 def test_all_but_the_head_are_copied(run, part):
     folder, before = run
     loaded = load_network("vgg16", folder / part, class_names=("normal", "pneumonia"), width=0.125)
-    after = flatten_dict({"params": loaded.variables["params"]})
+    after = _arrays(loaded.variables)
     head = {("params", "fc", "kernel"), ("params", "fc", "bias")}
     assert after.keys() == before.keys()
     for path in before.keys() - head:
