@@ -75,15 +75,17 @@ def write_inference_cost(
     classifier: Classifier,
     targets: Mapping[str, Target],
     image_size: int,
-    advance: Callable[[int], None] = lambda classifiers: None,
+    advance: Callable[[int], None] = lambda programs: None,
 ) -> None:
     """Writes `inference_cost.json`: the device's kind, and the cost of each defence's classifier.
 
-    `advance`: told the number of classifiers done.
+    Classifiers of one program, such as `base` and `adversarial`, are measured once. `advance`: told
+    the number of programs done.
     """
-    device, classifiers = jax.devices()[0], {}
-    for name, target in targets.items():
-        classifiers[name] = inference_cost(classifier, target, image_size)
+    device, costs = jax.devices()[0], {}
+    for target in {each.deployed: each for each in targets.values()}.values():
+        costs[target.deployed] = inference_cost(classifier, target, image_size)
         advance(1)
+    classifiers = {name: costs[target.deployed] for name, target in targets.items()}
     content = {"device": f"{device.device_kind} ({device.platform})", "classifiers": classifiers}
     write_json(path, content)

@@ -230,7 +230,8 @@ class Evaluation:
         path, size = self.workdir / "inference_cost.json", self.config.data.image_size
         if path.exists():
             return
-        with self._progress("cost", len(self.targets), "classifiers") as progress:
+        programs = len({target.deployed for target in self.targets.values()})
+        with self._progress("cost", programs, "programs") as progress:
             write_inference_cost(
                 path, self.predictor.classifier, self.targets, size, progress.advance
             )

@@ -10,8 +10,6 @@ from medadv_jax.evaluation.statistics import mean_sd
 from medadv_jax.report import write_report
 from medadv_jax.report.aggregate import make_groups, pool
 from medadv_jax.report.paper.claims import (
-    CLAIMS,
-    NETWORKS,
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDABLE,
@@ -19,6 +17,7 @@ from medadv_jax.report.paper.claims import (
     judge_claim,
 )
 from medadv_jax.report.paper.evidence import CLEAN, Contrast, Evidence, Term, View
+from medadv_jax.report.paper.sentences import CLAIMS, NETWORKS
 from medadv_jax.report.read_runs import load_run
 from tests.helpers.synthetic_run import edit, make_run
 
@@ -86,7 +85,9 @@ def test_a_conclusion_may_hold_for_the_oblivious_attacker_but_not_for_the_adapti
     assert "−0.400 (" in adaptive.number
     same = judged(paths, "The hybrid withstands the attacks better than adversarial", View.WORST)
     assert same.verdict == NOT_REPRODUCED  # it is as good as adversarial training, not better
-    assert judged(paths, "Every undefended network", View.PAPER).verdict == REPRODUCED
+    assert (
+        judged(paths, "Every undefended network loses accuracy", View.PAPER).verdict == REPRODUCED
+    )
     below = judged(paths, "The undefended InceptionV3 falls", View.PAPER)
     assert below.verdict == NOT_REPRODUCED
     assert "0.03 − inception_v3: −0.07" in below.number
@@ -111,7 +112,7 @@ def test_one_network_against_a_conclusion_is_enough_and_a_missing_one_leaves_it_
 
 
 def test_generated_images_and_few_images_decide_nothing(tmp_path):
-    text = "Every undefended network"
+    text = "Every undefended network loses accuracy"
     few = judged(paper_runs(tmp_path / "few", images=90), text, View.PAPER)
     assert few.verdict == UNDECIDABLE
     assert few.number.startswith("90 test images are too few")
@@ -122,7 +123,7 @@ def test_generated_images_and_few_images_decide_nothing(tmp_path):
     assert drawn.verdict == UNDECIDABLE
     assert drawn.number.startswith("generated images; ")
     page = write_report(paths[:2], tmp_path / "out").read_text(encoding="utf-8")
-    assert "The paper&#39;s conclusions: phantoms_histology" in page
+    assert "The paper&#39;s conclusions: Breast tissue (generated)" in page
     table = (tmp_path / "out" / "tables" / "conclusions_phantoms_histology.csv").read_text()
     assert "not decidable" in table
     assert ",reproduced" not in table
