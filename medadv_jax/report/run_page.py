@@ -6,6 +6,7 @@ from medadv_jax.evaluation.metrics import is_trivial
 from medadv_jax.report import comparison, run_figures, run_tables
 from medadv_jax.report.aggregate import Group, make_groups
 from medadv_jax.report.certificates import certificates_figure, certificates_table
+from medadv_jax.report.cost import cost_sections
 from medadv_jax.report.example_panels import panels
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Part, Section
 from medadv_jax.report.paper.drawings import drawings
@@ -62,6 +63,7 @@ def _sections(
         Section("In the figures of the paper", _paper_figures(run, groups[0])),
         Section("Figures 1, 2 and 4, our drawings", drawings()),
         Section("Training", [training]),
+        *cost_sections([run]),
         Section("Settings", [*run.splits.get("notes", []), run_tables.settings_table(run)]),
     ]  # fmt: skip
 

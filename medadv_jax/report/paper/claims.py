@@ -45,6 +45,7 @@ def judge_claim(claim: Claim, evidence: Evidence, view: View) -> Finding:
     measured = [evidence.measure(contrast, view) for contrast in claim.contrasts]
     against = [one for one in measured if one.interval and one.interval[1] <= 0]
     undecided = [one for one in measured if not (one.interval and one.interval[0] > 0)]
+    held = [one for one in measured if one.interval and one.interval[0] > 0]
     if against:
         verdict, deciding = NOT_REPRODUCED, _lowest(against)
     elif undecided:
@@ -52,10 +53,17 @@ def judge_claim(claim: Claim, evidence: Evidence, view: View) -> Finding:
         verdict, deciding = UNDECIDABLE, _lowest(known) if known else undecided[0]
     else:
         verdict, deciding = REPRODUCED, _lowest(measured)
-    number = f"{deciding.label}: {_number(deciding)}"
+    number = _text(deciding)
+    if verdict == UNDECIDABLE and held:
+        of_all = f"{len(held)} of {len(measured)} hold, the smallest {_text(_lowest(held))}"
+        number = f"{number}; {of_all}"
     if verdict != UNDECIDABLE and evidence.doubts:
         return Finding(UNDECIDABLE, f"{evidence.doubts[0]}; {number}")
     return Finding(verdict, number)
+
+
+def _text(one: Result) -> str:
+    return one.reason if one.value is None else f"{one.label}: {_number(one)}"
 
 
 def _lowest(measured: Sequence[Result]) -> Result:
@@ -63,10 +71,8 @@ def _lowest(measured: Sequence[Result]) -> Result:
 
 
 def _number(one: Result) -> str:
-    if one.value is None:
-        return one.reason
     low, high = one.interval or (0.0, 1.0)
-    interval = one.interval if low < high else None  # a cost, measured once
+    interval = one.interval if low < high else None  # such as a cost, measured once
     return cell_text(Estimate(one.value, interval)) + (f"; {one.reason}" if one.reason else "")
 
 
