@@ -63,7 +63,11 @@ def _dataset_sections(dataset: str, groups: list[Group]) -> list[Section]:
         left_out = Section(f"The paper's tables and figures: {title_of(dataset)}", [TWO_CLASSES])
         return [*_folds_sections(dataset, groups), left_out]
     title = title_of(dataset)
-    shown = [part for group in groups for part in pictures(group.runs[0], group.label)]
+    shown = [
+        part
+        for number, group in enumerate(groups)
+        for part in pictures(group.runs[0], group.label, with_samples=number == 0)
+    ]
     return [
         claims_section(dataset, groups),
         *_folds_sections(dataset, groups),

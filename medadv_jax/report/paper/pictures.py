@@ -18,19 +18,20 @@ _TISSUE = ("breakhis", "phantoms_histology")
 _OBLIVIOUS, _ADAPTIVE = "the paper's attacker", "adaptive"
 
 
-def pictures(run: RunRecords, label: str) -> list[Graphic]:
+def pictures(run: RunRecords, label: str, with_samples: bool = True) -> list[Graphic]:
     """Returns the paper's figures that show images, of one run.
 
     Args:
       run: of two classes.
       label: of the network.
+      with_samples: also Figure 3, which is the same for all networks.
     """
     arrays = run.pictures
     if arrays is None or not len(arrays["images"]):
         return [Omitted(f"Figures 2b, 3 and 8 to 13, {label}", f"{run.name} has no pictures.npz")]
     kept = _kept(run, arrays)
     return [
-        samples(run, arrays),
+        *([samples(run, arrays)] if with_samples else []),
         *reconstructions(run, arrays),
         *(attacked(run, label, kept, number) for number in range(len(kept.attacks))),
     ]
