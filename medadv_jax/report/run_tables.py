@@ -144,7 +144,9 @@ def clinical_table(run: RunRecords, metrics: Table) -> Table | None:
     """
     if len(run.class_names) > 2:
         return None
-    images = {("none", "clean"): CLEAN, ("adaptive", WORST): ATTACKED}
+    images: dict[tuple[Cell, ...], str] = {
+        ("none", "clean"): CLEAN, ("adaptive", WORST): ATTACKED,
+    }  # fmt: skip
     shown = ("defence", LABELS["recall"], LABELS["specificity"], "fn", "fp")
     places = [metrics.columns.index(name) for name in shown]
     rows: list[tuple[Cell, ...]] = []
@@ -152,7 +154,7 @@ def clinical_table(run: RunRecords, metrics: Table) -> Table | None:
         if row[1:3] in images:
             defense, *cells = (row[place] for place in places)
             rows.append((defense, images[row[1:3]], *cells))
-    negative, positive = run.class_names
+    negative, positive = run.class_names[0], run.class_names[1]
     notes = (
         f"Sensitivity, the paper's recall: the share of {positive} images called {positive}."
         f" Specificity: the share of {negative} images called {negative}.",

@@ -258,7 +258,8 @@ def _difference(
     sample = terms[0][1]
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        return limit + sum(sign * each.statistic(weights) for sign, each in terms)
+        total = np.sum([sign * each.statistic(weights) for sign, each in terms], axis=0)
+        return np.round(limit + total, 12)  # equal numbers differ by 0, not by their rounding
 
     def interval() -> Interval | None:
         return cluster_bootstrap(statistic, sample.group, weights=sample.weights)

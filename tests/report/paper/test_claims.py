@@ -1,10 +1,13 @@
 """The paper's conclusions on runs with a known outcome, and pooled folds."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 from medadv_jax.evaluation.statistics import mean_sd
 from medadv_jax.report import write_report
@@ -127,6 +130,67 @@ def test_generated_images_and_few_images_decide_nothing(tmp_path):
     table = (tmp_path / "out" / "tables" / "conclusions_phantoms_histology.csv").read_text()
     assert "not decidable" in table
     assert ",reproduced" not in table
+
+
+def test_other_metrics_are_those_of_their_definition(tmp_path):
+    """Against sklearn and numpy, on the paper's attackers and on the worst."""
+    (path,) = paper_runs(tmp_path, networks=("resnet50",))
+    run = load_run(path)
+    evidence = Evidence(make_groups([run]))
+
+    def value(view, what, metric, defense="autoencoder"):
+        term = Term("resnet50", defense, what, metric=metric)
+        found = evidence.measure(Contrast("x", term, 0.0), view).value
+        assert found is not None
+        return found
+
+    outcomes = [run.get("autoencoder", "oblivious", name) for name in run.attacks]
+    known = [outcome for outcome in outcomes if outcome is not None]
+    labels = run.label
+    assert value(View.PAPER, "attacked", "auc") == pytest.approx(
+        np.mean([roc_auc_score(labels, o.score) for o in known])
+    )
+    assert value(View.PAPER, "pgd", "f1") == pytest.approx(f1_score(labels, known[1].predicted))
+    worst = run.worst("autoencoder")
+    assert worst is not None
+    assert value(View.WORST, "attacked", "recall") == pytest.approx(
+        recall_score(labels, worst.predicted)
+    )
+    of_truth = np.where(labels == 1, worst.score, 1 - worst.score)
+    assert value(View.WORST, "attacked", "confidence") == pytest.approx(of_truth.mean())
+    right = [(run.clean("base").predicted == labels).mean()]
+    right += [
+        (o.predicted == labels).mean()
+        for name in run.attacks if (o := run.get("base", "adaptive", name)) is not None
+    ]  # fmt: skip
+    assert value(View.PAPER, "attacked", "deviation", "base") == pytest.approx(
+        np.std(right, ddof=1)
+    )
+
+
+def test_a_gain_is_compared_with_another_networks_gain(tmp_path):
+    paths = paper_runs(tmp_path, dataset="chest_xray")  # all networks gain the same
+    text = "InceptionV3 benefits from adversarial training"
+    assert judged(paths, text, View.PAPER, "chest_xray").verdict == NOT_REPRODUCED
+    set_correct(paths[-1], 0.9, "adversarial", ("adaptive",))  # InceptionV3's
+    found = judged(paths, text, View.PAPER, "chest_xray")
+    assert (found.verdict, "0.300 (" in found.number) == (REPRODUCED, True)
+
+
+def test_costs_are_compared_where_they_were_measured(tmp_path):
+    paths = paper_runs(tmp_path)
+    text = "The autoencoder is lightweight"
+    assert judged(paths, text, View.PAPER).verdict == UNDECIDABLE
+    for path in paths:
+        spent = {"adversarial": {"seconds": 90.5}, "autoencoder": {"seconds": 60.0}}
+        (path / "training_cost.json").write_text(json.dumps(spent))
+    found = judged(paths, text, View.PAPER)
+    assert (found.verdict, found.number) == (REPRODUCED, "vgg16, training seconds: 30.500")
+    each = {"adversarial": {"flops": 2e9}, "autoencoder": {"flops": 2.5e9}}
+    for path in paths:
+        (path / "inference_cost.json").write_text(json.dumps({"classifiers": each}))
+    found = judged(paths, "The autoencoder is computationally efficient", View.WORST)
+    assert (found.verdict, found.number) == (NOT_REPRODUCED, "vgg16, GFLOPs: −0.500")
 
 
 def test_over_seeds_the_interval_is_students_t(tmp_path):
