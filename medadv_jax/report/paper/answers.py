@@ -65,6 +65,8 @@ def answers(runs: Sequence[RunRecords], command: str) -> str:
     parts = [
         _INTRODUCTION.format(command=command),
         "## The records",
+        "Of each run its `config.json`, `predictions.parquet`, `training_cost.json` and"
+        " `inference_cost.json`; no images and no weights.",
         _markdown(_records(runs)),
         "## Tables and figures",
         "Figures are drawn in the report of any run; those of images need its `pictures.npz`, which"
