@@ -27,6 +27,7 @@ LABELS = {
     "accuracy": "accuracy", "precision": "precision", "recall": "sensitivity (recall)",
     "specificity": "specificity", "f1": "F1", "auc": "AUC", "attack_success_rate": "success rate",
 }  # fmt: skip
+_SHORT = {"recall": "sensitivity"}  # where there are many columns
 WORST = "worst"
 _OF_CLASS = {
     "n": "images", "tp": "correct", "recall": "sensitivity (recall)", "precision": "precision",
@@ -66,8 +67,9 @@ def results_table(run: RunRecords) -> Table:
         interval_note(run),
         "transfer: examples made on base. oblivious: the attacker does not know the purifier."
         " adaptive: the attacker knows everything deployed. Precision to success rate are those of"
-        " the adaptive attack. Success rate: share of the images correct when clean that the attack"
-        f" breaks. {WORST}: for each image, the attack that harms most; it may also be left alone.",
+        " the adaptive attack. Sensitivity: the paper's recall. Success rate: share of the images"
+        f" correct when clean that the attack breaks. {WORST}: for each image, the attack that harms"
+        " most; it may also be left alone.",
     ]
     if len(run.class_names) > 2:
         notes.append(MACRO)
@@ -75,7 +77,8 @@ def results_table(run: RunRecords) -> Table:
         notes.append("Without a purifier the oblivious attack is the adaptive one: not run twice.")
     if run.withheld():
         notes.append(f"Withheld, as its adaptive partner is missing: {', '.join(run.withheld())}.")
-    columns = ("defence", "attack", "no attack", *THREATS, *(LABELS[m] for m in METRICS))
+    metrics = (_SHORT.get(m, LABELS[m]) for m in METRICS)
+    columns = ("defence", "attack", "no attack", *THREATS, *metrics)
     title = f"Accuracy at ε = {run.epsilon:g}, by threat model, and what else adaptive attacks do"
     return Table("results", title, columns, rows, tuple(notes), group_starts(rows))
 
