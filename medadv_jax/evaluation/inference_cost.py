@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -77,15 +78,15 @@ def write_inference_cost(
     image_size: int,
     advance: Callable[[int], None] = lambda programs: None,
 ) -> None:
-    """Writes `inference_cost.json`: the device's kind, and the cost of each defence's classifier.
+    """Writes `inference_cost.json`: the device, and the cost of each defence's classifier.
 
     Classifiers of one program, such as `base` and `adversarial`, are measured once. `advance`: told
     the number of programs done.
     """
-    device, costs = jax.devices()[0], {}
+    costs: dict[str, dict[str, float]] = {}
     for target in {each.deployed: each for each in targets.values()}.values():
         costs[target.deployed] = inference_cost(classifier, target, image_size)
         advance(1)
     classifiers = {name: costs[target.deployed] for name, target in targets.items()}
-    content = {"device": f"{device.device_kind} ({device.platform})", "classifiers": classifiers}
-    write_json(path, content)
+    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    write_json(path, {"device": device, "classifiers": classifiers})

@@ -108,14 +108,14 @@ def _plot(points: Sequence[_Point]) -> Graphic:
         for axes, (name, of) in zip(panels, known.items(), strict=True):
             _scatter(axes, points, [of(point) for point in points])
             axes.set_xlabel(name)
-            axes.set_xlim(left=0)
+            axes.set_xlim(0, 1.12 * max(of(point) or 0 for point in points) or 1)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         panels[0].set_ylabel("worst adaptive accuracy")
         handles = [panels[0].get_legend_handles_labels(), panels[-1].get_legend_handles_labels()]
         figure.legend(*max(handles, key=lambda h: len(h[1])), loc="outside lower center", ncols=3)
 
     height = 4 + 0.25 * -(-len(points) // 3)
-    caption = f"Accuracy under the worst adaptive attack against cost. {_note(points)}"
+    caption = "Accuracy under the worst adaptive attack against what the table above lists."
     return draw("cost", caption, (WIDTH, height), paint)
 
 

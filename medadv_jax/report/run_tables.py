@@ -68,8 +68,8 @@ def results_table(run: RunRecords) -> Table:
         "transfer: examples made on base. oblivious: the attacker does not know the purifier."
         " adaptive: the attacker knows everything deployed. Precision to success rate are those of"
         " the adaptive attack. Sensitivity: the paper's recall. Success rate: share of the images"
-        f" correct when clean that the attack breaks. {WORST}: for each image, the attack that harms"
-        " most; it may also be left alone.",
+        f" correct when clean that the attack breaks. {WORST}: for each image, the attack that"
+        " harms most; it may also be left alone.",
     ]
     if len(run.class_names) > 2:
         notes.append(MACRO)

@@ -63,5 +63,5 @@ def test_the_record_names_the_device(deployed, tmp_path):
     classifier, targets = deployed
     write_inference_cost(tmp_path / "inference_cost.json", classifier, targets, SIZE)
     content = json.loads((tmp_path / "inference_cost.json").read_text())
-    assert content["device"] == f"{jax.devices()[0].device_kind} (cpu)"
+    assert content["device"].startswith(f"{jax.devices()[0].device_kind}, ")
     assert list(content["classifiers"]) == ["bare", "full"]
