@@ -145,8 +145,10 @@ def clinical_table(run: RunRecords, metrics: Table) -> Table | None:
 
     `metrics`: of `metrics_table`.
     """
-    if len(run.class_names) > 2:
+    names = list(run.class_names)
+    if len(names) != 2:
         return None
+    negative, positive = names
     images: dict[tuple[Cell, ...], str] = {
         ("none", "clean"): CLEAN, ("adaptive", WORST): ATTACKED,
     }  # fmt: skip
@@ -157,7 +159,6 @@ def clinical_table(run: RunRecords, metrics: Table) -> Table | None:
         if row[1:3] in images:
             defense, *cells = (row[place] for place in places)
             rows.append((defense, images[row[1:3]], *cells))
-    negative, positive = run.class_names[0], run.class_names[1]
     notes = (
         f"Sensitivity, the paper's recall: the share of {positive} images called {positive}."
         f" Specificity: the share of {negative} images called {negative}.",
