@@ -79,6 +79,8 @@ LEGEND = {
     "adversarial": "trained on attacked images, too",
     "autoencoder": "base behind a purifier, which takes perturbations out of an image",
     "hybrid": "adversarial training and a purifier",
+    "joint": "network and purifier trained together on attacked images",
+    "purified": "adversarial behind a purifier that was trained for it",
     "ε": "the most by which an attack may change a pixel; pixels are in [0, 1]",
     "adaptive": "an attacker that knows everything, the purifier included; this is what counts",
     "oblivious": "an attacker that does not know of the purifier, as in the paper",
