@@ -37,6 +37,7 @@ from medadv_jax.evaluation.decision_threshold import (
     read_thresholds,
     write_thresholds,
 )
+from medadv_jax.evaluation.inference_cost import write_inference_cost
 from medadv_jax.evaluation.model_under_test import (
     ModelUnderTest,
     choose_examples,
@@ -235,6 +236,17 @@ class Evaluation:
             )  # fmt: skip
         ids = [examples[i].id for i in batch["index"][batch["mask"] > 0]]
         example_images.write(path, {**arrays, "example": np.array(ids)})
+
+    def measure_cost(self) -> None:
+        """Counts and times the prediction of one image: `inference_cost.json`."""
+        path, size = self.workdir / "inference_cost.json", self.config.data.image_size
+        if path.exists():
+            return
+        programs = len({target.deployed for target in self.targets.values()})
+        with self._progress("cost", programs, "programs") as progress:
+            write_inference_cost(
+                path, self.predictor.classifier, self.targets, size, progress.advance
+            )
 
     def check(self) -> None:
         """Draws the curves and runs the self-checks: `curves.parquet`, `self_checks.json`."""

@@ -1,8 +1,8 @@
 """A run: the order of its stages. Each leaves files in the run directory, and is not repeated.
 
     config ─► data and splits ─► training of each defence ─► attacks on each classifier
-           ─► detectors ─► pictures ─► curves and self-checks ─► results ─► model folders
-           ─► report
+           ─► detectors ─► pictures ─► cost of a prediction ─► curves and self-checks ─► results
+           ─► model folders ─► report
 
 What a stage needs is built where the stage lives: `data/`, `training/classifiers.py`,
 `evaluation/stages.py`, `report/`.
@@ -129,6 +129,7 @@ class Run:
             evaluation.attack(defense.name)
         evaluation.measure_detectors()
         evaluation.keep_pictures()
+        evaluation.measure_cost()
         evaluation.check()
         if first:
             evaluation.summarize()

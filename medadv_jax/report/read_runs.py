@@ -96,6 +96,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
         splits=_json(path / "splits.json"),
         certificates=to_columns(read_table(path / CERTIFICATES)) or None,
         cost=_json(path / "training_cost.json"),
+        inference_cost=_json(path / "inference_cost.json"),
     )
 
 

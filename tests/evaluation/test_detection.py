@@ -225,3 +225,28 @@ def test_example_images_are_attacked_and_scored_as_deployed(predictor, variables
     assert "base/purified" not in arrays
     purified = predictor.classifier.purify(variables, arrays["autoencoder/adversarial"])
     np.testing.assert_allclose(arrays["autoencoder/purified"], purified, atol=1e-5)
+
+
+def test_every_attack_is_kept_on_one_image_of_each_class(predictor, variables, attacks):
+    dataset = tiny_dataset(COUNT)
+    batch = next(make_loader(dataset, [0, 2, 1], 8, shuffle_seed=None))  # of classes 0, 0, 1
+    targets = {"base": Target("bare", variables),
+               "autoencoder": Target("full", variables)}  # fmt: skip
+    arrays = example_images.take(
+        predictor, attacks, "pgd", targets, batch, key := jax.random.key(0)
+    )
+    assert (arrays["first"].tolist(), arrays["attacks"].tolist()) == (
+        [0, 2], [attack.name for attack in attacks]
+    )  # fmt: skip
+    assert "base/oblivious" not in arrays
+    gradients = {"base/adaptive": "bare", "autoencoder/oblivious": "bare",
+                 "autoencoder/adaptive": "full"}  # fmt: skip
+    for kept, gradient in gradients.items():
+        expected = predictor.attack(attacks, Source(gradient, variables), batch, key)[:, [0, 2]]
+        np.testing.assert_allclose(arrays[kept], expected, atol=5e-4)  # float16
+        target = targets[kept.split("/")[0]]
+        for number, pixels in enumerate(expected):
+            score = jax.nn.softmax(predictor.logits(target, pixels), axis=-1)[:, 1]
+            np.testing.assert_allclose(arrays[f"{kept}_score"][number], score, atol=1e-5)
+    clean = predictor.classifier.purify(variables, arrays["images"][[0, 2]])
+    np.testing.assert_allclose(arrays["autoencoder/reconstructed"], clean, atol=1e-5)
