@@ -240,7 +240,7 @@ class Evaluation:
     def measure_cost(self) -> None:
         """Counts and times the prediction of one image: `inference_cost.json`."""
         path, size = self.workdir / "inference_cost.json", self.config.data.image_size
-        if path.exists():
+        if path.exists() or not is_first():
             return
         programs = len({target.deployed for target in self.targets.values()})
         with self._progress("cost", programs, "programs") as progress:
