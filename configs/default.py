@@ -107,6 +107,9 @@ def get_config() -> Config:
     attack.decay = 1.0  # momentum decay μ of MI-FGSM (Dong et al. 2018)
     # of the first-order attacks in the evaluation: none | next: class y + 1 for label y | a class
     attack.targeted = "none"
+    # the evaluation's attackers change: none: all | pixel | a patch, as 0.04 or 0.04@0.3,0.7
+    attack.mask = "none"
+    attack.grey = False  # evaluation: the same change in all channels, so that grey stays grey
     attack.loop = "fori_loop"  # or unrolled: a copy of the step for each, long to compile
 
     config.purifier = purifier = ml_collections.ConfigDict()  # of autoencoder and hybrid

@@ -55,6 +55,8 @@ _ADDED_FIELDS = {
     "eval.second_queries": 100,
     "detector.images": 0,
     "attack.targeted": "none",
+    "attack.mask": "none",
+    "attack.grey": False,
     "eval.threshold": "argmax",
     "distill.teacher": "adversarial",
     "distill.width": 0.25,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medadv_jax.attacks.autoattack import AutoAttack, AutoAttackResult
 from medadv_jax.attacks.continuous_batching import AttackJob, AttackQueue
+from medadv_jax.attacks.restriction import FREE, Restriction
 from medadv_jax.attacks.stepwise import StepwiseAttack
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.loader import Dataset
@@ -92,10 +93,13 @@ class ModelUnderTest:
             rows = np.arange(first, first + self.queue.slots) % len(self)
             yield self.images[rows], self.labels[rows]
 
-    def noise(self, epsilon: float, draw: int) -> np.ndarray:
+    def noise(self, epsilon: float, draw: int, restriction: Restriction = FREE) -> np.ndarray:
         """Returns uniform draws (n, H, W, 3) from the balls around the images."""
         key = jax.random.fold_in(jax.random.key(self.seed), 2)
-        found = [self.queue.starts(images, epsilon, draw, key) for images, _ in self.batches()]
+        found = [
+            self.queue.starts(images, epsilon, draw, key, restriction)
+            for images, _ in self.batches()
+        ]
         return np.concatenate(found)[: len(self)]
 
     def attack(

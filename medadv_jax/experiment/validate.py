@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 
-from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS
+from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS, parse_restriction
 from medadv_jax.attacks.inputs import LARGEST_POWER, LINF_RADIUS
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
+from medadv_jax.attacks.restriction import MASKS
 from medadv_jax.classifier import NORMALIZATIONS
 from medadv_jax.config import Config, expand_path, flatten, nearest_field
 from medadv_jax.data import DATASETS
@@ -71,6 +72,14 @@ def _is_pattern(value: str) -> bool:
 def _are_classes(value: str) -> bool:
     names = split_names(value)
     return not value or (all(names) and len(names) == len({*names}) > 1)
+
+
+def _is_mask(value: str) -> bool:
+    try:
+        parse_restriction(value)
+    except ValueError:
+        return False
+    return True
 
 
 _ANY: Rule = (lambda value: True, "")
@@ -148,6 +157,8 @@ RULES: dict[str, Rule] = {
     "attack.relative_step": _number(0, 100, above=True),
     "attack.decay": _number(0, 10),
     "attack.targeted": (bool, "none, next, or a class"),
+    "attack.mask": (_is_mask, MASKS),
+    "attack.grey": _ANY,
     "attack.loop": _one_of(LOOPS),
     "purifier.name": _one_of(PURIFIERS),
     "purifier.bottleneck": _number(1, 4096),

@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from medadv_jax.attacks.restriction import FREE
 from medadv_jax.config import Config
 from medadv_jax.evaluation.checks import attack_checks, prediction_checks
 from medadv_jax.evaluation.checks.overfitting_check import overfitting_checks
@@ -77,7 +78,9 @@ def run_self_checks(
         attack_checks.attacks_deployed(model, epsilon),
         attack_checks.stays_within(model, evaluated, still, record),
         attack_checks.stronger_breaks_more(model, findings),
-        prediction_checks.larger_radius_breaks_more(defense, correct, model.labels, steps),
+        prediction_checks.larger_radius_breaks_more(
+            defense, correct, model.labels, steps, reaches_all=pgd.restriction == FREE
+        ),
         prediction_checks.enough_steps(defense, correct, epsilon, steps, restarted),
         attack_checks.has_gradients(model),
         no_other_breaks_more(defense, records, epsilon, second),
