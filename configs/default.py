@@ -135,12 +135,14 @@ def get_config() -> Config:
     defense.sigma = 0.25  # standard deviation of the Gaussian noise, pixels in [0, 1]
 
     config.eval = evaluate = ml_collections.ConfigDict()
-    # comma-separated; one row of results.csv for each
+    # comma-separated; one row of results.csv for each; also autoattack, fab, fmn, square, universal
     evaluate.attacks = "fgsm,pgd,bim,mifgsm,apgd"
     evaluate.images = 0  # test images, as many of each class, drawn by the seed; 0: all
     evaluate.num_steps = 10  # steps of BIM, MI-FGSM and PGD
     evaluate.apgd_steps = 100  # steps of APGD, FAB and FMN, also within AutoAttack
     evaluate.queries = 5000  # of Square, also within AutoAttack
+    evaluate.universal_images = 500  # training images that universal is fitted on; 0: all
+    evaluate.universal_epochs = 5  # passes over them
     evaluate.restarts = 1  # random starts of PGD; the strongest counts, for each example
     evaluate.keep_best = True  # the strongest iterate counts, not the last
     evaluate.batch_size = 32  # images at a time; does not change any result

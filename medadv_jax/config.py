@@ -51,6 +51,8 @@ _ADDED_FIELDS = {
     "eval.apgd_steps": 100,
     "eval.queries": 5000,
     "eval.validation_steps": 20,
+    "eval.universal_images": 500,
+    "eval.universal_epochs": 5,
     "eval.second_images": 64,
     "eval.second_queries": 100,
     "detector.images": 0,

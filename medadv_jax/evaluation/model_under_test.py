@@ -19,7 +19,7 @@ from medadv_jax.attacks.restriction import FREE, Restriction
 from medadv_jax.attacks.stepwise import StepwiseAttack
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.loader import Dataset
-from medadv_jax.data.splits import Example
+from medadv_jax.data.splits import Example, Splits
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.searching import SearchingAttacks
 from medadv_jax.evaluation.threat_models import Source, Target
@@ -215,6 +215,17 @@ def choose_examples(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     rounds = np.concatenate([np.arange(len(of_class)) for of_class in classes])
     turns = np.concatenate([np.full(len(of_class), -k) for k, of_class in enumerate(classes)])
     return np.sort(np.concatenate(classes)[np.lexsort((turns, rounds))[:count]])
+
+
+def with_fewer_tests(splits: Splits, labels: np.ndarray, count: int, seed: int) -> Splits:
+    """Returns the splits with `count` test images, as many of each class; 0: with all."""
+    total = len(splits.test)
+    if not 0 < count < total:
+        return splits
+    test = np.array(splits.test)
+    chosen = test[choose_examples(labels[test], count, seed)].tolist()
+    note = f"config.eval.images={count}: {count} of {total} test images are evaluated"
+    return dataclasses.replace(splits, test=chosen, notes=[*splits.notes, note])
 
 
 def read_images(dataset: Dataset, indices: Sequence[int] | np.ndarray) -> np.ndarray:

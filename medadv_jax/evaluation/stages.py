@@ -19,6 +19,7 @@ from medadv_jax.attacks import Attack
 from medadv_jax.attacks.autoattack import AutoAttack
 from medadv_jax.attacks.continuous_batching import AttackQueue
 from medadv_jax.attacks.stepwise import StepwiseAttack
+from medadv_jax.attacks.universal import Universal
 from medadv_jax.config import Config
 from medadv_jax.data.loader import Batch, Dataset, make_loader
 from medadv_jax.data.splits import Splits
@@ -26,7 +27,6 @@ from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import put_batch
 from medadv_jax.evaluation import detection, example_images
 from medadv_jax.evaluation.checks import run_all, second_opinion
-from medadv_jax.evaluation.checks.result import headline
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.class_results import write_class_results
 from medadv_jax.evaluation.decision_threshold import (
@@ -69,6 +69,12 @@ from medadv_jax.evaluation.threat_models import (
     record_keys,
     searching_attacks,
     threats,
+    universal_attack,
+)
+from medadv_jax.evaluation.universal_perturbation import (
+    PERTURBATIONS,
+    add_perturbation,
+    fit_worst,
 )
 from medadv_jax.files import read_metrics
 from medadv_jax.progress import StageProgress, say
@@ -110,7 +116,7 @@ class Evaluation:
         found = read_thresholds(self.workdir)
         for name in [name for name in self.targets if name not in found]:
             clean = predict_all(
-                self.predictor, [], [], self.targets[name], self._batches(self.splits.validation),
+                self.predictor, [], [], self.targets[name], self.batches(self.splits.validation),
                 self.mesh, self.config.seed,
             )  # fmt: skip
             found[name] = choose_threshold(clean.logits[:, 0], clean.label)
@@ -134,9 +140,9 @@ class Evaluation:
         defense, target, attacks = get_defense(name), self.targets[name], evaluation_attacks(config)
         base = self.targets["base"].variables if defense.needs else None
         known = threats(defense, target.variables, base)
-        with self._progress(stage, len(test)) as progress:
+        with self.progress(stage, len(test)) as progress:
             predictions = predict_all(
-                self.predictor, attacks, known, target, self._batches(test), self.mesh,
+                self.predictor, attacks, known, target, self.batches(test), self.mesh,
                 config.seed, progress.advance,
             )  # fmt: skip
         examples = [self.dataset.examples[i] for i in predictions.index]
@@ -147,23 +153,32 @@ class Evaluation:
             )
             for column, key in record_keys(known, attacks, config.attack.epsilon)
         ]  # fmt: skip
-        searching = searching_attacks(config)
-        if searching:
-            model = self._model_under_test(name, np.array(test))
+        searching, universal = searching_attacks(config), universal_attack(config, self.batch_size)
+        if searching or universal:
+            model = self.model_under_test(name, np.array(test))
             new += [self._search(model, attack) for attack in searching]
+            new += [self._perturb(model, universal)] if universal else []
         write_table(self.workdir / "predictions.parquet", pa.concat_tables([table, *new]))
 
     def _search(self, model: ModelUnderTest, attack: AutoAttack | StepwiseAttack) -> pa.Table:
         """Returns the records of one attack; adds to `attack_record.json`."""
-        with self._progress(f"{attack.name} {model.defense}", len(model)) as progress:
+        with self.progress(f"{attack.name} {model.defense}", len(model)) as progress:
             found = model.search(attack, advance=progress.advance)
-        logits = model.logits(found.pixels)
         record = self.workdir / "attack_record.json"
         write_attack_record(record, model.defense, model.examples, model.images, attack, found)
-        return prediction_rows(
-            (model.defense, "adaptive", attack.name, float(attack.epsilon)),
-            model.examples, scores(logits), logits.argmax(axis=1),
-        )  # fmt: skip
+        return _adaptive_rows(model, attack, found.pixels)
+
+    def _perturb(self, model: ModelUnderTest, attack: Universal) -> pa.Table:
+        """Returns the records of one change for all images; adds it to `universal.npz`."""
+        train, settings = np.array(self.splits.train), self.config.eval
+        count = settings.universal_images or len(train)
+        chosen = train[choose_examples(self.dataset.labels[train], count, self.config.seed)]
+        images, labels = read_images(self.dataset, chosen), self.dataset.labels[chosen]
+        total = len(chosen) * attack.epochs * len(model.sources)
+        with self.progress(f"{attack.name} {model.defense}", total) as progress:
+            delta = fit_worst(model, attack, images, labels, progress.advance)
+        add_perturbation(self.workdir / PERTURBATIONS, model.defense, delta)
+        return _adaptive_rows(model, attack, np.asarray(attack.apply(model.images, delta)))
 
     def measure_detectors(self) -> None:
         """Measures the detectors beside the undefended network: `detection.parquet`.
@@ -175,14 +190,14 @@ class Evaluation:
             return
         self._say("detectors: three, each attacked in turn")
         attacks, validation = self._first_order_attacks(), self.splits.validation
-        test = self._choose_tests(settings.images or len(self.splits.test)).tolist()
+        test = self.choose_tests(settings.images or len(self.splits.test)).tolist()
         total = detection.count_scored(len(validation), len(test), len(attacks))
         variables = self._base_behind_purifier()
         measured = detection.Detection(self.predictor, variables, self.mesh, self.config.seed)
-        with self._progress("detectors", total) as progress:
+        with self.progress("detectors", total) as progress:
             table = measured.measure(
-                self._batches(validation),
-                list(self._batches(test)),
+                self.batches(validation),
+                list(self.batches(test)),
                 self.dataset.examples,
                 attacks,
                 evaluation_attack(self.config, settings.attack),
@@ -210,13 +225,11 @@ class Evaluation:
         names = [attack.name for attack in attacks]
         examples = self.dataset.examples
         batch = next(
-            self._batches(
-                example_images.choose(
-                    examples, self.splits.test, self._num_classes, self.batch_size
-                )
+            self.batches(
+                example_images.choose(examples, self.splits.test, self.num_classes, self.batch_size)
             )
         )
-        with self._progress("pictures", len(self.targets), "classifiers") as progress:
+        with self.progress("pictures", len(self.targets), "classifiers") as progress:
             arrays = example_images.take(
                 self.predictor, attacks, "pgd" if "pgd" in names else names[-1], self.targets,
                 put_batch(self.mesh, batch), jax.random.key(self.config.seed), progress.advance,
@@ -236,7 +249,7 @@ class Evaluation:
             curves = self._draw_curves(model)
             second = self._second_opinion(name, predictions)
             record = read_attack_record(self.workdir / "attack_record.json").get(name, {})
-            with self._progress(f"check {name}", run_all.PARTS, "parts") as progress:
+            with self.progress(f"check {name}", run_all.PARTS, "parts") as progress:
                 checks += run_all.run_self_checks(
                     model, self.config, curves, predictions, second, record, progress.advance
                 )
@@ -247,24 +260,24 @@ class Evaluation:
 
     def _models_under_test(self) -> Iterator[tuple[str, ModelUnderTest]]:
         """Yields each defence's classifier with the images of `eval.check_images`."""
-        chosen = self._choose_tests(self.config.eval.check_images)
+        chosen = self.choose_tests(self.config.eval.check_images)
         for name in self.targets:
-            yield name, self._model_under_test(name, chosen)
+            yield name, self.model_under_test(name, chosen)
 
     def _second_opinion(self, name: str, predictions: pa.Table) -> second_opinion.SecondOpinion:
         """Attacks what the evaluation left correct by other algorithms."""
-        model = self._model_under_test(name, self._choose_tests(self.config.eval.second_images))
+        model = self.model_under_test(name, self.choose_tests(self.config.eval.second_images))
         attacks = second_opinion.other_attacks(self.config)
         total = len(model) * len(attacks)
-        with self._progress(f"second opinion {name}", total, "images") as progress:
+        with self.progress(f"second opinion {name}", total, "images") as progress:
             return second_opinion.ask(model, attacks, predictions, progress.advance)
 
-    def _choose_tests(self, count: int) -> np.ndarray:
+    def choose_tests(self, count: int) -> np.ndarray:
         """Returns positions of at most `count` test images, as many of each class."""
         test = np.array(self.splits.test)
         return test[choose_examples(self.dataset.labels[test], count, self.config.seed)]
 
-    def _model_under_test(self, name: str, chosen: np.ndarray) -> ModelUnderTest:
+    def model_under_test(self, name: str, chosen: np.ndarray) -> ModelUnderTest:
         """Returns a defence's classifier with the images at these positions of the data set."""
         target, (queue, searching) = self.targets[name], self._attack_programs
         return ModelUnderTest(
@@ -278,19 +291,19 @@ class Evaluation:
     def _attack_programs(self) -> tuple[AttackQueue, SearchingAttacks]:
         norm = self.config.attack.norm
         return make_attack_programs(
-            self.predictor, norm, self.batch_size, self.mesh, self._num_classes
+            self.predictor, norm, self.batch_size, self.mesh, self.num_classes
         )
 
     def _draw_curves(self, model: ModelUnderTest) -> pa.Table:
         """Returns the rows of `curves.parquet`, those of this classifier added if they lack."""
         path, name = self.workdir / "curves.parquet", model.defense
-        curves = read_curves(path, self._num_classes)
+        curves = read_curves(path, self.num_classes)
         if name in curves["defense"].unique().to_pylist():
             return curves
         starts = sum(attack.num_restarts for attack in curve_attacks(self.config))
         total = starts * len(model) * len(model.sources)
         total += len(searched_radii(self.config)) * len(model)
-        with self._progress(f"curves {name}", total, "attacked images") as progress:
+        with self.progress(f"curves {name}", total, "attacked images") as progress:
             rows = curve_rows(model, self.config, progress.advance)
         curves = pa.concat_tables([curves, rows])
         write_table(path, curves)
@@ -300,7 +313,7 @@ class Evaluation:
         """Returns the check of what is in which split, by names, copies and looks."""
         splits, dataset = self.splits, self.dataset
         used = [*splits.train, *splits.validation, *splits.test]
-        with self._progress("splits", len(used)) as progress:
+        with self.progress("splits", len(used)) as progress:
             hashes = run_all.difference_hashes(
                 _counted((dataset.source[i] for i in used), progress)
             )
@@ -330,57 +343,43 @@ class Evaluation:
             [e.label for e in test], [e.group for e in test], self.dataset.class_names
         ):
             self._say(f"warning: {warning}: these accuracies mean nothing")
-        for line in _verdict(self.workdir / "self_checks.json"):
+        for line in run_all.verdict_lines(self.workdir / "self_checks.json"):
             self._say(line)
 
     @property
-    def _num_classes(self) -> int:
+    def num_classes(self) -> int:
+        """K."""
         return len(self.dataset.class_names)
 
     def _predictions(self) -> pa.Table:
         """Returns the records so far."""
-        return read_predictions(self.workdir / "predictions.parquet", self._num_classes)
+        return read_predictions(self.workdir / "predictions.parquet", self.num_classes)
 
     def _first_order_attacks(self) -> list[Attack]:
         return evaluation_attacks(self.config) or [evaluation_attack(self.config, "pgd")]
 
-    def _batches(self, indices: Sequence[int]) -> Iterator[Batch]:
+    def batches(self, indices: Sequence[int]) -> Iterator[Batch]:
+        """Yields the images at these positions of the data set, in batches of one shape."""
         return make_loader(self.dataset, indices, self.batch_size, shuffle_seed=None)
 
-    def _progress(self, stage: str, total: int, unit: str = "images") -> StageProgress:
+    def progress(self, stage: str, total: int, unit: str = "images") -> StageProgress:
+        """Returns what shows the progress of a stage."""
         return StageProgress(self.console, stage, total, unit=unit)
 
     def _say(self, text: str) -> None:
         say(self.console, text)
 
 
-def with_fewer_tests(splits: Splits, labels: np.ndarray, count: int, seed: int) -> Splits:
-    """Returns the splits with `count` test images, as many of each class; 0: with all."""
-    total = len(splits.test)
-    if not 0 < count < total:
-        return splits
-    test = np.array(splits.test)
-    chosen = test[choose_examples(labels[test], count, seed)].tolist()
-    note = f"config.eval.images={count}: {count} of {total} test images are evaluated"
-    return dataclasses.replace(splits, test=chosen, notes=[*splits.notes, note])
+def _adaptive_rows(model: ModelUnderTest, attack: Any, pixels: np.ndarray) -> pa.Table:
+    """Returns the records of attacked images (n, H, W, 3)."""
+    logits = model.logits(pixels)
+    return prediction_rows(
+        (model.defense, "adaptive", attack.name, float(attack.epsilon)),
+        model.examples, scores(logits), logits.argmax(axis=1),
+    )  # fmt: skip
 
 
 def _counted(images: Iterable[np.ndarray], progress: StageProgress) -> Iterator[np.ndarray]:
     for image in images:
         yield image
         progress.advance()
-
-
-def _verdict(path: Path) -> list[str]:
-    """Returns what the self-checks say, one line for the whole and one for each that fails."""
-    if not path.exists():
-        return ["self-checks: not run (eval.checks=False)"]
-    checks = run_all.read_self_checks(path)
-    passed = sum(check.verdict == "pass" for check in checks)
-    verdict = f"{headline(checks)}; {passed} of {len(checks)} pass"
-    lines = [f"self-checks of the measurement: {verdict}"]
-    return lines + [
-        f"{c.verdict}: {c.number} {c.name}, {c.defense or 'run'}: {c.explanation}"
-        for c in checks
-        if c.verdict != "pass"
-    ]

@@ -13,6 +13,7 @@ from medadv_jax.attacks.from_config import (
     restricted_attack_from_config,
     restriction_from_config,
 )
+from medadv_jax.attacks.universal import UNIVERSAL, Universal
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
 from medadv_jax.defenses.from_config import SINGLE_STEP
@@ -57,8 +58,20 @@ def searching_attacks(config: Config) -> list[Any]:
 
     They stop at the first point that is misclassified, which says little of another classifier.
     """
-    steps, others = config.eval.apgd_steps, [name for name in _names(config) if name not in ATTACKS]
+    steps, known = config.eval.apgd_steps, {*ATTACKS, UNIVERSAL}
+    others = [name for name in _names(config) if name not in known]
     return [_named(config, restricted_attack_from_config(config, name, steps)) for name in others]
+
+
+def universal_attack(config: Config, batch_size: int) -> Universal | None:
+    """Returns the universal perturbation of `config.eval`, None if it is not asked for."""
+    if UNIVERSAL not in _names(config):
+        return None
+    settings, restriction = config.attack, restriction_from_config(config)
+    found = Universal(
+        settings.epsilon, settings.norm, config.eval.universal_epochs, batch_size, restriction
+    )
+    return _named(config, found)
 
 
 def _names(config: Config) -> list[str]:

@@ -23,7 +23,8 @@ from medadv_jax.data.splits import Splits, make_splits
 from medadv_jax.defenses import get_defense
 from medadv_jax.deployment.from_run import save_model
 from medadv_jax.errors import UserError
-from medadv_jax.evaluation.stages import Evaluation, with_fewer_tests
+from medadv_jax.evaluation.model_under_test import with_fewer_tests
+from medadv_jax.evaluation.stages import Evaluation
 from medadv_jax.evaluation.stale_records import remove_stale
 from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.validate import check_batch, check_classes, validate

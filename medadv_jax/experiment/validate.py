@@ -11,6 +11,7 @@ from medadv_jax.attacks.inputs import LARGEST_POWER, LINF_RADIUS
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
 from medadv_jax.attacks.restriction import MASKS
+from medadv_jax.attacks.universal import UNIVERSAL
 from medadv_jax.classifier import NORMALIZATIONS
 from medadv_jax.config import Config, expand_path, flatten, nearest_field
 from medadv_jax.data import DATASETS
@@ -176,11 +177,13 @@ RULES: dict[str, Rule] = {
     "distill.temperature": _number(0, 10**3, above=True),
     "distill.weight": _number(0, 1),
     "defense.sigma": _number(0, 10, above=True),
-    "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS]),
+    "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS, UNIVERSAL]),
     "eval.images": (lambda value: value == 0 or 2 <= value <= _MANY, "0: all, or at least 2"),
     "eval.num_steps": _number(1, 10_000),
     "eval.apgd_steps": _number(1, 10_000),
     "eval.queries": _number(1, 10**6),
+    "eval.universal_images": _number(0, _MANY),
+    "eval.universal_epochs": _number(1, 10_000),
     "eval.restarts": _number(1, 10_000),
     "eval.keep_best": _ANY,
     "eval.batch_size": _number(1, _MANY),

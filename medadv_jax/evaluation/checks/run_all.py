@@ -14,6 +14,7 @@ adversarial robustness evaluations").
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,12 @@ from medadv_jax.attacks.restriction import FREE
 from medadv_jax.config import Config
 from medadv_jax.evaluation.checks import attack_checks, prediction_checks
 from medadv_jax.evaluation.checks.overfitting_check import overfitting_checks
-from medadv_jax.evaluation.checks.result import Check, read_self_checks, write_self_checks
+from medadv_jax.evaluation.checks.result import (
+    Check,
+    headline,
+    read_self_checks,
+    write_self_checks,
+)
 from medadv_jax.evaluation.checks.second_opinion import SecondOpinion, no_other_breaks_more
 from medadv_jax.evaluation.checks.split_checks import check_splits, difference_hashes
 from medadv_jax.evaluation.model_under_test import ModelUnderTest
@@ -37,6 +43,7 @@ __all__ = [
     "overfitting_checks",
     "read_self_checks",
     "run_self_checks",
+    "verdict_lines",
     "write_self_checks",
 ]
 
@@ -91,3 +98,18 @@ def run_self_checks(
     ]
     advance()
     return checks
+
+
+def verdict_lines(path: Path) -> list[str]:
+    """Returns what the self-checks say, one line for the whole and one for each that fails."""
+    if not path.exists():
+        return ["self-checks: not run (eval.checks=False)"]
+    checks = read_self_checks(path)
+    passed = sum(check.verdict == "pass" for check in checks)
+    verdict = f"{headline(checks)}; {passed} of {len(checks)} pass"
+    lines = [f"self-checks of the measurement: {verdict}"]
+    return lines + [
+        f"{c.verdict}: {c.number} {c.name}, {c.defense or 'run'}: {c.explanation}"
+        for c in checks
+        if c.verdict != "pass"
+    ]
