@@ -15,10 +15,12 @@ from medadv_jax.evaluation.universal_perturbation import PERTURBATIONS, remove_p
 from medadv_jax.files import read_json, write_json
 
 NETWORKS = "networks.json"
-_TABLES = ("predictions.parquet", "curves.parquet", "certificates.parquet")
+_TABLES = (
+    "predictions.parquet", "curves.parquet", "certificates.parquet", "calibration.parquet",
+)  # fmt: skip
 _OF_ALL = (
     "results.csv", "per_class.csv", "confusion.json", "pictures.npz", "self_checks.json",
-    "detection.parquet", "detection.csv", "thresholds.json",
+    "detection.parquet", "detection.csv", "thresholds.json", "uncertainty.csv",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from medadv_jax.evaluation.predictions import (
     read_table,
     to_columns,
 )
+from medadv_jax.evaluation.uncertainty import CALIBRATION
 from medadv_jax.files import read_json, read_metrics, read_record
 from medadv_jax.report.records import Outcome, RunRecords
 
@@ -96,6 +97,7 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
         splits=_json(path / "splits.json"),
         certificates=to_columns(read_table(path / CERTIFICATES)) or None,
         cost=_json(path / "training_cost.json"),
+        calibration=to_columns(read_table(path / CALIBRATION)) or None,
     )
 
 

@@ -78,6 +78,7 @@ class RunRecords:
       splits: the content of splits.json.
       certificates: columns of certificates.parquet.
       cost: the content of training_cost.json.
+      calibration: columns of calibration.parquet.
     """
 
     path: Path
@@ -97,6 +98,7 @@ class RunRecords:
     splits: dict[str, Any]
     certificates: Columns | None = None
     cost: dict[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: Columns | None = None
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from medadv_jax.report.paper.figures import figures_of_one
 from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.tables import Table, cell_parts
+from medadv_jax.report.uncertainty import uncertainty_parts
 
 TRUSTED = "trusted"
 TWO_CLASSES = "The paper has two classes: its tables and figures are left out."
@@ -41,6 +42,7 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
         Section("Accuracy against ε and steps", [epsilon, steps]),
         Section("Errors and scores", [confusion, run_tables.class_table(run), roc]),
         Section("Calibration", [run_tables.calibration_table(run), calibration]),
+        Section("Uncertainty", uncertainty_parts(run)),
         Section("Magnifications and subtypes", [
             run_tables.subgroup_table(run, by) for by in run.subgroups
         ]),
