@@ -155,6 +155,8 @@ def get_config() -> Config:
     evaluate.check_images = 64  # test images for them, as many of each class
     evaluate.second_images = 200  # test images that self-check 7 attacks by another algorithm
     evaluate.second_queries = 500  # of Square in self-check 7
+    evaluate.saliency_images = 0  # test images whose saliency maps are compared; 0: none
+    evaluate.save_images = 0  # attacked test images that are saved, as PNG and floats; 0: none
 
     config.detector = detector = ml_collections.ConfigDict()  # beside base; needs autoencoder
     detector.run = True  # whether detectors are measured

@@ -53,6 +53,8 @@ _ADDED_FIELDS = {
     "eval.validation_steps": 20,
     "eval.universal_images": 500,
     "eval.universal_epochs": 5,
+    "eval.saliency_images": 0,
+    "eval.save_images": 0,
     "eval.second_images": 64,
     "eval.second_queries": 100,
     "detector.images": 0,

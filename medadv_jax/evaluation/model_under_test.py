@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medadv_jax.attacks import Attack
 from medadv_jax.attacks.autoattack import AutoAttack, AutoAttackResult
 from medadv_jax.attacks.continuous_batching import AttackJob, AttackQueue
 from medadv_jax.attacks.restriction import FREE, Restriction
@@ -101,6 +102,17 @@ class ModelUnderTest:
             for images, _ in self.batches()
         ]
         return np.concatenate(found)[: len(self)]
+
+    def evaluated(self, attacks: Sequence[Attack], source: Source) -> np.ndarray:
+        """Returns the images as the evaluation attacks them by the gradients of one source, of A
+        attacks (A, n, H, W, 3)."""
+        found = []
+        for images, labels in self.batches():
+            pixels = np.round(images * 255).astype(np.uint8)
+            batch = self.queue.put({"image": pixels, "label": labels.astype(np.int32)})
+            attacked = self.predictor.attack(attacks, source, batch, jax.random.key(self.seed))
+            found.append(np.asarray(attacked))
+        return np.concatenate(found, axis=1)[:, : len(self)]
 
     def attack(
         self,

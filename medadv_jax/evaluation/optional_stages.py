@@ -1,17 +1,38 @@
-"""Stages of a run beside attacks and checks: each adds its record if it is not there yet."""
+"""Stages of a run beside attacks and checks: each adds what is not there yet."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import jax
+import numpy as np
 import pyarrow as pa
 
+from medadv_jax.attacks import Attack
+from medadv_jax.evaluation.interpretability import (
+    INTERPRETABILITY,
+    MAPS,
+    METHODS,
+    NOISE,
+    SCHEMA,
+    movement_rows,
+)
+from medadv_jax.evaluation.model_under_test import ModelUnderTest
 from medadv_jax.evaluation.predictions import (
     prediction_rows,
+    read_arrays,
     read_predictions,
+    read_table,
+    write_arrays,
     write_table,
 )
 from medadv_jax.evaluation.predictor import predict_all
+from medadv_jax.evaluation.saliency import explained, make_maps
+from medadv_jax.evaluation.saved_images import ATTACKED_IMAGES, worst_images, write_images
 from medadv_jax.evaluation.stages import Evaluation
+from medadv_jax.evaluation.threat_models import Source, evaluation_attacks, searching_attacks
 from medadv_jax.evaluation.uncertainty import CALIBRATION, write_uncertainty
+
+SHOWN = 4  # images whose maps are kept
 
 
 def calibrate(evaluation: Evaluation) -> None:
@@ -37,6 +58,85 @@ def calibrate(evaluation: Evaluation) -> None:
         evaluation.workdir / "uncertainty.csv",
         read_predictions(predictions, evaluation.num_classes), table,
     )  # fmt: skip
+
+
+def explain(evaluation: Evaluation) -> None:
+    """Compares saliency maps of clean and of changed test images, as many as
+    `eval.saliency_images`: `interpretability.parquet`, `saliency_maps.npz`."""
+    count, path = evaluation.config.eval.saliency_images, evaluation.workdir / INTERPRETABILITY
+    table = read_table(path, SCHEMA)
+    for name in _missing(evaluation, table) if count else ():
+        model = evaluation.model_under_test(name, evaluation.choose_tests(count))
+        with evaluation.progress(f"explain {name}", 3 * len(model), "maps") as progress:
+            rows, arrays = _explain(model, *evaluation.attacks_to_show(), progress.advance)
+        maps = evaluation.workdir / MAPS
+        write_arrays(maps, {**read_arrays(maps), **arrays})
+        table = pa.concat_tables([table, rows])
+        write_table(path, table)
+
+
+def _explain(
+    model: ModelUnderTest,
+    attacks: Sequence[Attack],
+    shown: Attack,
+    advance: Callable[[int], None],
+) -> tuple[pa.Table, dict[str, np.ndarray]]:
+    """Returns the records of one classifier, and its images and maps that are kept to look at."""
+    epsilon, source = float(shown.epsilon), Source(model.target.deployed, model.target.variables)
+    images = {
+        "clean": model.images,
+        shown.name: model.evaluated(attacks, source)[list(attacks).index(shown)],
+        NOISE: model.noise(epsilon, 0, shown.restriction),
+    }
+    predicted = {name: model.logits(each).argmax(axis=1) for name, each in images.items()}
+    own = explained(model.predictor.classifier, model.target.deployed)
+    maps_fn, maps = make_maps(own, "full"), {}
+    for name, pixels in images.items():
+        maps[name] = _maps(model, maps_fn, pixels, predicted["clean"])
+        advance(len(model))
+    rows = [
+        movement_rows(
+            (model.defense, method, name, epsilon), model.examples, predicted["clean"],
+            predicted[name], maps["clean"][number], maps[name][number],
+        )
+        for number, method in enumerate(METHODS)
+        for name in (shown.name, NOISE)
+    ]  # fmt: skip
+    kept = np.sort(np.unique(model.labels, return_index=True)[1])[:SHOWN]  # one of each class
+    arrays = {"example": np.array([model.examples[i].id for i in kept])}
+    for name in ("clean", shown.name):
+        kind = "clean" if name == "clean" else "attacked"
+        arrays[f"{model.defense}/{kind}"] = images[name][kept]
+        for method, found in zip(METHODS, maps[name], strict=True):
+            arrays[f"{model.defense}/{kind}/{method}"] = found[kept]
+    return pa.concat_tables(rows), arrays
+
+
+def _maps(
+    model: ModelUnderTest, maps_fn: Callable[..., Any], pixels: np.ndarray, classes: np.ndarray
+) -> list[np.ndarray]:
+    """Returns the maps (n, h, w) of each of `METHODS` for the logits of these classes (n,)."""
+    found, size = [], model.queue.slots
+    for first in range(0, len(pixels), size):
+        rows = np.arange(first, first + size) % len(pixels)
+        batch = model.queue.put((pixels[rows], classes[rows]))
+        found.append(jax.device_get(maps_fn(model.target.variables, *batch)))
+    return [np.concatenate(each)[: len(pixels)] for each in zip(*found, strict=True)]
+
+
+def save_images(evaluation: Evaluation) -> None:
+    """Saves test images as the adaptive attacker leaves them, as many as `eval.save_images`:
+    `attacked_images/<defense>/`."""
+    count, attacks = evaluation.config.eval.save_images, evaluation_attacks(evaluation.config)
+    for name in evaluation.targets if count else ():
+        folder = evaluation.workdir / ATTACKED_IMAGES / name
+        if not folder.exists():
+            model = evaluation.model_under_test(name, evaluation.choose_tests(count))
+            searching = searching_attacks(evaluation.config)
+            total = len(model) * (len(attacks) + len(searching))
+            with evaluation.progress(f"save images {name}", total) as progress:
+                found = worst_images(model, attacks, searching, progress.advance)
+            write_images(folder, model, found)
 
 
 def _missing(evaluation: Evaluation, table: pa.Table) -> Iterable[str]:

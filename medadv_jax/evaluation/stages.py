@@ -47,6 +47,7 @@ from medadv_jax.evaluation.predictions import (
     print_results,
     read_predictions,
     read_table,
+    write_arrays,
     write_results,
     write_table,
 )
@@ -221,8 +222,7 @@ class Evaluation:
         if path.exists():
             return
         self._say("pictures: a few test images under attack")
-        attacks = self._first_order_attacks()
-        names = [attack.name for attack in attacks]
+        attacks, shown = self.attacks_to_show()
         examples = self.dataset.examples
         batch = next(
             self.batches(
@@ -231,11 +231,11 @@ class Evaluation:
         )
         with self.progress("pictures", len(self.targets), "classifiers") as progress:
             arrays = example_images.take(
-                self.predictor, attacks, "pgd" if "pgd" in names else names[-1], self.targets,
+                self.predictor, attacks, shown, self.targets,
                 put_batch(self.mesh, batch), jax.random.key(self.config.seed), progress.advance,
             )  # fmt: skip
         ids = [examples[i].id for i in batch["index"][batch["mask"] > 0]]
-        example_images.write(path, {**arrays, "example": np.array(ids)})
+        write_arrays(path, {**arrays, "example": np.array(ids)})
 
     def check(self) -> None:
         """Draws the curves and runs the self-checks: `curves.parquet`, `self_checks.json`."""
@@ -354,6 +354,12 @@ class Evaluation:
     def _predictions(self) -> pa.Table:
         """Returns the records so far."""
         return read_predictions(self.workdir / "predictions.parquet", self.num_classes)
+
+    def attacks_to_show(self) -> tuple[list[Attack], Attack]:
+        """Returns the first-order attacks of the evaluation, and of these PGD, else the last."""
+        attacks = self._first_order_attacks()
+        pgd = evaluation_attack(self.config, "pgd").name.replace("_targeted", "")
+        return attacks, next((each for each in attacks if each.name == pgd), attacks[-1])
 
     def _first_order_attacks(self) -> list[Attack]:
         return evaluation_attacks(self.config) or [evaluation_attack(self.config, "pgd")]

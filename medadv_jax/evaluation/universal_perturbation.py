@@ -1,7 +1,6 @@
 """Universal perturbations of classifiers: fitted on training images, kept in `universal.npz`."""
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from medadv_jax.attacks.universal import Universal
 from medadv_jax.evaluation.model_under_test import ModelUnderTest, is_correct
-from medadv_jax.files import read_record, write_record
+from medadv_jax.evaluation.predictions import read_arrays, write_arrays
 
 PERTURBATIONS = "universal.npz"  # defence -> (H, W, 3) float32
 
@@ -51,24 +50,11 @@ def fit_worst(
 
 def add_perturbation(path: Path, defense: str, delta: np.ndarray) -> None:
     """Adds the perturbation of a defence to `universal.npz`."""
-    _write(path, {**read_perturbations(path), defense: delta})
+    write_arrays(path, {**read_arrays(path), defense: delta})
 
 
 def remove_perturbations(path: Path, defenses: Sequence[str]) -> None:
     """Removes the perturbations of these defences."""
-    if path.exists():
-        found = read_perturbations(path)
-        _write(path, {name: delta for name, delta in found.items() if name not in defenses})
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with write_record(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def read_perturbations(path: Path) -> dict[str, np.ndarray]:
-    """Returns defence -> its perturbation, {} if there is no file."""
-    if not path.exists():
-        return {}
-    with np.load(io.BytesIO(read_record(path)), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    found = read_arrays(path)
+    if found:
+        write_arrays(path, {name: each for name, each in found.items() if name not in defenses})

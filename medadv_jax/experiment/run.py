@@ -1,8 +1,8 @@
 """A run: the order of its stages. Each leaves files in the run directory, and is not repeated.
 
     config ─► data and splits ─► training of each defence ─► attacks on each classifier
-           ─► detectors ─► pictures ─► calibration ─► curves and self-checks ─► results
-           ─► model folders ─► report
+           ─► detectors ─► pictures ─► calibration ─► saliency ─► curves and self-checks
+           ─► results ─► model folders ─► report
 
 What a stage needs is built where the stage lives: `data/`, `training/classifiers.py`,
 `evaluation/stages.py`, `report/`.
@@ -24,7 +24,7 @@ from medadv_jax.defenses import get_defense
 from medadv_jax.deployment.from_run import save_model
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.model_under_test import with_fewer_tests
-from medadv_jax.evaluation.optional_stages import calibrate
+from medadv_jax.evaluation.optional_stages import calibrate, explain, save_images
 from medadv_jax.evaluation.stages import Evaluation
 from medadv_jax.evaluation.stale_records import remove_stale
 from medadv_jax.experiment import run_dir
@@ -132,6 +132,8 @@ class Run:
         evaluation.measure_detectors()
         evaluation.keep_pictures()
         calibrate(evaluation)
+        explain(evaluation)
+        save_images(evaluation)
         evaluation.check()
         evaluation.summarize()
         self._save_models(dataset, splits)

@@ -192,6 +192,8 @@ RULES: dict[str, Rule] = {
     "eval.threshold": _one_of(("argmax", "youden")),
     "eval.checks": _ANY,
     "eval.check_images": _number(2, _MANY),
+    "eval.saliency_images": _number(0, _MANY),
+    "eval.save_images": _number(0, _MANY),
     "eval.second_images": _number(2, _MANY),
     "eval.second_queries": _number(1, 10**6),
     "detector.run": _ANY,

@@ -6,6 +6,7 @@ from medadv_jax.report import comparison, run_figures, run_tables
 from medadv_jax.report.aggregate import Group, make_groups
 from medadv_jax.report.certificates import certificates_figure, certificates_table
 from medadv_jax.report.example_panels import panels
+from medadv_jax.report.interpretability import interpretability_parts
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Part, Section
 from medadv_jax.report.paper.figures import figures_of_one
 from medadv_jax.report.paper.tables import paper_section
@@ -47,6 +48,7 @@ def _sections(run: RunRecords, pairwise: Table | None, headline: Table) -> list[
             run_tables.subgroup_table(run, by) for by in run.subgroups
         ]),
         Section("Attacked images", panels(run)),
+        Section("Interpretability", interpretability_parts(run)),
         Section("Certificates", [certificates_table(run), certificates_figure(run)]),
         Section("Detector", [run_tables.detection_table(run)]),
         Section("Self-checks in full", [run_tables.checks_table(run)]),

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from medadv_jax.classifier import Classifier
-from medadv_jax.deployment.saliency import _last_map, grad_cam, integrated_gradients, overlay
+from medadv_jax.evaluation.overlay import overlay
+from medadv_jax.evaluation.saliency import (
+    _last_map,
+    explained,
+    grad_cam,
+    integrated_gradients,
+)
 from medadv_jax.models.inception_v3 import inception_v3
 from medadv_jax.models.resnet import resnet50
 from medadv_jax.models.vgg import vgg16
@@ -84,6 +90,17 @@ def test_the_last_map_of_each_network(make, size, last):
     variables = jax.eval_shape(lambda: classifier.init(jax.random.key(0), size))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
     assert _last_map(classifier, zeros, jnp.zeros((1, size, size, 3)))[0] == last
+
+
+def test_the_explained_classifier_is_the_deployed_one_alone():
+    model = make_model("abc", purified=True)
+    pixels = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+    for deployed in ("full", "bare"):
+        alone = explained(model.classifier, deployed)
+        assert (alone.purifier is None) == (deployed == "bare")
+        found = alone.logits(model.variables, pixels, "full")
+        expected = model.classifier.logits(model.variables, pixels, deployed)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_overlay_is_red_where_the_heat_is():
