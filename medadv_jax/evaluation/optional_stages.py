@@ -29,8 +29,14 @@ from medadv_jax.evaluation.predictor import predict_all
 from medadv_jax.evaluation.saliency import explained, make_maps
 from medadv_jax.evaluation.saved_images import ATTACKED_IMAGES, worst_images, write_images
 from medadv_jax.evaluation.stages import Evaluation
-from medadv_jax.evaluation.threat_models import Source, evaluation_attacks, searching_attacks
+from medadv_jax.evaluation.threat_models import (
+    Source,
+    evaluation_attacks,
+    searching_attacks,
+    universal_attack,
+)
 from medadv_jax.evaluation.uncertainty import CALIBRATION, write_uncertainty
+from medadv_jax.evaluation.universal_perturbation import PERTURBATIONS
 
 SHOWN = 4  # images whose maps are kept
 
@@ -136,6 +142,10 @@ def save_images(evaluation: Evaluation) -> None:
             total = len(model) * (len(attacks) + len(searching))
             with evaluation.progress(f"save images {name}", total) as progress:
                 found = worst_images(model, attacks, searching, progress.advance)
+            universal = universal_attack(evaluation.config, evaluation.batch_size)
+            if universal:
+                delta = read_arrays(evaluation.workdir / PERTURBATIONS)[name]
+                found[universal.name] = np.asarray(universal.apply(model.images, delta))
             write_images(folder, model, found)
 
 

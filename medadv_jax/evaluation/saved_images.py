@@ -21,6 +21,7 @@ from medadv_jax.evaluation.model_under_test import ModelUnderTest, is_correct
 from medadv_jax.files import atomic_folder, file_name
 
 ATTACKED_IMAGES = "attacked_images"
+COLUMNS = ("images", "example", "png", "label", "predicted", "predicted_png")
 
 
 def worst_images(
@@ -58,9 +59,7 @@ def _worst(model: ModelUnderTest, attempts: np.ndarray) -> np.ndarray:
 
 def write_images(folder: Path, model: ModelUnderTest, found: Mapping[str, np.ndarray]) -> None:
     """Writes the folder of a defence; `found`: of `worst_images`."""
-    rows: list[Sequence[Any]] = [
-        ("images", "example", "png", "label", "predicted", "predicted_png")
-    ]
+    rows: list[Sequence[Any]] = [COLUMNS]
     with atomic_folder(folder) as beside:
         for name, pixels in found.items():
             np.save(beside / f"{name}.npy", pixels)
