@@ -148,6 +148,11 @@ def warnings(run: RunRecords) -> list[str]:
             f"Split by {run.split}: a patient may be in training and in test; accuracies may"
             " flatter."
         )
+    attack = run.config["attack"]
+    if attack.get("mask", "none") != "none" or attack.get("grey"):
+        found.append(
+            "Attackers were restricted (attack.mask, attack.grey): all robust numbers are."
+        )
     if run.generated:
         found.append("Generated images: no number here says anything about patients.")
     found += [f"{name}: withheld, its adaptive partner is missing." for name in run.withheld()]

@@ -208,7 +208,7 @@ def test_example_images_are_attacked_and_scored_as_deployed(predictor, variables
     targets = {"base": Target("bare", variables),
                "autoencoder": Target("full", variables)}  # fmt: skip
     key = jax.random.key(0)
-    arrays = example_images.take(predictor, attacks, "pgd", targets, batch, key)
+    arrays = example_images.take(predictor, attacks, attacks[1], targets, batch, key)
     np.testing.assert_array_equal(
         arrays["images"] * 255, np.stack([dataset.source[i] for i in chosen])
     )

@@ -55,7 +55,7 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
         "config.json", "splits.json", "checkpoints", "metrics.jsonl", "tensorboard",
         "predictions.parquet", "results.csv", "pictures.npz", "report", "digests.json",
         "networks.json", "attack_record.json", "per_class.csv", "models",
-        "training_cost.json",
+        "training_cost.json", "calibration.parquet", "uncertainty.csv",
     }  # fmt: skip
     start = text.splitlines()[0]
     assert start.startswith(f"{workdir}: ")
