@@ -151,7 +151,7 @@ def warnings(run: RunRecords) -> list[str]:
     attack = run.config["attack"]
     if attack.get("mask", "none") != "none" or attack.get("grey"):
         found.append(
-            "Attackers were restricted (attack.mask, attack.grey): all robust numbers are."
+            "Attackers were restricted by attack.mask and attack.grey: so is every robust number."
         )
     if run.generated:
         found.append("Generated images: no number here says anything about patients.")
