@@ -51,8 +51,8 @@ def top_intersection(a: np.ndarray, b: np.ndarray, share: float = TOP) -> float:
     `share` of the places, at least one, are the strongest; of equal ones the first.
     """
     count = max(1, round(share * a.size))
-    strongest = [np.argsort(-each.ravel(), kind="stable")[:count] for each in (a, b)]
-    return len(np.intersect1d(*strongest)) / count
+    strongest = [set(np.argsort(-each.ravel(), kind="stable")[:count].tolist()) for each in (a, b)]
+    return len(strongest[0] & strongest[1]) / count
 
 
 def movement_rows(

@@ -53,7 +53,8 @@ def _worst(model: ModelUnderTest, attempts: np.ndarray) -> np.ndarray:
     """Returns, of attempts (S, n, H, W, 3), the worst one for the model on each image."""
     logits = np.stack([model.logits(each) for each in attempts])
     wrong = np.stack([~is_correct(each, model.labels) for each in logits])
-    loss = np.stack([cross_entropy(jnp.asarray(each), model.labels) for each in logits])
+    labels = jnp.asarray(model.labels)
+    loss = np.stack([cross_entropy(jnp.asarray(each), labels) for each in logits])
     return attempts[worst_attempt(wrong, loss), np.arange(len(model))]
 
 
