@@ -67,7 +67,8 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
     ends = re.findall(r"^([a-z ]+): \d+ [a-z]+ in \d+ s$", text, re.MULTILINE)
     assert ends[-11:] == [
         "train base", "train adversarial", "evaluate base", "apgd base", "evaluate adversarial",
-        "apgd adversarial", "pictures", "calibrate base", "calibrate adversarial", "models", "report",
+        "apgd adversarial", "pictures", "calibrate base", "calibrate adversarial", "models",
+        "report",
     ]  # fmt: skip
     assert "these accuracies mean nothing" in text  # 12 test images
 
