@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from medadv_jax.attacks.losses import LOSSES
-from medadv_jax.attacks.norms import BALLS, Ball, l1_normalize
+from medadv_jax.attacks.norms import Ball, l1_normalize
+from medadv_jax.attacks.restriction import Restriction, make_ball
 from medadv_jax.attacks.spec import AttackSpec, LogitsFn
 
 LOOPS = ("fori_loop", "unrolled")
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
     restarts: list[int]  # number of the random start of each lane
     order: list[int]  # position of each lane in the caller's order
     ball: Ball
+    restriction: Restriction
     loss: str
     targeted: bool
     tracked: bool  # does any lane return its strongest point?
@@ -157,10 +159,12 @@ def is_stronger(a: Score, b: Score) -> jax.Array:
 
 def plan_lanes(attacks: Sequence[AttackSpec]) -> Plan:
     """Returns a lane for each attack and restart; ValueError if attacks cannot share a batch."""
-    kinds = {(attack.norm, attack.loss, attack.targeted) for attack in attacks}
+    kinds = {(each.norm, each.restriction, each.loss, each.targeted) for each in attacks}
     if len(kinds) > 1:
-        raise ValueError(f"attacks of one call share norm, loss and direction; got {sorted(kinds)}")
-    norm, loss, targeted = kinds.pop()
+        raise ValueError(
+            f"attacks of one call share norm, restriction, loss and direction; got {sorted(kinds)}"
+        )
+    norm, restriction, loss, targeted = kinds.pop()
     lanes = [attack for attack in attacks for _ in range(attack.num_restarts)]
     restarts = [restart for attack in attacks for restart in range(attack.num_restarts)]
     order = sorted(range(len(lanes)), key=lambda lane: -lanes[lane].num_steps)
@@ -168,7 +172,8 @@ def plan_lanes(attacks: Sequence[AttackSpec]) -> Plan:
         lanes=[lanes[lane] for lane in order],
         restarts=[restarts[lane] for lane in order],
         order=order,
-        ball=BALLS[norm],
+        ball=make_ball(norm, restriction),
+        restriction=restriction,
         loss=loss,
         targeted=targeted,
         tracked=any(lane.keep_best or lane.num_restarts > 1 for lane in lanes),
@@ -206,7 +211,7 @@ def make_score_fn(
     loss_fn = LOSSES[plan.loss]
 
     def score(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, Score]:
-        flat = points.reshape(-1, *points.shape[2:])
+        flat = plan.restriction.restrict_gradient(points.reshape(-1, *points.shape[2:]))
         logits = logits_fn(flat).astype(jnp.float32)
         loss = loss_fn(logits, labels.ravel())
         is_label = jnp.argmax(logits, axis=-1) == labels.ravel()

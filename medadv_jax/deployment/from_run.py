@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from medadv_jax.attacks.from_config import restriction_from_config
 from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.config import Config, read_saved_config
 from medadv_jax.data.images import WHITE
@@ -155,6 +156,7 @@ def measured(run: Path, name: str, config: Config, splits: Mapping[str, Any]) ->
     clean and under every attack of a threat model.
     """
     evaluation, attack = config.eval, config.attack
+    restriction = restriction_from_config(config).suffix.strip("_").replace("_", " ")
     return {
         "defense": name,
         "dataset": config.data.name,
@@ -165,6 +167,7 @@ def measured(run: Path, name: str, config: Config, splits: Mapping[str, Any]) ->
             "steps": evaluation.num_steps,
             "restarts of PGD": evaluation.restarts,
             "steps of APGD": evaluation.apgd_steps,
+            **({"may change": restriction} if restriction else {}),
         },
         "results": _results(run, name),
         "self_checks": _self_checks(run, name),

@@ -1,7 +1,6 @@
 """A few test images under attack, kept as arrays for the report: `pictures.npz`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,6 @@ from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.splits import Example
 from medadv_jax.evaluation.predictor import Predictor, scores
 from medadv_jax.evaluation.threat_models import Source, Target
-from medadv_jax.files import write_record
 
 PER_CLASS = 3
 
@@ -33,7 +31,7 @@ def choose(
 def take(
     predictor: Predictor[Classifier],
     attacks: Sequence[Attack],
-    shown: str,
+    shown: Attack,
     targets: Mapping[str, Target],
     batch: Any,
     key: jax.Array,
@@ -44,7 +42,7 @@ def take(
     Args:
       predictor: of the classifiers.
       attacks: those of the evaluation: their program is compiled already.
-      shown: the name of the attack whose images are kept.
+      shown: that whose images are kept.
       targets: name of a defence -> its classifier.
       batch: image (B, H, W, 3) uint8, label and mask (B,), on the devices.
       key: of the random starts.
@@ -62,13 +60,13 @@ def take(
       `<defense>/oblivious`, `<defense>/oblivious_score`, and `<defense>/reconstructed`
       (K, H, W, 3), the purified clean images.
     """
-    number = [attack.name for attack in attacks].index(shown)
+    number = attacks.index(shown)
     real = np.asarray(batch["mask"]) > 0
     pixels, label = to_pixels(batch["image"]), np.asarray(batch["label"])[real]
     first = np.unique(label, return_index=True)[1]
     purify = jax.jit(predictor.classifier.purify)
     arrays = {"images": np.asarray(pixels)[real], "label": label, "first": first}
-    arrays |= {"attack": np.array(shown), "epsilon": np.array(float(attacks[number].epsilon))}
+    arrays |= {"attack": np.array(shown.name), "epsilon": np.array(float(shown.epsilon))}
     arrays["attacks"] = np.array([attack.name for attack in attacks])
     for name, target in targets.items():
         purified = target.deployed == "full"
@@ -89,9 +87,3 @@ def take(
             arrays[f"{name}/reconstructed"] = reconstructed[first]
         advance(1)
     return arrays
-
-
-def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes `pictures.npz`, a record."""
-    with write_record(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -5,6 +5,7 @@ Also reads and writes the other tables of a run directory.
 
 import csv
 import io
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,23 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
         raise UserError(
             f"{path}: damaged ({reason}); delete it, and the same command makes it anew"
         ) from error
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a record of arrays, an npz file."""
+    with write_record(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of an npz file, {} if it is missing; UserError if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(io.BytesIO(read_record(path)), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged; delete it, and let the run write it again") from error
 
 
 def to_columns(table: pa.Table) -> Columns:

@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 
-from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS
+from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS, parse_restriction
 from medadv_jax.attacks.inputs import LARGEST_POWER, LINF_RADIUS
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
+from medadv_jax.attacks.restriction import MASKS
+from medadv_jax.attacks.universal import UNIVERSAL
 from medadv_jax.classifier import NORMALIZATIONS
 from medadv_jax.config import Config, expand_path, flatten, nearest_field
 from medadv_jax.data import DATASETS
@@ -71,6 +73,14 @@ def _is_pattern(value: str) -> bool:
 def _are_classes(value: str) -> bool:
     names = split_names(value)
     return not value or (all(names) and len(names) == len({*names}) > 1)
+
+
+def _is_mask(value: str) -> bool:
+    try:
+        parse_restriction(value)
+    except ValueError:
+        return False
+    return True
 
 
 _ANY: Rule = (lambda value: True, "")
@@ -149,6 +159,8 @@ RULES: dict[str, Rule] = {
     "attack.relative_step": _number(0, 100, above=True),
     "attack.decay": _number(0, 10),
     "attack.targeted": (bool, "none, next, or a class"),
+    "attack.mask": (_is_mask, MASKS),
+    "attack.grey": _ANY,
     "attack.loop": _one_of(LOOPS),
     "purifier.name": _one_of(PURIFIERS),
     "purifier.bottleneck": _number(1, 4096),
@@ -166,11 +178,13 @@ RULES: dict[str, Rule] = {
     "distill.temperature": _number(0, 10**3, above=True),
     "distill.weight": _number(0, 1),
     "defense.sigma": _number(0, 10, above=True),
-    "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS]),
+    "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS, UNIVERSAL]),
     "eval.images": (lambda value: value == 0 or 2 <= value <= _MANY, "0: all, or at least 2"),
     "eval.num_steps": _number(1, 10_000),
     "eval.apgd_steps": _number(1, 10_000),
     "eval.queries": _number(1, 10**6),
+    "eval.universal_images": _number(0, _MANY),
+    "eval.universal_epochs": _number(1, 10_000),
     "eval.restarts": _number(1, 10_000),
     "eval.keep_best": _ANY,
     "eval.batch_size": _number(1, _MANY),
@@ -179,6 +193,8 @@ RULES: dict[str, Rule] = {
     "eval.threshold": _one_of(("argmax", "youden")),
     "eval.checks": _ANY,
     "eval.check_images": _number(2, _MANY),
+    "eval.saliency_images": _number(0, _MANY),
+    "eval.save_images": _number(0, _MANY),
     "eval.second_images": _number(2, _MANY),
     "eval.second_queries": _number(1, 10**6),
     "detector.run": _ANY,

@@ -93,6 +93,9 @@ class RunRecords:
       certificates: columns of certificates.parquet.
       cost: the content of training_cost.json.
       inference_cost: the content of inference_cost.json.
+      calibration: columns of calibration.parquet.
+      interpretability: columns of interpretability.parquet.
+      saliency_maps: arrays of saliency_maps.npz.
     """
 
     path: Path
@@ -113,6 +116,9 @@ class RunRecords:
     certificates: Columns | None = None
     cost: dict[str, Any] = dataclasses.field(default_factory=dict)
     inference_cost: dict[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: Columns | None = None
+    interpretability: Columns | None = None
+    saliency_maps: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -8,6 +8,7 @@ from medadv_jax.report.aggregate import Group, make_groups
 from medadv_jax.report.certificates import certificates_figure, certificates_table
 from medadv_jax.report.cost import cost_sections
 from medadv_jax.report.example_panels import panels
+from medadv_jax.report.interpretability import interpretability_parts
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Part, Section
 from medadv_jax.report.paper.drawings import drawings
 from medadv_jax.report.paper.figures import figures_of_one
@@ -16,6 +17,7 @@ from medadv_jax.report.paper.tables import paper_section
 from medadv_jax.report.records import DEFENSES, RunRecords, title_of
 from medadv_jax.report.run_tables import WORST
 from medadv_jax.report.tables import Table, cell_parts
+from medadv_jax.report.uncertainty import uncertainty_parts
 
 TRUSTED = "trusted"
 TWO_CLASSES = "The paper has two classes: its tables and figures are left out."
@@ -54,9 +56,11 @@ def _sections(
         Section("Accuracy against ε and steps", [epsilon, steps]),
         Section("Errors and scores", [confusion, run_tables.class_table(run), roc]),
         Section("Calibration", [run_tables.calibration_table(run), calibration]),
+        Section("Uncertainty", uncertainty_parts(run)),
         Section("Magnifications and subtypes", [
             run_tables.subgroup_table(run, by) for by in run.subgroups
         ]),
+        Section("Interpretability", interpretability_parts(run)),
         Section("Certificates", [certificates_table(run), certificates_figure(run)]),
         Section("Detector", [run_tables.detection_table(run)]),
         *paper_section(run.dataset, groups, only_ours=True),
@@ -222,6 +226,11 @@ def warnings(run: RunRecords) -> list[str]:
         found.append(
             f"Split by {run.split}: a patient may be in training and in test; accuracies may"
             " flatter."
+        )
+    attack = run.config["attack"]
+    if attack.get("mask", "none") != "none" or attack.get("grey"):
+        found.append(
+            "Attackers were restricted by attack.mask and attack.grey: so is every robust number."
         )
     if run.generated:
         found.append("Generated images: no number here says anything about patients.")

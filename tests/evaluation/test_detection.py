@@ -208,7 +208,7 @@ def test_example_images_are_attacked_and_scored_as_deployed(predictor, variables
     targets = {"base": Target("bare", variables),
                "autoencoder": Target("full", variables)}  # fmt: skip
     key = jax.random.key(0)
-    arrays = example_images.take(predictor, attacks, "pgd", targets, batch, key)
+    arrays = example_images.take(predictor, attacks, attacks[1], targets, batch, key)
     np.testing.assert_array_equal(
         arrays["images"] * 255, np.stack([dataset.source[i] for i in chosen])
     )
@@ -233,7 +233,7 @@ def test_every_attack_is_kept_on_one_image_of_each_class(predictor, variables, a
     targets = {"base": Target("bare", variables),
                "autoencoder": Target("full", variables)}  # fmt: skip
     arrays = example_images.take(
-        predictor, attacks, "pgd", targets, batch, key := jax.random.key(0)
+        predictor, attacks, attacks[1], targets, batch, key := jax.random.key(0)
     )
     assert (arrays["first"].tolist(), arrays["attacks"].tolist()) == (
         [0, 2], [attack.name for attack in attacks]

@@ -14,6 +14,9 @@ from tests.helpers.tiny import tiny_config
 
 BAD_VALUES = [
     ("seed", -1, "at least 0"),
+    ("attack.mask", "1.5", "none, pixel, or the share of the image"),
+    ("eval.attacks", "universal,magic", "names out of apgd,"),
+    ("eval.universal_epochs", 0, "at least 1"),
     ("defenses", "base,magic", "names out of adversarial, autoencoder, base, denoised,"),
     ("defenses", "adversarial", "such that base stands before adversarial"),
     ("defenses", "base,distilled", "such that adversarial stands before distilled"),
