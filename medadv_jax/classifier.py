@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medadv_jax.models.ops.batchnorm_folding import fold, folded_network
+from medadv_jax.models.ops.batchnorm_folding import fold, folded_network, in_compute_dtype
 
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …, "purifier": …}; see `Classifier`
 # what an attack differentiates; see `Classifier.logits`
@@ -86,9 +86,12 @@ class Classifier:
         return dataclasses.replace(self, network=folded_network(self.network), student=student)
 
     def fold(self, variables: Variables) -> Variables:
-        """Returns the variables prepared for many passes, with BatchNorm folded into the kernels;
-        see `models/ops/batchnorm_folding.py`."""
-        return fold(self.network, variables)
+        """Returns the variables prepared for many passes: BatchNorm folded into the kernels, and
+        parameters in the compute dtype; see `models/ops/batchnorm_folding.py`."""
+        folded = fold(self.network, variables)
+        if self.purifier is None or "purifier" not in variables:
+            return folded
+        return {**folded, "purifier": in_compute_dtype(self.purifier, folded["purifier"])}
 
     def purify(self, variables: Variables, pixels: jax.Array) -> jax.Array:
         """Returns the purified pixels; without a purifier the pixels themselves."""
