@@ -1,10 +1,11 @@
 """Convolution with two implementations, `plain` and `cpu`; `pooling.py` does the same for pooling.
 
-`plain` is one XLA operation, for TPU, and for GPU, where `gpu` has other pools only. `cpu` has the same values and gradients and avoids
-slow cases of XLA's CPU backend. `resolve_conv_impl` chooses between them by the backend. `cpu`
-chooses an algorithm for each of the forward pass, the gradient to the images and the gradient to
-the kernel, from static shapes alone (`_algorithms`). The numbers beside its rules were measured on
-2 AVX-512 cores, jax 0.10.2, 2026-11-22 and 23, float32.
+`plain` is one XLA operation, for GPU and TPU. `cpu` has the same values and gradients and avoids
+slow cases of XLA's CPU backend. `resolve_conv_impl` chooses between them by the backend; its `gpu`
+is `plain` with another maximum pooling. `cpu` chooses an algorithm for each of the forward pass,
+the gradient to the images and the gradient to the kernel, from static shapes alone
+(`_algorithms`). The numbers beside its rules were measured on 2 AVX-512 cores, jax 0.10.2,
+2026-11-22 and 23, float32.
 
 `cpu` is a custom VJP: reverse-mode gradients, `jit`, `vmap` and sharding work; forward mode
 (`jax.jvp`, `jax.jacfwd`) does not.
