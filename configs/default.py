@@ -63,6 +63,8 @@ def get_config() -> Config:
     model.conv_impl = (
         "auto"  # convolutions, pools: cpu | gpu | plain | auto: by backend; one function
     )
+    # of float32's products in training: default: the backend's fastest | high | highest: float32
+    model.precision = "highest"
     model.dtype = "float32"  # compute: float32 | bfloat16; parameters, norms and loss stay float32
 
     config.train = train = ml_collections.ConfigDict()

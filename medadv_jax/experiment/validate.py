@@ -10,7 +10,7 @@ from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS
 from medadv_jax.attacks.inputs import LARGEST_POWER, LINF_RADIUS
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
-from medadv_jax.classifier import NORMALIZATIONS
+from medadv_jax.classifier import NORMALIZATIONS, PRECISIONS
 from medadv_jax.config import Config, expand_path, flatten, nearest_field
 from medadv_jax.data import DATASETS
 from medadv_jax.data.folder.names import compile_pattern, split_names
@@ -118,6 +118,7 @@ RULES: dict[str, Rule] = {
     "model.dropout": (lambda value: value == -1 or 0 <= value < 1, "a rate below 1, or -1"),
     "model.conv_impl": _one_of(CONV_IMPLS),
     "model.dtype": _one_of(("bfloat16", "float32")),
+    "model.precision": _one_of(PRECISIONS),
     "train.epochs": _number(0, _EPOCHS),
     "train.batch_size": _number(1, _MANY),
     "train.learning_rate": _number(0, _RATE, above=True),
