@@ -57,7 +57,8 @@ class Ours:
     def __init__(self, case: Case, variables: Variables | None = None):
         """`case`: any with this network, size, batch and precision; `variables`: None: random."""
         self.case = case
-        self.classifier = Classifier(create_model(case.model, CLASSES, dtype=case.precision))
+        network = create_model(case.model, CLASSES, dtype=case.precision)
+        self.classifier = Classifier(network, precision="default")  # TF32 on GPUs, as the peers
         self._predictor = Predictor(self.classifier)
         self.mesh = _mesh(case.devices)
         self.key = jax.device_put(jax.random.key(KEY), self._replicated)

@@ -61,7 +61,9 @@ def get_config() -> Config:
     model.normalization = "auto"  # imagenet | symmetric | caffe | auto: that of the weights
     model.head = "auto"  # VGG's: fc | gap: mean over places; auto: the original's
     model.dropout = -1.0  # rate before VGG's and Inception's head; -1: the original's
-    model.conv_impl = "auto"  # convolutions and pools: cpu | plain | auto: by backend; one function
+    model.conv_impl = "auto"  # of one function: cpu | gpu | plain | auto: by the backend
+    # of float32's products in training: default: the backend's fastest | high | highest: float32
+    model.precision = "default"
     model.dtype = "float32"  # compute: float32 | bfloat16; parameters, norms and loss stay float32
 
     config.train = train = ml_collections.ConfigDict()

@@ -28,6 +28,7 @@ FIELDS_WITHOUT_RESULT = ("compile_cache", "data.cache_dir", "train.checkpoint_mi
 # Fields that runs of earlier versions lack -> the value that those versions had.
 _ADDED_FIELDS = {
     "deterministic": False,
+    "model.precision": "default",
     "train.optimizer": "adam",
     "train.weight_decay": 0.0,
     "train.momentum": 0.9,

@@ -23,8 +23,10 @@ from medadv_jax.attacks.lanes import (
     LaneNumbers,
     LaneState,
     Score,
+    accumulate,
     choose_rows,
     initial_state,
+    needs_momentum,
     random_start,
     step_example,
 )
@@ -151,7 +153,8 @@ class AttackQueue:
         everything = np.ones(len(images), bool)
         arguments = self.put((images, numbers, everything))
         geometry = (self.norm, restriction)
-        return np.asarray(_start(*arguments, key, None, geometry=geometry).point)
+        rows = _start(*arguments, key, None, geometry=geometry, with_momentum=False)
+        return np.asarray(rows.state.point)
 
     def run(
         self,
@@ -183,23 +186,28 @@ class AttackQueue:
         results = np.repeat(images[None], len(jobs), axis=0)
         best = np.full(results.shape[:2], -np.inf)  # loss; infinite where misclassified
         slots = _SlotTable(self.slots, images, labels, _tasks(jobs, len(images)))
-        state: Any = None
+        with_momentum = any(needs_momentum(job.attack) for job in jobs)
+        rows: Any = None
         numbers = centres = targets = None
         while slots.assign_tasks():
             if slots.fresh.any():
                 centres, targets, numbers = self.put(slots.arrays())
                 fresh = self.put(slots.fresh)
-                state = _start(centres, numbers.start, fresh, key, state, geometry=geometry)
+                rows = _start(
+                    centres, numbers.start, fresh, key, rows,
+                    geometry=geometry, with_momentum=with_momentum,
+                )  # fmt: skip
+            before = rows.state
             found = self._gradients(
-                variables, state.point, targets, numbers.loss, gradient=gradient,
+                variables, before.point, targets, numbers.loss, gradient=gradient,
                 restriction=restriction,
             )  # fmt: skip
             self.passes += sum(task is not None for task in slots.tasks)
             finished = slots.count_gradient(np.asarray(found.success))
-            before, state = state, _step(state, found, numbers.step, centres, geometry=geometry)
+            rows = _step(rows, found, numbers.step, centres, geometry=geometry)
             if finished:
                 advance(len(finished))
-                _collect(results, best, slots, finished, before, state)
+                _collect(results, best, slots, finished, before, rows.state)
         return results
 
 
@@ -325,44 +333,56 @@ def _gradients(
     return Gradients(value, success, loss)
 
 
+class _Rows(NamedTuple):
+    """Where the attacks of all rows stand."""
+
+    state: LaneState
+    momentum: jax.Array | None  # (N, H, W, C); None if no job needs it
+
+
 # Start and step contain no network: compiled once for all queues of a shape.
-@functools.partial(jax.jit, static_argnames="geometry")
+@functools.partial(jax.jit, static_argnames=("geometry", "with_momentum"))
 def _start(
     images: jax.Array,
     numbers: _StartNumbers,
     fresh: jax.Array,
     key: jax.Array,
-    state: LaneState | None,
+    rows: _Rows | None,
     *,
     geometry: _Geometry,
-) -> LaneState:
-    """Returns the state, rows (N, …), with the rows of `fresh` at their starts."""
+    with_momentum: bool,
+) -> _Rows:
+    """Returns the rows (N, …), with those of `fresh` at their starts."""
 
-    def start(image: jax.Array, own: _StartNumbers) -> LaneState:
+    def start(image: jax.Array, own: _StartNumbers) -> _Rows:
         draw_key = jax.random.fold_in(key, own.restart)
         drawn = random_start(draw_key, make_ball(*geometry), image, own.epsilon)
-        return initial_state(jnp.where(own.random_start, drawn, image))
+        state = initial_state(jnp.where(own.random_start, drawn, image))
+        return _Rows(state, jnp.zeros_like(image) if with_momentum else None)
 
     first = jax.vmap(start)(images, numbers)
-    return first if state is None else choose_rows(fresh, first, state)
+    return first if rows is None else choose_rows(fresh, first, rows)
 
 
 @functools.partial(jax.jit, static_argnames="geometry")
 def _step(
-    state: LaneState,
+    rows: _Rows,
     found: Gradients,
     numbers: LaneNumbers,
     images: jax.Array,
     *,
     geometry: _Geometry,
-) -> LaneState:
+) -> _Rows:
     """Moves every row by one step, keeping the strongest point visited."""
 
-    def step(state: LaneState, found: Gradients, own: LaneNumbers, image: jax.Array) -> LaneState:
-        score = Score(found.success, found.loss)
+    def step(row: _Rows, found: Gradients, own: LaneNumbers, image: jax.Array) -> _Rows:
+        score, ascent, momentum = Score(found.success, found.loss), found.gradient, row.momentum
+        if momentum is not None:
+            ascent = momentum = accumulate(own.decay, momentum, ascent)
         # Rows whose images are misclassified leave the batch, so none has to wait in place.
-        return step_example(
-            make_ball(*geometry), own, state, score, found.gradient, image, can_stop=False
+        state = step_example(
+            make_ball(*geometry), own, row.state, score, ascent, image, can_stop=False
         )
+        return _Rows(state, momentum)
 
-    return jax.vmap(step)(state, found, numbers, images)
+    return jax.vmap(step)(rows, found, numbers, images)

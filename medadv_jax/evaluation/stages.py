@@ -208,7 +208,7 @@ class Evaluation:
         with self.progress("detectors", total) as progress:
             table = measured.measure(
                 self.batches(validation, shares[0]),
-                self.batches(test, shares[1]),
+                list(self.batches(test, shares[1])),
                 self.dataset.examples,
                 attacks,
                 evaluation_attack(self.config, settings.attack),

@@ -12,7 +12,7 @@ from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
 from medadv_jax.attacks.restriction import MASKS
 from medadv_jax.attacks.universal import UNIVERSAL
-from medadv_jax.classifier import NORMALIZATIONS
+from medadv_jax.classifier import NORMALIZATIONS, PRECISIONS
 from medadv_jax.config import Config, expand_path, flatten, nearest_field
 from medadv_jax.data import DATASETS
 from medadv_jax.data.folder.names import compile_pattern, split_names
@@ -22,6 +22,7 @@ from medadv_jax.defenses.purification import OBJECTIVES
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.threat_models import choose_targets
 from medadv_jax.models import MODELS, default_options
+from medadv_jax.models.ops.convolution import CONV_IMPLS
 from medadv_jax.models.purifiers import PURIFIERS
 from medadv_jax.training.optimizer import OPTIMIZERS
 
@@ -126,8 +127,9 @@ RULES: dict[str, Rule] = {
     "model.normalization": _one_of(("auto", *NORMALIZATIONS)),
     "model.head": _one_of(("auto", "fc", "gap")),
     "model.dropout": (lambda value: value == -1 or 0 <= value < 1, "a rate below 1, or -1"),
-    "model.conv_impl": _one_of(("auto", "cpu", "plain")),
+    "model.conv_impl": _one_of(CONV_IMPLS),
     "model.dtype": _one_of(("bfloat16", "float32")),
+    "model.precision": _one_of(PRECISIONS),
     "train.epochs": _number(0, _EPOCHS),
     "train.batch_size": _number(1, _MANY),
     "train.learning_rate": _number(0, _RATE, above=True),

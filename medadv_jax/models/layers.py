@@ -19,7 +19,7 @@ from medadv_jax.models.ops import convolution as ops
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
 
 # The head: float32 whatever the compute dtype, because attacks need exact logits.
-Dense = functools.partial(nn.Dense, dtype=jnp.float32)
+Dense = functools.partial(nn.Dense, dtype=jnp.float32, precision=lax.Precision.HIGHEST)
 
 
 class Conv(nn.Module):

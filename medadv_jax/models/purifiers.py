@@ -222,7 +222,7 @@ def create_purifier(
         width: multiplies every layer's channels, which are then rounded to a multiple of 8.
         dtype: of the computation, float32 or bfloat16 (or the name). Parameters and pixels are
             always float32.
-        conv_impl: "plain", "cpu", or "auto": by the backend (see `ops/convolution.py`).
+        conv_impl: "plain", "cpu", "gpu", or "auto": by the backend (see `ops/convolution.py`).
 
     Raises:
         UserError: for an unknown name or an impossible value; it lists the possible ones.

@@ -28,6 +28,7 @@ class Asked(NamedTuple):
     key: Any
     penalty: Any
     found: Any
+    placed: int  # batches of images on the devices
 
 
 class Spy(Predictor):
@@ -39,7 +40,9 @@ class Spy(Predictor):
 
     def attack(self, attacks, source, batch, key, penalty=None):
         found = super().attack(attacks, source, batch, key, penalty)
-        self.asked.append(Asked(source, key, penalty, found))
+        shape, dtype = batch["image"].shape, batch["image"].dtype
+        placed = sum((x.shape, x.dtype) == (shape, dtype) for x in jax.live_arrays())
+        self.asked.append(Asked(source, key, penalty, found, placed))
         return found
 
 
@@ -101,6 +104,10 @@ def test_there_is_a_score_for_each_detector_attack_and_image(records):
             of = rows(records, detector=name, threat_model=threat_model, evaluation=evaluation,
                       split="test")  # fmt: skip
             assert [row["example"] for row in of] == [f"e{i}" for i in range(COUNT)]
+
+
+def test_one_batch_at_a_time_is_on_the_devices(asked):
+    assert {each.placed for each in asked} == {1}
 
 
 def test_fooled_are_those_correct_before_and_wrong_now(
