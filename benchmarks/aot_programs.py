@@ -16,13 +16,14 @@ from benchmarks.aot_targets import TARGETS, Sheet, devices
 from benchmarks.cases import DECAY, EPSILON, RELATIVE_STEP
 from benchmarks.flops import CLASSES, Counts, layer_flops
 from configs import default
-from medadv_jax.classifier import Classifier
+from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.config import Config
 from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import along_data
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source, evaluation_attack
 from medadv_jax.models import create_model
+from medadv_jax.models.ops.convolution import CONV_IMPLS
 from medadv_jax.training.augment import augment
 from medadv_jax.training.optimizer import make_optimizer
 from medadv_jax.training.state import abstract_state
@@ -95,7 +96,7 @@ def compile_spec(spec: Spec, text_file: Path | None = None) -> dict[str, Any]:
         text_file.write_text(text)
     variables = jax.eval_shape(lambda key: classifier.init(key, spec.image_size), jax.random.key(0))
     kernels = {x.shape for x in jax.tree.leaves(variables["params"]) if x.ndim > 1}
-    result |= hlo.describe(text, kernels) | _memory(compiled, arguments)
+    result |= hlo.describe(text, kernels) | _memory(compiled, text, arguments)
     result["floors"] = _floors(spec, target.sheet, network, result)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return result | {"compiler_bytes": usage.ru_maxrss * 1024}
@@ -103,7 +104,9 @@ def compile_spec(spec: Spec, text_file: Path | None = None) -> dict[str, Any]:
 
 def _network(spec: Spec) -> Any:
     # The default backend is the CPU, so that "auto" would choose the CPU's forms.
-    network: Any = create_model(spec.model, CLASSES, spec.width, spec.dtype, "plain")
+    gpu = TARGETS[spec.target].platform == "cuda" and "gpu" in CONV_IMPLS
+    conv_impl = "gpu" if gpu else "plain"
+    network: Any = create_model(spec.model, CLASSES, spec.width, spec.dtype, conv_impl)
     if spec.blocks:
         network = network.clone(num_blocks=tuple(int(n) for n in spec.blocks.split(",")))
     return network
@@ -111,7 +114,7 @@ def _network(spec: Spec) -> Any:
 
 def _config(spec: Spec) -> Config:
     config = default.get_config()
-    config.model.update(name=spec.model, dtype=spec.dtype, width=spec.width, conv_impl="plain")
+    config.model.update(name=spec.model, dtype=spec.dtype, width=spec.width)
     config.attack.update(epsilon=EPSILON, relative_step=RELATIVE_STEP, decay=DECAY)
     config.train.update(attacks=spec.attack, num_steps=spec.num_steps)
     config.eval.num_steps = spec.num_steps
@@ -149,8 +152,11 @@ def _attack(spec: Spec, classifier: Classifier, mesh: Mesh) -> tuple[Any, tuple[
 def _augment(spec: Spec, classifier: Classifier, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
     del classifier
     settings = _config(spec).data.augment
-    pixels = _array(mesh, (spec.batch * mesh.size, *_size(spec)), jnp.float32, "data")
-    return jax.jit(lambda key, pixels: augment(key, pixels, settings)), (_key(mesh), pixels)
+
+    def run(key: jax.Array, images: jax.Array) -> jax.Array:
+        return augment(key, to_pixels(images), settings)
+
+    return jax.jit(run), (_key(mesh), _batch(spec, mesh)["image"])
 
 
 _PROGRAMS = {
@@ -183,22 +189,22 @@ def _array(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: str) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
 
 
-def _memory(compiled: Any, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """Returns bytes of one device; `donated`: share of the first argument that the results use."""
+def _memory(compiled: Any, text: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Returns bytes of one device; `donated`: share of the first argument's
+    arrays whose memory the results use."""
     memory = compiled.memory_analysis()
     sizes = {
         name: getattr(memory, f"{name}_size_in_bytes")
         for name in ("argument", "output", "temp", "alias", "generated_code")
     }
     held = sizes["argument"] + sizes["output"] - sizes["alias"]
-    # The compiler's own peak, where it tells one, leaves out what is not live at the same time.
-    peak = max(held + sizes["temp"], 0)
-    first = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments[0]) if x.ndim)
+    # Temporary memory is one block on a GPU; a TPU's compiler also counts what lies in between.
+    peak = max(held + sizes["temp"], getattr(memory, "peak_memory_in_bytes", 0))
     return {
         "peak_bytes": peak,
         "compiler_peak_bytes": getattr(memory, "peak_memory_in_bytes", None),
         "memory": sizes,
-        "donated": round(sizes["alias"] / first, 3) if first else None,
+        "donated": hlo.aliases(text) / len(jax.tree.leaves(arguments[0])),
     }
 
 

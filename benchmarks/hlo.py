@@ -105,6 +105,11 @@ def arrays(shape: str) -> list[Array]:
     ]
 
 
+def aliases(text: str) -> int:
+    """Returns the number of results that lie in the memory of a donated argument."""
+    return len(re.findall(r"\(\d+, \{[\d, ]*\}, (?:may|must)-alias\)", text.split("\n", 1)[0]))
+
+
 class Program:
     """An optimised program, from its text.
 
