@@ -77,7 +77,7 @@ def run(spec: Spec, budget: int, folder: str) -> dict[str, Any]:
 def largest_batch(peak: Callable[[int], float], limit: float, start: int, step: int) -> int:
     """Returns the largest multiple of `step` with peak(batch) ≤ limit; 0 if there is none.
 
-    Bisection, of which the next point is where a line through the last two would meet the limit.
+    Bisection; the next point is where a line through the last two would meet the limit.
 
     Args:
       peak: bytes of a batch, rising; infinite where it does not compile.
@@ -93,13 +93,13 @@ def largest_batch(peak: Callable[[int], float], limit: float, start: int, step: 
         high = min((b for b, size in known.items() if size > limit), default=0)
         if high == low + step:
             return low
-        finite = sorted(b for b, size in known.items() if b and size < float("inf"))[-2:]
-        guess = 2 * low if not high else (low + high) // 2
-        if len(finite) == 2:
-            (first, second), slope = finite, known[finite[1]] - known[finite[0]]
-            if slope > 0:
-                guess = first + int((limit - known[first]) * (second - first) / slope)
-        batch = max(low + step, min(guess // step * step, high - step if high else 4 * batch))
+        guess = (low + high) // 2 if high else 4 * low
+        points = sorted(b for b, size in known.items() if b and size < float("inf"))[-2:]
+        if len(points) == 2 and known.get(high) != float("inf"):
+            (first, second), rise = points, known[points[1]] - known[points[0]]
+            line = first + (limit - known[first]) * (second - first) / max(rise, 1e-9)
+            guess = int(min(max(line, low), 4 * second))
+        batch = max(low + step, min(guess // step * step, high - step if high else guess))
 
 
 def search(spec: Spec, budget: int, folder: str, step: int = 32) -> dict[str, Any]:

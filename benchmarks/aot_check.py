@@ -14,9 +14,16 @@ def failures(result: dict[str, Any]) -> list[str]:
 
 
 def _wrong(result: dict[str, Any]) -> Iterator[str]:
+    if result["processes"] != sorted(result["processes"]):
+        yield "the rows of a batch do not follow the processes"
+    if result["spec"]["program"] == "mesh":
+        return
     attacked = result["spec"]["program"] in ("step", "attack")
     if attacked and not any(name.endswith(" loop") for name in result["products"]):
         yield "no loop holds the network: there is nothing to look into"
+    carried = result["float32_parameter_bytes_in_loop_state"]
+    if carried and result["spec"]["dtype"] == "bfloat16":
+        yield f"{carried / 1e6:.1f} MB of float32 parameters are carried by the loop"
     for found in result["collectives"]:
         if found["where"] == "loop":
             yield f"{found['number']} {found['op']} of {found['dtype']} in the attack loop"

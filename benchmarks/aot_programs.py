@@ -37,7 +37,7 @@ class Spec:
     Attributes:
       target: a key of `TARGETS`.
       program: "step": adversarial training; "clean_step"; "attack": an evaluation's, with folding;
-        "augment": augmentation alone.
+        "augment": augmentation alone; "mesh": nothing, only the order of the devices.
       model: a name of `create_model`.
       dtype: of the network's computation.
       batch: images on each device.
@@ -78,12 +78,15 @@ def compile_spec(spec: Spec, text_file: Path | None = None) -> dict[str, Any]:
     """
     target = TARGETS[spec.target]
     mesh = along_data(devices(target))
+    result: dict[str, Any] = {"spec": dataclasses.asdict(spec), "device": target.sheet.name}
+    result["processes"] = [device.process_index for device in mesh.devices.flat]
+    if spec.program == "mesh":
+        return result
     network = _network(spec)
     classifier = Classifier(network)
     start, used = time.time(), time.process_time()
     function, arguments = _PROGRAMS[spec.program](spec, classifier, mesh)
     options: Any = dict(pair.split("=") for pair in spec.options.split(",") if pair)
-    result: dict[str, Any] = {"spec": dataclasses.asdict(spec), "device": target.sheet.name}
     try:
         compiled = function.lower(*arguments).compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:  # too large for the device, most often
@@ -95,7 +98,8 @@ def compile_spec(spec: Spec, text_file: Path | None = None) -> dict[str, Any]:
     if text_file:
         text_file.write_text(text)
     variables = jax.eval_shape(lambda key: classifier.init(key, spec.image_size), jax.random.key(0))
-    kernels = {x.shape for x in jax.tree.leaves(variables["params"]) if x.ndim > 1}
+    hidden = {k: v for k, v in variables["params"].items() if k != "fc"}  # the head is float32
+    kernels = {x.shape for x in jax.tree.leaves(hidden) if x.ndim > 1}
     result |= hlo.describe(text, kernels) | _memory(compiled, text, arguments)
     result["floors"] = _floors(spec, target.sheet, network, result)
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -25,6 +25,8 @@ def _row(result: dict[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
     if "error" in result:
         return (*place, result["error"][:80].replace("|", "/"), *[""] * (len(_HEAD) - 6))
+    if spec["program"] == "mesh":
+        return (*place, f"processes {result['processes']}", *[""] * (len(_HEAD) - 6))
     floors = result["floors"]
     times = f"{1e3 * floors['arithmetic_seconds']:.0f} / {1e3 * floors['bandwidth_seconds']:.0f}"
     return (
@@ -57,7 +59,7 @@ def collectives(result: dict[str, Any], where: str) -> str:
 def describe(result: dict[str, Any]) -> str:
     """Returns lines about one program, for people."""
     lines = [" | ".join(_row(result))]
-    if "error" not in result:
+    if "products" in result:
         lines += [f"  {count} {kind}" for kind, count in result["products"].items()]
         for where, sources in result["moved_by_source"].items():
             parts = [f"{name} {size / 1e9:.2f}" for name, size in sources.items()]

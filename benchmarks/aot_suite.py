@@ -18,8 +18,9 @@ SUITE = [
 # The largest batch of a training step on one device.
 LARGEST = [Spec(model=m, dtype=d) for m in _NETWORKS for d in ("bfloat16", "float32")]
 
-# Few and small, for continuous integration.
+# Few and small, for continuous integration; and topologies of several processes.
 CHECKED = [
+    *(Spec(target=t, program="mesh") for t in ("2x4xh100", "2xv5e:2x2", "v5e:4x4")),
     *(Spec(target="4xh100", model=m, batch=16, num_steps=3) for m in _NETWORKS),
     *(Spec(program="attack", model=m, batch=16, num_steps=3) for m in _NETWORKS),
 ]  # fmt: skip

@@ -224,7 +224,9 @@ def _products(program: Program, visits: list[Visit]) -> dict[str, int]:
         inputs = "×".join(array.dtype for array in program.inputs(operation)[:2])
         result = arrays(operation.shape)[0].dtype
         precisions = set(_PRECISION.findall(operation.rest))
-        precision = "+".join(sorted({p for group in precisions for p in group.split(",")}))
+        precision = "+".join(
+            sorted({p.strip('"') for group in precisions for p in group.split(",")})
+        )
         kind = called.strip("_").replace("$", " ") or operation.opcode
         found[f"{kind} {inputs}→{result} {precision or 'default'} {visit.where}"] += 1
     return dict(sorted(found.items()))
