@@ -22,9 +22,9 @@ from medadv_jax.defenses import get_defense
 from medadv_jax.distributed import along_data
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source, evaluation_attack
-from medadv_jax.models import create_model
 from medadv_jax.models.ops.convolution import CONV_IMPLS
 from medadv_jax.training.augment import augment
+from medadv_jax.training.build import assemble
 from medadv_jax.training.optimizer import make_optimizer
 from medadv_jax.training.state import abstract_state
 from medadv_jax.training.step import make_train_step
@@ -63,13 +63,6 @@ class Spec:
     augment: bool = True
     options: str = ""
 
-    @property
-    def network(self) -> str:
-        """The network with what makes it smaller than the published one."""
-        parts = [self.model, f"blocks {self.blocks}" if self.blocks else ""]
-        parts.append(f"width {self.width:g}" if self.width != 1 else "")
-        return ", ".join(part for part in parts if part)
-
 
 def compile_spec(spec: Spec, text_file: Path | None = None) -> dict[str, Any]:
     """Compiles a program; returns what it holds, or {"error": …} where the compiler refuses.
@@ -82,8 +75,7 @@ def compile_spec(spec: Spec, text_file: Path | None = None) -> dict[str, Any]:
     result["processes"] = [device.process_index for device in mesh.devices.flat]
     if spec.program == "mesh":
         return result
-    network = _network(spec)
-    classifier = Classifier(network)
+    classifier = _classifier(spec)
     start, used = time.time(), time.process_time()
     function, arguments = _PROGRAMS[spec.program](spec, classifier, mesh)
     options: Any = dict(pair.split("=") for pair in spec.options.split(",") if pair)
@@ -101,24 +93,27 @@ def compile_spec(spec: Spec, text_file: Path | None = None) -> dict[str, Any]:
     hidden = {k: v for k, v in variables["params"].items() if k != "fc"}  # the head is float32
     kernels = {x.shape for x in jax.tree.leaves(hidden) if x.ndim > 1}
     result |= hlo.describe(text, kernels) | _memory(compiled, text, arguments)
-    result["floors"] = _floors(spec, target.sheet, network, result)
+    result["floors"] = _floors(spec, target.sheet, classifier.network, result)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return result | {"compiler_bytes": usage.ru_maxrss * 1024}
 
 
-def _network(spec: Spec) -> Any:
-    # The default backend is the CPU, so that "auto" would choose the CPU's forms.
-    gpu = TARGETS[spec.target].platform == "cuda" and "gpu" in CONV_IMPLS
-    conv_impl = "gpu" if gpu else "plain"
-    network: Any = create_model(spec.model, CLASSES, spec.width, spec.dtype, conv_impl)
-    if spec.blocks:
-        network = network.clone(num_blocks=tuple(int(n) for n in spec.blocks.split(",")))
-    return network
+def _classifier(spec: Spec) -> Classifier:
+    """Returns the classifier as a run builds it."""
+    classifier = assemble(_config(spec), [str(i) for i in range(CLASSES)]).bare
+    if not spec.blocks:
+        return classifier
+    network: Any = classifier.network
+    smaller = network.clone(num_blocks=tuple(int(n) for n in spec.blocks.split(",")))
+    return dataclasses.replace(classifier, network=smaller)
 
 
 def _config(spec: Spec) -> Config:
     config = default.get_config()
-    config.model.update(name=spec.model, dtype=spec.dtype, width=spec.width)
+    # The default backend is the CPU, so that "auto" would choose the CPU's forms.
+    gpu = TARGETS[spec.target].platform == "cuda" and "gpu" in CONV_IMPLS
+    conv_impl = "gpu" if gpu else "plain"
+    config.model.update(name=spec.model, dtype=spec.dtype, width=spec.width, conv_impl=conv_impl)
     config.attack.update(epsilon=EPSILON, relative_step=RELATIVE_STEP, decay=DECAY)
     config.train.update(attacks=spec.attack, num_steps=spec.num_steps)
     config.eval.num_steps = spec.num_steps
