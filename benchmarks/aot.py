@@ -9,6 +9,7 @@ Nothing runs: there are no times here, but memory, collectives, dtypes and bytes
 cannot try kernels, so that workspaces of cuDNN are missing. Each program has a process of its own.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -102,7 +103,7 @@ def largest_batch(peak: Callable[[int], float], limit: float, start: int, step: 
         batch = max(low + step, min(guess // step * step, high - step if high else guess))
 
 
-def search(spec: Spec, budget: int, folder: str, step: int = 32) -> dict[str, Any]:
+def search(spec: Spec, budget: int, folder: str, step: int = 64) -> dict[str, Any]:
     """Returns what the program of the largest batch that fits holds, and its batch."""
     found: dict[int, dict[str, Any]] = {}
 
@@ -122,20 +123,25 @@ def _say(result: dict[str, Any]) -> None:
 
 
 def _results(specs: Sequence[Spec], largest: Sequence[Spec]) -> list[dict[str, Any]]:
+    """Returns what each program holds; the file has them as soon as they are there."""
     results = []
     for spec in specs:
         results.append(run(spec, _BUDGET.value, _HLO.value))
         _say(results[-1])
-    return results + [search(spec, _BUDGET.value, _HLO.value) for spec in largest]
+        _write(results)
+    for spec in largest:
+        results.append(search(spec, _BUDGET.value, _HLO.value))
+        _write(results)
+    return results
 
 
 def _write(results: list[dict[str, Any]]) -> None:
+    if not _OUTPUT.value:
+        return
     versions = {}
     for name in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12"):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     document = {"versions": versions, "usable_memory": USABLE, "programs": results}
     Path(_OUTPUT.value).write_text(json.dumps(document, indent=1) + "\n")
 
@@ -160,8 +166,6 @@ def _main(arguments: Sequence[str]) -> None:
         results = _results(SUITE, LARGEST)
     else:
         results = _results((), given) if _LARGEST.value else _results(given, ())
-    if _OUTPUT.value:
-        _write(results)
     print(table(results))
 
 

@@ -24,7 +24,7 @@ from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source, evaluation_attack
 from medadv_jax.models.ops.convolution import CONV_IMPLS
 from medadv_jax.training.augment import augment
-from medadv_jax.training.build import assemble
+from medadv_jax.training.build import assemble, training_classifier
 from medadv_jax.training.optimizer import make_optimizer
 from medadv_jax.training.state import abstract_state
 from medadv_jax.training.step import make_train_step
@@ -128,6 +128,7 @@ def _config(spec: Spec) -> Config:
 def _training(defense: str) -> Callable[[Spec, Classifier, Mesh], tuple[Any, tuple[Any, ...]]]:
     def make(spec: Spec, classifier: Classifier, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
         config = _config(spec)
+        classifier = training_classifier(classifier, config)
         optimizer = make_optimizer(config.train.learning_rate, "constant", 1)
         objective = get_defense(defense).make_objective(config)
         step = make_train_step(classifier, optimizer, objective, config.data.augment)

@@ -5,18 +5,23 @@ import dataclasses
 from benchmarks.aot_programs import Spec
 
 _NETWORKS = ("vgg16", "resnet50")
-_TPU = Spec(target="v5e", model="resnet50", blocks="1,1,1,1", image_size=64, num_steps=3)
+_SMALL = Spec(model="resnet50", blocks="1,1,1,1", image_size=64, num_steps=3)
 
-# One H100: what an iteration of the attack holds, in both dtypes; several: what devices exchange.
+# What several devices exchange; an iteration of the attack; a TPU, by a network that compiles soon.
 SUITE = [
+    *(Spec(target="4xh100", model=model) for model in _NETWORKS),
     *(Spec(program="attack", model=m, dtype=d) for m in _NETWORKS for d in ("bfloat16", "float32")),
-    *(Spec(target=t, model=m) for t in ("4xh100", "8xh100") for m in _NETWORKS),
-    Spec(target="v5e", program="augment", batch=32),
-    *(dataclasses.replace(_TPU, target=t) for t in ("v5e", "v5e:2x2", "2xv5e:2x2", "v5e:4x4")),
-]  # fmt: skip
+    *(dataclasses.replace(_SMALL, target=t) for t in ("v5e", "v5e:2x2", "2xv5e:2x2", "v5e:4x4")),
+    *(Spec(target="v5e", program="augment", batch=batch) for batch in (32, 128)),
+    Spec(target="8xh100", model="resnet50"),
+]
 
-# The largest batch of a training step on one device.
-LARGEST = [Spec(model=m, dtype=d) for m in _NETWORKS for d in ("bfloat16", "float32")]
+# The largest batch of a training step on one device, from a first guess.
+LARGEST = [
+    Spec(model=model, dtype=dtype, batch=batch)
+    for model in _NETWORKS
+    for dtype, batch in (("bfloat16", 512), ("float32", 256))
+]
 
 # Few and small, for continuous integration; and topologies of several processes.
 CHECKED = [

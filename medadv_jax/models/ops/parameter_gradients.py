@@ -31,7 +31,7 @@ def summed_in_float32(layer: Layer, inputs: jax.Array, parameter: jax.Array) -> 
 
     def part(inputs: jax.Array, cotangent: jax.Array, parameter: jax.Array) -> jax.Array:
         (gradient,) = jax.vjp(lambda p: layer(inputs, p), parameter)[1](cotangent)
-        # Flat: XLA joins sums into few only where arrays have the usual layout.
+        # Flat: else XLA keeps the layout of the product, and moves more bytes to change it later.
         return lax.psum(gradient.ravel(), axis).reshape(gradient.shape)
 
     over_devices = jax.shard_map(
