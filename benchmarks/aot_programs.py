@@ -214,9 +214,16 @@ def _floors(spec: Spec, sheet: Sheet, network: Any, found: dict[str, Any]) -> di
     flops = spec.batch * _flops(spec, network)
     return {
         "flops": flops,
-        "arithmetic_seconds": flops / getattr(sheet, spec.dtype),
+        "arithmetic_seconds": flops / getattr(sheet, _rate(spec, found["products"])),
         "bandwidth_seconds": seconds,
     }
+
+
+def _rate(spec: Spec, products: dict[str, int]) -> str:
+    """Returns which number of the datasheet holds for most products."""
+    highest = sum(count for kind, count in products.items() if "highest" in kind)
+    exact = spec.dtype == "float32" and 2 * highest > sum(products.values())
+    return "highest" if exact else spec.dtype
 
 
 def _flops(spec: Spec, network: Any) -> int:

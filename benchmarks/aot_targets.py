@@ -25,6 +25,7 @@ class Sheet:
       name: the device.
       bfloat16: dense FLOP/s.
       float32: FLOP/s of float32 operands at default precision: TF32 on an H100, bf16 on a TPU.
+      highest: the same at highest precision: float32 on an H100, 6 passes of bf16 on a TPU.
       bandwidth: bytes/s of its memory.
       memory: bytes.
     """
@@ -32,12 +33,13 @@ class Sheet:
     name: str
     bfloat16: float
     float32: float
+    highest: float
     bandwidth: float
     memory: float
 
 
-H100 = Sheet("H100 SXM 80 GB", 989e12, 494e12, 3.35e12, 80e9)
-V5E = Sheet("TPU v5e", 197e12, 197e12, 819e9, 16e9)
+H100 = Sheet("H100 SXM 80 GB", 989e12, 494e12, 67e12, 3.35e12, 80e9)
+V5E = Sheet("TPU v5e", 197e12, 197e12, 197e12 / 6, 819e9, 16e9)
 
 
 @dataclasses.dataclass(frozen=True)
