@@ -95,7 +95,7 @@ def largest_batch(peak: Callable[[int], float], limit: float, start: int, step: 
         if high == low + step:
             return low
         guess = (low + high) // 2 if high else 4 * low
-        points = sorted(b for b, size in known.items() if b and size < float("inf"))[-2:]
+        points = sorted(b for b, size in known.items() if size < float("inf"))[-2:]
         if len(points) == 2 and known.get(high) != float("inf"):
             (first, second), rise = points, known[points[1]] - known[points[0]]
             line = first + (limit - known[first]) * (second - first) / max(rise, 1e-9)
@@ -125,12 +125,12 @@ def _say(result: dict[str, Any]) -> None:
 def _results(specs: Sequence[Spec], largest: Sequence[Spec]) -> list[dict[str, Any]]:
     """Returns what each program holds; the file has them as soon as they are there."""
     results = []
+    for spec in largest:
+        results.append(search(spec, _BUDGET.value, _HLO.value))
+        _write(results)
     for spec in specs:
         results.append(run(spec, _BUDGET.value, _HLO.value))
         _say(results[-1])
-        _write(results)
-    for spec in largest:
-        results.append(search(spec, _BUDGET.value, _HLO.value))
         _write(results)
     return results
 
