@@ -3,7 +3,8 @@
     make aot                                        # the table of docs/performance.md
     python -m benchmarks.aot --spec=target=h100,program=attack,model=vgg16,batch=32 --hlo=FOLDER
     python -m benchmarks.aot --largest --spec=target=h100,model=vgg16
-    python -m benchmarks.aot --check                # assertions, on VGG16 and ResNet50
+    make aot-check                                  # assertions, on VGG16 and ResNet50
+    python -m benchmarks.aot --table=benchmarks/aot.json
 
 Nothing runs: there are no times here, but memory, collectives, dtypes and bytes. The GPU's compiler
 cannot try kernels, so that workspaces of cuDNN are missing. Each program has a process of its own.
@@ -16,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from absl import app, flags
 from benchmarks.aot_check import failures
 from benchmarks.aot_programs import Spec, compile_spec
 from benchmarks.aot_report import describe, table
-from benchmarks.aot_suite import CHECKED, LARGEST, SUITE
+from benchmarks.aot_suite import CHECKED, SUITE
 from benchmarks.aot_targets import ENVIRONMENT, TARGETS, USABLE
 
 _SPEC = flags.DEFINE_multi_string("spec", [], "Fields of a Spec: field=value,…; repeat for more.")
@@ -35,6 +36,7 @@ _CHECK = flags.DEFINE_bool("check", False, "Compile a few programs; fail if one 
 _BUDGET = flags.DEFINE_integer("budget", 600, "Seconds for a program.", lower_bound=1)
 _HLO = flags.DEFINE_string("hlo", "", "Folder for the optimised programs.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the results.")
+_TABLE = flags.DEFINE_string("table", "", "JSON file of results: prints its table only.")
 _CHILD = flags.DEFINE_string("child", "", "Used by this command: a Spec as JSON.")
 _ROOT = Path(__file__).parents[1]
 
@@ -97,13 +99,13 @@ def largest_batch(peak: Callable[[int], float], limit: float, start: int, step: 
         guess = (low + high) // 2 if high else 4 * low
         points = sorted(b for b, size in known.items() if size < float("inf"))[-2:]
         if len(points) == 2 and known.get(high) != float("inf"):
-            (first, second), rise = points, known[points[1]] - known[points[0]]
-            line = first + (limit - known[first]) * (second - first) / max(rise, 1e-9)
-            guess = int(min(max(line, low), 4 * second))
+            first, second = points if known[points[0]] < known[points[1]] else (0, points[1])
+            rise = (known[second] - known[first]) / (second - first)
+            guess = int(min(max(second + (limit - known[second]) / rise, low), 4 * second))
         batch = max(low + step, min(guess // step * step, high - step if high else guess))
 
 
-def search(spec: Spec, budget: int, folder: str, step: int = 64) -> dict[str, Any]:
+def search(spec: Spec, budget: int, folder: str, step: int = 128) -> dict[str, Any]:
     """Returns what the program of the largest batch that fits holds, and its batch."""
     found: dict[int, dict[str, Any]] = {}
 
@@ -122,15 +124,15 @@ def _say(result: dict[str, Any]) -> None:
     print(describe(result), flush=True)
 
 
-def _results(specs: Sequence[Spec], largest: Sequence[Spec]) -> list[dict[str, Any]]:
-    """Returns what each program holds; the file has them as soon as they are there."""
+def _results(programs: Iterable[tuple[Spec, bool]]) -> list[dict[str, Any]]:
+    """Returns what each program holds, or that of its largest batch; the file has them at once."""
     results = []
-    for spec in largest:
-        results.append(search(spec, _BUDGET.value, _HLO.value))
-        _write(results)
-    for spec in specs:
-        results.append(run(spec, _BUDGET.value, _HLO.value))
-        _say(results[-1])
+    for spec, largest in programs:
+        if largest:
+            results.append(search(spec, _BUDGET.value, _HLO.value))
+        else:
+            results.append(run(spec, _BUDGET.value, _HLO.value))
+            _say(results[-1])
         _write(results)
     return results
 
@@ -156,16 +158,16 @@ def _main(arguments: Sequence[str]) -> None:
         text = Path(_HLO.value, f"{name.replace(':', '')}.hlo") if _HLO.value else None
         Path(_OUTPUT.value).write_text(json.dumps(compile_spec(spec, text)))
         return
+    if _TABLE.value:
+        print(table(json.loads(Path(_TABLE.value).read_text())["programs"]))
+        return
     given = [parse_spec(text) for text in _SPEC.value]
     if _CHECK.value:
-        results = _results(CHECKED, ())
+        results = _results((spec, False) for spec in CHECKED)
         if wrong := [line for result in results for line in failures(result)]:
             sys.exit("\n".join(wrong))
         return
-    if not given:
-        results = _results(SUITE, LARGEST)
-    else:
-        results = _results((), given) if _LARGEST.value else _results(given, ())
+    results = _results([(spec, _LARGEST.value) for spec in given] or SUITE)
     print(table(results))
 
 

@@ -7,21 +7,23 @@ from benchmarks.aot_programs import Spec
 _NETWORKS = ("vgg16", "resnet50")
 _SMALL = Spec(model="resnet50", blocks="1,1,1,1", image_size=64, num_steps=3)
 
-# What several devices exchange; an iteration of the attack; a TPU, by a network that compiles soon.
+# Programs, and whether the largest batch is searched, from a first guess: training on one GPU; what
+# several devices exchange; a TPU, by a network that compiles soon; the evaluation's attack.
 SUITE = [
-    *(Spec(target="4xh100", model=model) for model in _NETWORKS),
-    *(dataclasses.replace(_SMALL, target=target) for target in ("v5e", "v5e:2x2")),
-    *(Spec(program="attack", model=m, dtype=d) for m in _NETWORKS for d in ("bfloat16", "float32")),
-    Spec(target="v5e", program="augment", batch=128),
-    *(dataclasses.replace(_SMALL, target=target) for target in ("2xv5e:2x2", "v5e:4x4")),
-    Spec(target="8xh100", model="resnet50"),
-]
-
-# The largest batch of a training step on one device, from a first guess.
-LARGEST = [
-    Spec(model=model, dtype=dtype, batch=batch)
-    for dtype, batch in (("bfloat16", 640), ("float32", 320))
-    for model in _NETWORKS
+    (Spec(model="vgg16", batch=1024), True),
+    (Spec(model="resnet50", batch=640), True),
+    *((Spec(target="4xh100", model=model), False) for model in _NETWORKS),
+    (dataclasses.replace(_SMALL, target="v5e"), False),
+    (Spec(model="vgg16", dtype="float32", batch=384), True),
+    (Spec(model="resnet50", dtype="float32", batch=384), True),
+    *(
+        (Spec(program="attack", model=model, dtype=dtype), False)
+        for model in _NETWORKS
+        for dtype in ("bfloat16", "float32")
+    ),
+    *((dataclasses.replace(_SMALL, target=t), False) for t in ("v5e:2x2", "2xv5e:2x2", "v5e:4x4")),
+    (Spec(target="v5e", program="augment", batch=128), False),
+    (Spec(target="8xh100", model="resnet50"), False),
 ]
 
 # Few and small, for continuous integration; and topologies of several processes.

@@ -123,7 +123,7 @@ def make_local_mesh() -> Mesh:
     return along_data(jax.local_devices())
 
 
-def along_data(devices: Iterable[jax.Device]) -> Mesh:
+def along_data(devices: Iterable[Any]) -> Mesh:
     """Returns devices along one axis, `data`, in the order of their processes, then of their ids.
 
     Process p of n reads part p of every batch, so that rows lie as in a run of one process. An

@@ -1,6 +1,8 @@
 """What is read out of compiled programs, on small ones compiled for the CPU."""
 
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -77,8 +79,8 @@ def test_a_compiled_loop_is_read():
         return lax.fori_loop(0, 3, body, x)
 
     shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-    text = run.lower(shape, jax.ShapeDtypeStruct((16, 64), jnp.float32)).compile().as_text()
-    found = hlo.describe(text, {(64, 64)})
+    compiled = run.lower(shape, jax.ShapeDtypeStruct((16, 64), jnp.float32)).compile()
+    found = hlo.describe(str(compiled.as_text()), {(64, 64)})
     assert found["loops"] == [3]
     assert sum(found["products"].values()) == 1
     assert "f32×f32→f32" in next(iter(found["products"]))
@@ -99,7 +101,7 @@ def test_a_sum_in_a_loop_is_seen(inside):
         return lax.fori_loop(0, 4, lambda _, carry: step(carry), jnp.sum(x) if not inside else 0.0)
 
     shape = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=split)
-    found = hlo.describe(run.lower(shape).compile().as_text())
+    found = hlo.describe(str(run.lower(shape).compile().as_text()))
     sums = {each["where"] for each in found["collectives"] if each["op"] == "all-reduce"}
     # XLA may lift what does not change out of the loop: then it is outside, and seen there.
     assert sums
@@ -163,6 +165,12 @@ def test_a_spec_is_read_from_the_command_line():
     assert spec == Spec(model="vgg16", batch=32, width=0.5, augment=False, blocks="1,2,1,1")
     with pytest.raises(ValueError, match="'bach' is no field of a spec"):
         parse_spec("bach=3")
+
+
+def test_the_page_has_the_table_of_the_committed_results():
+    root = Path(__file__).parents[2]
+    results = json.loads((root / "benchmarks" / "aot.json").read_text())["programs"]
+    assert table(results) in (root / "docs" / "performance.md").read_text()
 
 
 def test_a_table_has_a_row_for_what_failed():
