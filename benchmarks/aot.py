@@ -96,12 +96,12 @@ def largest_batch(peak: Callable[[int], float], limit: float, start: int, step: 
         high = min((b for b, size in known.items() if size > limit), default=0)
         if high == low + step:
             return low
-        guess = (low + high) // 2 if high else 4 * low
+        guess = (low + high) // 2 if high else 2 * low
         points = sorted(b for b, size in known.items() if size < float("inf"))[-2:]
         if len(points) == 2 and known.get(high) != float("inf"):
             first, second = points if known[points[0]] < known[points[1]] else (0, points[1])
             rise = (known[second] - known[first]) / (second - first)
-            guess = int(min(max(second + (limit - known[second]) / rise, low), 4 * second))
+            guess = int(min(max(second + (limit - known[second]) / rise, low), 2 * second))
         batch = max(low + step, min(guess // step * step, high - step if high else guess))
 
 
