@@ -18,6 +18,7 @@ def table(results: Iterable[dict[str, Any]]) -> str:
 def _row(result: dict[str, Any]) -> tuple[str, ...]:
     spec = result["spec"]
     steps = f", {spec['num_steps']} steps" if spec["program"] in ("step", "attack") else ""
+    steps += "" if spec["augment"] else ", images unmoved"
     network = spec["model"] + (f" ({spec['blocks']} blocks)" if spec["blocks"] else "")
     place = (
         f"{spec['program']}{steps}", f"{network}, {spec['image_size']} px", spec["dtype"],
