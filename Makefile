@@ -6,6 +6,7 @@
 #   parity  our networks beside torchvision, Keras  peers   what the benchmark compares with
 #   soak    a run that is killed again and again    fuzz    damaged images and weights
 #   extras  the tests of ONNX and the page          audit   known security holes in the pinned versions
+#   aot     compiles for GPUs and TPUs              aot-check   a part of it, as assertions
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -13,6 +14,7 @@ STAMP  := $(VENV)/.installed
 PARITY := .venv-parity
 PEERS  := .venv-peers
 EXTRAS := .venv-extras
+AOT    := .venv-aot
 PIP    := -m pip install --quiet --disable-pip-version-check
 HASHED := $(PIP) --require-hashes
 LOCK   := .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -27,7 +29,7 @@ define locked
 	$(1)/bin/python $(HASHED) --no-build-isolation --use-pep517 -r $(2)
 endef
 
-.PHONY: setup demo test slow docs lint lock parity peers extras soak fuzz audit newest
+.PHONY: setup demo test slow docs lint lock parity peers extras soak fuzz audit newest aot aot-check
 
 setup: $(STAMP)
 
@@ -101,6 +103,20 @@ peers: $(PEERS)/.installed
 $(PEERS)/.installed: requirements.lock benchmarks/peers_requirements.txt tools/torch_requirements.txt
 	$(call locked,$(PEERS),requirements.lock)
 	$(PEERS)/bin/python $(HASHED) --no-deps -r benchmarks/peers_requirements.txt
+	touch $@
+
+# Compiles our programs for GPUs and TPUs that are not there, for the table of docs/performance.md:
+# about 50 minutes. Python 3.11.
+aot: $(AOT)/.installed
+	$(AOT)/bin/python -m benchmarks.aot --output=benchmarks/aot.json
+
+# A few of them, with what must hold of each: about 3 minutes.
+aot-check: $(AOT)/.installed
+	$(AOT)/bin/python -m benchmarks.aot --check
+
+$(AOT)/.installed: requirements.lock benchmarks/aot_requirements.txt
+	$(call locked,$(AOT),requirements.lock)
+	$(AOT)/bin/python $(HASHED) --no-deps -r benchmarks/aot_requirements.txt
 	touch $@
 
 # Pins every version with its hash, for every supported Python. Needs the network.

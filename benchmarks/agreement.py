@@ -63,7 +63,7 @@ class Judge:
     def __init__(self, ours: Ours):
         self._ours, case = ours, ours.case
         network = create_model(case.model, CLASSES)
-        self._logits = jax.jit(Classifier(network).logits)
+        self._logits = jax.jit(Classifier(network, precision="default").logits)
         self._clean = self._loss(ours.pixels)
         self._rises: dict[Any, float] = {}
         platform = "cpu" if jax.default_backend() == "cpu" else "gpu"

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.cases import ALL, ATTACKS, DECAY, EPSILON, RELATIVE_STEP, Case, Job
 from benchmarks.flops import CLASSES
@@ -19,7 +19,7 @@ from medadv_jax.attacks.from_config import attack_from_config
 from medadv_jax.classifier import Classifier, Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses import get_defense
-from medadv_jax.distributed import put_batch
+from medadv_jax.distributed import along_data, put_batch
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.threat_models import Source, Target, evaluation_attacks, threats
 from medadv_jax.models import create_model
@@ -57,9 +57,10 @@ class Ours:
     def __init__(self, case: Case, variables: Variables | None = None):
         """`case`: any with this network, size, batch and precision; `variables`: None: random."""
         self.case = case
-        self.classifier = Classifier(create_model(case.model, CLASSES, dtype=case.precision))
+        network = create_model(case.model, CLASSES, dtype=case.precision)
+        self.classifier = Classifier(network, precision="default")  # TF32 on GPUs, as the peers
         self._predictor = Predictor(self.classifier)
-        self.mesh = _mesh(case.devices)
+        self.mesh = along_data(jax.devices()[: case.devices])
         self.key = jax.device_put(jax.random.key(KEY), self._replicated)
         if variables is None:
             variables = jax.jit(self.classifier.init, static_argnums=1)(self.key, case.image_size)
@@ -134,12 +135,6 @@ class Ours:
         known = threats(get_defense("base"), self.variables, None)
         target = Target("bare", self.variables)
         return lambda: self._predictor.evaluate(attacks, known, target, self.batch, self.key)
-
-
-def _mesh(devices: int) -> Mesh:
-    """Returns a mesh of the first devices, along the axis `data`."""
-    chosen = jax.devices()[:devices]
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 class _Memory:

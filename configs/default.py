@@ -63,7 +63,9 @@ def get_config() -> Config:
     model.normalization = "auto"  # imagenet | symmetric | caffe | auto: that of the weights
     model.head = "auto"  # VGG's: fc | gap: mean over places; auto: the original's
     model.dropout = -1.0  # rate before VGG's and Inception's head; -1: the original's
-    model.conv_impl = "auto"  # convolutions and pools: cpu | plain | auto: by backend; one function
+    model.conv_impl = "auto"  # of one function: cpu | gpu | plain | auto: by the backend
+    # of float32's products in training: default: the backend's fastest | high | highest: float32
+    model.precision = "default"
     model.dtype = "float32"  # compute: float32 | bfloat16; parameters, norms and loss stay float32
 
     config.train = train = ml_collections.ConfigDict()
@@ -110,6 +112,9 @@ def get_config() -> Config:
     attack.decay = 1.0  # momentum decay μ of MI-FGSM (Dong et al. 2018)
     # of the first-order attacks in the evaluation: none | next: class y + 1 for label y | a class
     attack.targeted = "none"
+    # the evaluation's attackers change: none: all | pixel | a patch, as 0.04 or 0.04@0.3,0.7
+    attack.mask = "none"
+    attack.grey = False  # evaluation: the same change in all channels, so that grey stays grey
     attack.loop = "fori_loop"  # or unrolled: a copy of the step for each, long to compile
 
     config.purifier = purifier = ml_collections.ConfigDict()  # of autoencoder and hybrid
@@ -135,12 +140,15 @@ def get_config() -> Config:
     defense.sigma = 0.25  # standard deviation of the Gaussian noise, pixels in [0, 1]
 
     config.eval = evaluate = ml_collections.ConfigDict()
-    # comma-separated; one row of results.csv for each; none: with several labels an image
+    # comma-separated, a row of results.csv for each; also autoattack, fab, fmn, square, universal;
+    # none: with several labels an image
     evaluate.attacks = "fgsm,pgd,bim,mifgsm,apgd"
     evaluate.images = 0  # test images, as many of each class, drawn by the seed; 0: all
     evaluate.num_steps = 10  # steps of BIM, MI-FGSM and PGD
     evaluate.apgd_steps = 100  # steps of APGD, FAB and FMN, also within AutoAttack
     evaluate.queries = 5000  # of Square, also within AutoAttack
+    evaluate.universal_images = 500  # training images that universal is fitted on; 0: all
+    evaluate.universal_epochs = 5  # passes over them
     evaluate.restarts = 1  # random starts of PGD; the strongest counts, for each example
     evaluate.keep_best = True  # the strongest iterate counts, not the last
     evaluate.batch_size = 32  # images at a time; does not change any result
@@ -153,6 +161,8 @@ def get_config() -> Config:
     evaluate.check_images = 64  # test images for them, as many of each class
     evaluate.second_images = 200  # test images that self-check 7 attacks by another algorithm
     evaluate.second_queries = 500  # of Square in self-check 7
+    evaluate.saliency_images = 0  # test images whose saliency maps are compared; 0: none
+    evaluate.save_images = 0  # attacked test images that are saved, as PNG and floats; 0: none
 
     config.detector = detector = ml_collections.ConfigDict()  # beside base; needs autoencoder
     detector.run = True  # whether detectors are measured

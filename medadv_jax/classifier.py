@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -10,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medadv_jax.models.ops.batchnorm_folding import fold, folded_network
+from medadv_jax.models.ops.batchnorm_folding import fold, folded_network, in_compute_dtype
 
 Variables = dict[str, Any]  # {"params": …, "batch_stats": …, "purifier": …}; see `Classifier`
 # what an attack differentiates; see `Classifier.logits`
 GRADIENTS = ("full", "bpda", "bare", "student")
+
+# The backend's fastest, such as TF32 on GPUs and bfloat16 on TPUs; 3 passes of it; float32.
+PRECISIONS = ("default", "high", "highest")
 
 
 class Normalization(NamedTuple):
@@ -57,12 +61,15 @@ class Classifier:
         in [0, 1]; None: none.
       student: a narrower network of the same kind, which `logits` runs on variables of its own, so
         that one program runs all classifiers of a run; None: none.
+      precision: of the products of networks that compute in float32, a key of `PRECISIONS`. On
+        CPUs all are float32's. The head's products are float32's in any case.
     """
 
     network: nn.Module
     normalization: str = "imagenet"
     purifier: nn.Module | None = None
     student: nn.Module | None = None
+    precision: str = "highest"
 
     def init(self, key: jax.Array, image_size: int) -> Variables:
         """Returns fresh variables for images of `image_size` × `image_size` pixels."""
@@ -86,15 +93,19 @@ class Classifier:
         return dataclasses.replace(self, network=folded_network(self.network), student=student)
 
     def fold(self, variables: Variables) -> Variables:
-        """Returns the variables prepared for many passes, with BatchNorm folded into the kernels;
-        see `models/ops/batchnorm_folding.py`."""
-        return fold(self.network, variables)
+        """Returns the variables prepared for many passes: BatchNorm folded into the kernels, and
+        parameters in the compute dtype; see `models/ops/batchnorm_folding.py`."""
+        folded = fold(self.network, variables)
+        if self.purifier is None or "purifier" not in variables:
+            return folded
+        return {**folded, "purifier": in_compute_dtype(self.purifier, folded["purifier"])}
 
     def purify(self, variables: Variables, pixels: jax.Array) -> jax.Array:
         """Returns the purified pixels; without a purifier the pixels themselves."""
         if self.purifier is None:
             return pixels
-        return cast(jax.Array, self.purifier.apply({"params": variables["purifier"]}, pixels))
+        with self._products(self.purifier):
+            return cast(jax.Array, self.purifier.apply({"params": variables["purifier"]}, pixels))
 
     def logits(self, variables: Variables, pixels: jax.Array, gradient: str = "full") -> jax.Array:
         """Returns logits, (B, H, W, 3) in [0, 1] -> (B, K) float32.
@@ -109,7 +120,7 @@ class Classifier:
         """
         if gradient == "student":
             assert self.student is not None, "there is no student"
-            student = Classifier(self.student, self.normalization)
+            student = Classifier(self.student, self.normalization, precision=self.precision)
             return student.logits(variables, pixels, "bare")
         if gradient == "full":
             pixels = self.purify(variables, pixels)
@@ -117,9 +128,10 @@ class Classifier:
             pixels = _straight_through(functools.partial(self.purify, variables), pixels)
         elif gradient != "bare":
             raise ValueError(f"gradient={gradient!r}: known are {', '.join(GRADIENTS)}")
-        logits = cast(
-            jax.Array, self.network.apply(*self._arguments(variables, pixels), train=False)
-        )
+        with self._products(self.network):
+            logits = cast(
+                jax.Array, self.network.apply(*self._arguments(variables, pixels), train=False)
+            )
         return logits + variables["logit_bias"][None] if "logit_bias" in variables else logits
 
     def logits_fn(
@@ -133,13 +145,18 @@ class Classifier:
     ) -> tuple[jax.Array, Any]:
         """Returns logits under batch statistics and dropout (B, K) float32, and the updated
         statistics; `key` is dropout's."""
-        logits, updated = self.network.apply(
-            *self._arguments(variables, self.purify(variables, pixels)),
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
+        arguments = self._arguments(variables, self.purify(variables, pixels))
+        with self._products(self.network):
+            logits, updated = self.network.apply(
+                *arguments, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+            )
         return logits, updated.get("batch_stats", {})
+
+    def _products(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Sets the precision of the module's matrix products and convolutions, and of their
+        gradients, while it is traced. In bfloat16 there is nothing to choose."""
+        wide = getattr(module, "dtype", jnp.float32) == jnp.float32
+        return jax.default_matmul_precision(self.precision if wide else "default")
 
     def _arguments(self, variables: Variables, pixels: jax.Array) -> tuple[Variables, jax.Array]:
         """The network's variables, and the normalised images."""

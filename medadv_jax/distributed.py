@@ -7,7 +7,7 @@ Orbax saves from all of them, the first writes everything else.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -188,17 +188,22 @@ class Share:
 
 def make_mesh() -> Mesh:
     """Returns all devices of all processes along one axis, `data`."""
-    return _along_data(jax.devices())
+    return along_data(jax.devices())
 
 
 def make_local_mesh() -> Mesh:
     """Returns the devices of this process along one axis, `data`."""
-    return _along_data(jax.local_devices())
+    return along_data(jax.local_devices())
 
 
-def _along_data(devices: list[Any]) -> Mesh:
-    # By position: the names of the first two differ between versions of jax.
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+def along_data(devices: Iterable[Any]) -> Mesh:
+    """Returns devices along one axis, `data`, in the order of their processes, then of their ids.
+
+    Process p of n reads part p of every batch, so that rows lie as in a run of one process. An
+    order by the network, as `jax.make_mesh` has it, mixes processes, and refuses several slices.
+    """
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
 def put_batch(mesh: Mesh, batch: Batch) -> dict[str, jax.Array]:

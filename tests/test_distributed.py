@@ -1,5 +1,6 @@
 """One device, eight devices and two processes train the same; what they say to each other."""
 
+import dataclasses
 import os
 import re
 import socket
@@ -7,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from medadv_jax.data.loader import make_loader
-from medadv_jax.distributed import use_own_settings
+from medadv_jax.distributed import along_data, use_own_settings
 from tests.helpers.hlo import COLLECTIVE, computations, reachable
 from tests.helpers.tiny import tiny_dataset
 
@@ -106,6 +109,38 @@ def test_devices_reduce_gradients_and_nothing_within_the_attack(eight_devices: P
     assert len(kernels) == 1
     assert len(re.findall(r"f32\[\d+,", kernels[0].split(" all-reduce")[0])) == 3
     assert len(reduced) <= 1 + 2 * 2
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """What a mesh asks of a device."""
+
+    id: int
+    process_index: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+TOPOLOGIES = {
+    # 4×4 chips by number, row by row; a process has 2×2 of them
+    "v5e:4x4": [FakeDevice(y * 4 + x, y // 2 * 2 + x // 2) for y in range(4) for x in range(4)],
+    "two slices": [FakeDevice(100_000 * (s + 1) + i, s) for s in range(2) for i in range(4)],
+    "two machines, the second first": [FakeDevice(i, i // 4) for i in (*range(4, 8), *range(4))],
+}
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_rows_follow_processes_whatever_the_topology(name: str) -> None:
+    devices: Any = TOPOLOGIES[name]
+    mesh = along_data(devices)
+    rows = NamedSharding(mesh, PartitionSpec("data")).devices_indices_map((2 * len(devices),))
+    of_process: dict[int, list[int]] = {}
+    for device, (part,) in rows.items():
+        start, stop, _ = part.indices(2 * len(devices))
+        of_process.setdefault(device.process_index, []).extend(range(start, stop))
+    share = 2 * len(devices) // len(of_process)
+    for process, own in of_process.items():  # as `part` of `make_loader`
+        assert sorted(own) == list(range(process * share, (process + 1) * share))
 
 
 def test_settings_of_other_programs_do_not_reach_a_run() -> None:

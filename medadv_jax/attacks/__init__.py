@@ -33,6 +33,7 @@ from medadv_jax.attacks.fmn import Fmn
 from medadv_jax.attacks.inputs import check_radius
 from medadv_jax.attacks.losses import LOSSES
 from medadv_jax.attacks.norms import BALLS
+from medadv_jax.attacks.restriction import parse_restriction
 from medadv_jax.attacks.run import Attack, run_assigned, run_attacks
 from medadv_jax.attacks.spec import LogitsFn
 from medadv_jax.attacks.square import Square
@@ -43,6 +44,7 @@ __all__ = [
     "Attack",
     "LogitsFn",
     "make_attack",
+    "parse_restriction",
     "run_assigned",
     "run_attacks",
 ]
@@ -97,7 +99,7 @@ def make_attack(
       num_steps: gradient steps, queries of Square; None: 10, or the published number of the
         evaluation attacks (100; Square 5,000). FGSM takes one.
       **options: further fields of the attack, such as norm, loss, targeted, num_restarts,
-        keep_best, early_stop; and `decay` for MI-FGSM.
+        keep_best, early_stop, restriction; and `decay` for MI-FGSM.
 
     Raises:
       ValueError: for an unknown name, norm or loss, or an impossible number.

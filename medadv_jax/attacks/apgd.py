@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from medadv_jax.attacks import losses
-from medadv_jax.attacks.norms import BALLS, norm_of
+from medadv_jax.attacks.norms import norm_of
+from medadv_jax.attacks.restriction import FREE
 from medadv_jax.attacks.stepwise import Examples, StepwiseAttack
 
 MOMENTUM = 0.75  # α
@@ -80,11 +81,13 @@ class Apgd(StepwiseAttack):
 
     def start(self, example: Examples, key: jax.Array) -> ApgdState:
         """Returns the state at a random point of the ball's boundary."""
-        image, ball = example.image, BALLS[self.norm]
+        image, ball = example.image, self.ball
         if self.norm == "linf":
             noise = jax.random.uniform(key, image.shape, minval=-1.0)
         else:
             noise = jax.random.normal(key, image.shape)
+        if self.restriction != FREE:
+            noise = self.restriction.direction(noise)
         noise = noise / norm_of(noise, self.norm)
         point = ball.project(image + self.epsilon * noise, image, jnp.float32(self.epsilon))
         low, no = jnp.float32(-jnp.inf), jnp.zeros((), bool)
@@ -163,7 +166,7 @@ class Apgd(StepwiseAttack):
 
     def _move(self, state: ApgdState, gradient: jax.Array, image: jax.Array) -> ApgdState:
         """A gradient step, averaged with the last change of the point (algorithm 1, α)."""
-        ball, radius = BALLS[self.norm], jnp.float32(self.epsilon)
+        ball, radius = self.ball, jnp.float32(self.epsilon)
         ahead = state.point + state.step_size * ball.direction(gradient)
         ahead = ball.project(ahead, image, radius)
         weight = jnp.where(state.iteration == 0, 1.0, MOMENTUM)

@@ -28,6 +28,7 @@ from medadv_jax.attacks.apgd import Apgd, sample_keys
 from medadv_jax.attacks.fab import Fab
 from medadv_jax.attacks.inputs import check_classes, check_images, check_logits
 from medadv_jax.attacks.lanes import fingerprint
+from medadv_jax.attacks.restriction import FREE, Restriction
 from medadv_jax.attacks.square import Square
 from medadv_jax.attacks.stepwise import Found, StepwiseAttack, StepwiseQueue
 
@@ -47,6 +48,7 @@ class AutoAttack:
       version: "standard", "binary", "rand", or "auto": binary for two classes, else standard.
       num_steps: of APGD and FAB.
       queries: of Square.
+      restriction: what of the image may be changed.
     """
 
     name: str
@@ -55,6 +57,7 @@ class AutoAttack:
     version: str = "auto"
     num_steps: int = 100
     queries: int = 5000
+    restriction: Restriction = FREE
 
     def __post_init__(self):
         """Raises ValueError for impossible values."""
@@ -64,7 +67,9 @@ class AutoAttack:
 
     def components(self, num_classes: int) -> tuple[StepwiseAttack, ...]:
         """Returns the attacks in their order; ValueError if version and classes do not fit."""
-        common: Any = {"epsilon": self.epsilon, "norm": self.norm}
+        common: Any = {
+            "epsilon": self.epsilon, "norm": self.norm, "restriction": self.restriction,
+        }  # fmt: skip
         steps = common | {"num_steps": self.num_steps}
         if self.version == "rand":
             losses = ("cross_entropy", "margin" if num_classes == 2 else "dlr")

@@ -23,17 +23,20 @@ from medadv_jax.attacks.lanes import (
     LaneNumbers,
     LaneState,
     Score,
+    accumulate,
     choose_rows,
     initial_state,
+    needs_momentum,
     random_start,
     step_example,
 )
 from medadv_jax.attacks.losses import LOSSES
-from medadv_jax.attacks.norms import BALLS
+from medadv_jax.attacks.restriction import FREE, Restriction, make_ball
 from medadv_jax.attacks.spec import AttackSpec
 
 # (variables, pixels (N, H, W, C), kind of gradient) -> logits (N, K)
 VariablesLogitsFn = Callable[[Any, jax.Array, str], jax.Array]
+_Geometry = tuple[str, Restriction]  # arguments of `make_ball`
 
 
 class AttackJob(NamedTuple):
@@ -120,7 +123,8 @@ class AttackQueue:
         self.slots, self.norm, self.put, self._fold = slots, norm, put, fold
         self.passes = 0
         self._gradients = jax.jit(
-            functools.partial(_gradients, logits_fn), static_argnames="gradient"
+            functools.partial(_gradients, logits_fn),
+            static_argnames=("gradient", "restriction"),
         )
 
     def gradients(
@@ -132,17 +136,25 @@ class AttackQueue:
             self._fold(variables),
             *self.put((points, labels.astype(np.int32), numbers)),
             gradient=gradient,
+            restriction=FREE,
         )
         return Gradients(*jax.device_get(found))
 
     def starts(
-        self, images: np.ndarray, epsilon: float, restart: int, key: jax.Array
+        self,
+        images: np.ndarray,
+        epsilon: float,
+        restart: int,
+        key: jax.Array,
+        restriction: Restriction = FREE,
     ) -> np.ndarray:
         """Returns random points (N, H, W, C) of the balls around N images, one for each."""
         numbers = _stack([_StartNumbers(float(epsilon), restart, True)] * len(images))
         everything = np.ones(len(images), bool)
         arguments = self.put((images, numbers, everything))
-        return np.asarray(_start(*arguments, key, None, norm=self.norm).point)
+        geometry = (self.norm, restriction)
+        rows = _start(*arguments, key, None, geometry=geometry, with_momentum=False)
+        return np.asarray(rows.state.point)
 
     def run(
         self,
@@ -160,7 +172,7 @@ class AttackQueue:
           variables: of the classifier.
           images: (n, H, W, C) float32 in [0, 1], any n.
           labels: (n,) integer.
-          jobs: J of them.
+          jobs: J of them, of one restriction.
           key: of the random starts.
           gradient: the kind of gradient, handed to `logits_fn`.
           advance: told the number of finished runs, each of one image under one random start.
@@ -169,26 +181,33 @@ class AttackQueue:
           (J, n, H, W, C) float32 in [0, 1]; images that a job leaves out are unchanged.
         """
         check_images(images, labels)
-        variables = self._fold(variables)
+        restriction, variables = _shared_restriction(jobs), self._fold(variables)
+        geometry = (self.norm, restriction)
         results = np.repeat(images[None], len(jobs), axis=0)
         best = np.full(results.shape[:2], -np.inf)  # loss; infinite where misclassified
         slots = _SlotTable(self.slots, images, labels, _tasks(jobs, len(images)))
-        state: Any = None
+        with_momentum = any(needs_momentum(job.attack) for job in jobs)
+        rows: Any = None
         numbers = centres = targets = None
         while slots.assign_tasks():
             if slots.fresh.any():
                 centres, targets, numbers = self.put(slots.arrays())
                 fresh = self.put(slots.fresh)
-                state = _start(centres, numbers.start, fresh, key, state, norm=self.norm)
+                rows = _start(
+                    centres, numbers.start, fresh, key, rows,
+                    geometry=geometry, with_momentum=with_momentum,
+                )  # fmt: skip
+            before = rows.state
             found = self._gradients(
-                variables, state.point, targets, numbers.loss, gradient=gradient
-            )
+                variables, before.point, targets, numbers.loss, gradient=gradient,
+                restriction=restriction,
+            )  # fmt: skip
             self.passes += sum(task is not None for task in slots.tasks)
             finished = slots.count_gradient(np.asarray(found.success))
-            before, state = state, _step(state, found, numbers.step, centres, norm=self.norm)
+            rows = _step(rows, found, numbers.step, centres, geometry=geometry)
             if finished:
                 advance(len(finished))
-                _collect(results, best, slots, finished, before, state)
+                _collect(results, best, slots, finished, before, rows.state)
         return results
 
 
@@ -258,6 +277,14 @@ def _collect(
         slots.tasks[slot] = None
 
 
+def _shared_restriction(jobs: Sequence[AttackJob]) -> Restriction:
+    """Returns the restriction of all jobs; ValueError if they differ."""
+    found = {job.attack.restriction for job in jobs} or {FREE}
+    if len(found) > 1:
+        raise ValueError(f"jobs of one call share a restriction; got {sorted(found)}")
+    return found.pop()
+
+
 def _tasks(jobs: Sequence[AttackJob], count: int) -> Iterator[_Task]:
     for number, job in enumerate(jobs):
         for restart in range(job.attack.num_restarts):
@@ -289,8 +316,10 @@ def _gradients(
     labels: jax.Array,
     numbers: _LossNumbers,
     gradient: str,
+    restriction: Restriction,
 ) -> Gradients:
     def total(points: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        points = restriction.restrict_gradient(points)
         logits = check_logits(lambda pixels: logits_fn(variables, pixels, gradient), labels)(
             points
         ).astype(jnp.float32)
@@ -304,37 +333,56 @@ def _gradients(
     return Gradients(value, success, loss)
 
 
+class _Rows(NamedTuple):
+    """Where the attacks of all rows stand."""
+
+    state: LaneState
+    momentum: jax.Array | None  # (N, H, W, C); None if no job needs it
+
+
 # Start and step contain no network: compiled once for all queues of a shape.
-@functools.partial(jax.jit, static_argnames="norm")
+@functools.partial(jax.jit, static_argnames=("geometry", "with_momentum"))
 def _start(
     images: jax.Array,
     numbers: _StartNumbers,
     fresh: jax.Array,
     key: jax.Array,
-    state: LaneState | None,
+    rows: _Rows | None,
     *,
-    norm: str,
-) -> LaneState:
-    """Returns the state, rows (N, …), with the rows of `fresh` at their starts."""
+    geometry: _Geometry,
+    with_momentum: bool,
+) -> _Rows:
+    """Returns the rows (N, …), with those of `fresh` at their starts."""
 
-    def start(image: jax.Array, own: _StartNumbers) -> LaneState:
+    def start(image: jax.Array, own: _StartNumbers) -> _Rows:
         draw_key = jax.random.fold_in(key, own.restart)
-        drawn = random_start(draw_key, BALLS[norm], image, own.epsilon)
-        return initial_state(jnp.where(own.random_start, drawn, image))
+        drawn = random_start(draw_key, make_ball(*geometry), image, own.epsilon)
+        state = initial_state(jnp.where(own.random_start, drawn, image))
+        return _Rows(state, jnp.zeros_like(image) if with_momentum else None)
 
     first = jax.vmap(start)(images, numbers)
-    return first if state is None else choose_rows(fresh, first, state)
+    return first if rows is None else choose_rows(fresh, first, rows)
 
 
-@functools.partial(jax.jit, static_argnames="norm")
+@functools.partial(jax.jit, static_argnames="geometry")
 def _step(
-    state: LaneState, found: Gradients, numbers: LaneNumbers, images: jax.Array, *, norm: str
-) -> LaneState:
+    rows: _Rows,
+    found: Gradients,
+    numbers: LaneNumbers,
+    images: jax.Array,
+    *,
+    geometry: _Geometry,
+) -> _Rows:
     """Moves every row by one step, keeping the strongest point visited."""
 
-    def step(state: LaneState, found: Gradients, own: LaneNumbers, image: jax.Array) -> LaneState:
-        score = Score(found.success, found.loss)
+    def step(row: _Rows, found: Gradients, own: LaneNumbers, image: jax.Array) -> _Rows:
+        score, ascent, momentum = Score(found.success, found.loss), found.gradient, row.momentum
+        if momentum is not None:
+            ascent = momentum = accumulate(own.decay, momentum, ascent)
         # Rows whose images are misclassified leave the batch, so none has to wait in place.
-        return step_example(BALLS[norm], own, state, score, found.gradient, image, can_stop=False)
+        state = step_example(
+            make_ball(*geometry), own, row.state, score, ascent, image, can_stop=False
+        )
+        return _Rows(state, momentum)
 
-    return jax.vmap(step)(state, found, numbers, images)
+    return jax.vmap(step)(rows, found, numbers, images)

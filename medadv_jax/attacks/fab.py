@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medadv_jax.attacks.norms import BALLS, norm_of, normalize
+from medadv_jax.attacks.norms import norm_of, normalize
 from medadv_jax.attacks.spec import LogitsFn
 from medadv_jax.attacks.stepwise import Examples, StepwiseAttack
 
@@ -85,14 +85,14 @@ class Fab(StepwiseAttack):
         lengths = jnp.maximum(norm_of(own, self.norm), 1e-8), norm_of(original, self.norm)
         alpha = jnp.minimum(lengths[0] / (lengths[0] + lengths[1]), ALPHA_MAX)
         ahead = (1 - alpha) * (point + OVERSHOOT * own) + alpha * (image + OVERSHOOT * original)
-        return jnp.clip(ahead, 0.0, 1.0)
+        return self.restriction.point(jnp.clip(ahead, 0.0, 1.0), image)
 
     def _record(
         self, state: FabState, point: jax.Array, wrong: jax.Array, image: jax.Array
     ) -> FabState:
         distance = norm_of(point - image, self.norm)
         nearer = wrong & (distance < state.distance)
-        inside = BALLS[self.norm].project(point, image, jnp.float32(self.epsilon))
+        inside = self.ball.project(point, image, jnp.float32(self.epsilon))
         success = state.success | (wrong & (distance <= self.epsilon))
         return FabState(
             point=jnp.where(wrong, image + BACKWARD * (point - image), point),

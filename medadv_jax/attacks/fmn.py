@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from medadv_jax.attacks.losses import margin, targeted_margin
-from medadv_jax.attacks.norms import BALLS, norm_of, normalize
+from medadv_jax.attacks.norms import norm_of, normalize
 from medadv_jax.attacks.spec import LogitsFn
 from medadv_jax.attacks.stepwise import Examples, StepwiseAttack
 
@@ -68,7 +68,7 @@ class Fmn(StepwiseAttack):
         gradient: jax.Array,
         image: jax.Array,
     ) -> FmnState:
-        ball = BALLS[self.norm]
+        ball = self.ball
         length = norm_of(state.point - image, self.norm)
         nearer = wrong & (length < state.distance)
         distance = jnp.where(nearer, length, state.distance)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from medadv_jax.attacks import EVALUATION_ATTACKS, make_attack
+from medadv_jax.attacks import EVALUATION_ATTACKS, make_attack, parse_restriction
+from medadv_jax.attacks.restriction import Restriction
 from medadv_jax.config import Config
 
 
@@ -28,3 +29,17 @@ def attack_from_config(
     elif name != "fgsm":
         options["step_size"] = settings.relative_step * radius / num_steps
     return make_attack(name, radius, num_steps=num_steps, norm=settings.norm, **options)
+
+
+def restriction_from_config(config: Config) -> Restriction:
+    """Returns what the attackers of an evaluation may change."""
+    return parse_restriction(config.attack.mask, config.attack.grey)
+
+
+def restricted_attack_from_config(
+    config: Config, name: str, num_steps: int, epsilon: float | None = None, **options: Any
+) -> Any:
+    """Returns the attack `name` of an evaluation, as `attack_from_config`; it changes only what
+    `config.attack.mask` and `config.attack.grey` allow."""
+    restriction = restriction_from_config(config)
+    return attack_from_config(config, name, num_steps, epsilon, restriction=restriction, **options)

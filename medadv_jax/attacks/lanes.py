@@ -8,8 +8,9 @@ devices stays where it is. Finished lanes are dropped, so short attacks stay che
 The gradient is that of a summed per-example loss with respect to pixels alone; parameters that
 `logits_fn` closes over get none.
 
-For one example: `random_start`, `initial_state`, `step_example`. For a batch of lanes:
-`plan_lanes`, `start_lanes`, `make_score_fn`, `run_lanes`, `finish_lanes`, `strongest_restarts`.
+For one example: `random_start`, `initial_state`, `accumulate`, `step_example`. For a batch of
+lanes: `plan_lanes`, `start_lanes`, `make_score_fn`, `run_lanes`, `finish_lanes`,
+`strongest_restarts`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from medadv_jax.attacks.losses import LOSSES
-from medadv_jax.attacks.norms import BALLS, Ball, l1_normalize
+from medadv_jax.attacks.norms import Ball, l1_normalize
+from medadv_jax.attacks.restriction import Restriction, make_ball
 from medadv_jax.attacks.spec import AttackSpec, LogitsFn
 
 LOOPS = ("fori_loop", "unrolled")
@@ -46,7 +48,6 @@ class LaneState(NamedTuple):
     """Where the attack on an example stands."""
 
     point: jax.Array  # (H, W, C) the current adversarial image
-    momentum: jax.Array  # (H, W, C) the accumulated gradient
     best: jax.Array  # (H, W, C) the strongest point visited
     success: jax.Array  # () bool: does the strongest point fool the network?
     loss: jax.Array  # () float32: the strongest point's loss
@@ -57,6 +58,9 @@ class LaneState(NamedTuple):
         return Score(self.success, self.loss)
 
 
+_Carry = tuple[LaneState, jax.Array]  # see `_make_step`
+
+
 class Plan(NamedTuple):
     """The lanes of a call, longest first, and what they share."""
 
@@ -64,6 +68,7 @@ class Plan(NamedTuple):
     restarts: list[int]  # number of the random start of each lane
     order: list[int]  # position of each lane in the caller's order
     ball: Ball
+    restriction: Restriction
     loss: str
     targeted: bool
     tracked: bool  # does any lane return its strongest point?
@@ -90,11 +95,29 @@ def initial_state(points: jax.Array, batch_shape: tuple[int, ...] = ()) -> LaneS
     """Returns the state at the first points (*batch_shape, H, W, C): nothing scored yet."""
     return LaneState(
         point=points,
-        momentum=jnp.zeros_like(points),
         best=points,
         success=jnp.zeros(batch_shape, bool),
         loss=jnp.full(batch_shape, -jnp.inf, jnp.float32),
     )
+
+
+def needs_momentum(attack: AttackSpec) -> bool:
+    """Tells whether an attack's steps depend on more than its last gradient up to rounding.
+
+    In L∞ only the sign of the gradient matters, so that an attack of decay 0 needs no momentum. In
+    L2 it would change rounding.
+    """
+    follows_last = isinstance(attack.decay, int | float) and attack.decay == 0
+    return attack.norm != "linf" or not follows_last
+
+
+def accumulate(decay: jax.Array, momentum: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Returns the momentum (H, W, C) after one more gradient (Dong et al. 2018, eq. 6).
+
+    With decay 0 it is the gradient up to a positive factor, which `Ball.direction` drops: one
+    formula serves PGD, BIM, FGSM and MI-FGSM.
+    """
+    return decay * momentum + l1_normalize(gradient)
 
 
 def step_example(
@@ -102,7 +125,7 @@ def step_example(
     numbers: LaneNumbers,
     state: LaneState,
     score: Score,
-    gradient: jax.Array,
+    ascent: jax.Array,
     image: jax.Array,
     *,
     tracked: bool = True,
@@ -115,21 +138,18 @@ def step_example(
       numbers: of the attack, each ().
       state: before the step.
       score: of `state.point`.
-      gradient: (H, W, C), of the loss at `state.point`.
+      ascent: (H, W, C), the gradient of the loss at `state.point`, or the momentum.
       image: (H, W, C), the centre of the ball.
       tracked: whether to keep the strongest point visited.
       can_stop: whether `numbers.early_stop` is looked at.
     """
     if tracked:
         state = keep_stronger(state, score)
-    # With decay 0 the momentum is the gradient up to a positive factor, which direction()
-    # drops: one formula serves PGD, BIM, FGSM and MI-FGSM.
-    momentum = numbers.decay * state.momentum + l1_normalize(gradient)
-    point = state.point + numbers.step_size * ball.direction(momentum)
+    point = state.point + numbers.step_size * ball.direction(ascent)
     point = ball.project(point, image, numbers.epsilon)
     if can_stop:
         point = jnp.where(numbers.early_stop & score.success, state.point, point)
-    return state._replace(point=point, momentum=momentum)
+    return state._replace(point=point)
 
 
 def keep_stronger(state: LaneState, score: Score) -> LaneState:
@@ -157,10 +177,12 @@ def is_stronger(a: Score, b: Score) -> jax.Array:
 
 def plan_lanes(attacks: Sequence[AttackSpec]) -> Plan:
     """Returns a lane for each attack and restart; ValueError if attacks cannot share a batch."""
-    kinds = {(attack.norm, attack.loss, attack.targeted) for attack in attacks}
+    kinds = {(each.norm, each.restriction, each.loss, each.targeted) for each in attacks}
     if len(kinds) > 1:
-        raise ValueError(f"attacks of one call share norm, loss and direction; got {sorted(kinds)}")
-    norm, loss, targeted = kinds.pop()
+        raise ValueError(
+            f"attacks of one call share norm, restriction, loss and direction; got {sorted(kinds)}"
+        )
+    norm, restriction, loss, targeted = kinds.pop()
     lanes = [attack for attack in attacks for _ in range(attack.num_restarts)]
     restarts = [restart for attack in attacks for restart in range(attack.num_restarts)]
     order = sorted(range(len(lanes)), key=lambda lane: -lanes[lane].num_steps)
@@ -168,7 +190,8 @@ def plan_lanes(attacks: Sequence[AttackSpec]) -> Plan:
         lanes=[lanes[lane] for lane in order],
         restarts=[restarts[lane] for lane in order],
         order=order,
-        ball=BALLS[norm],
+        ball=make_ball(norm, restriction),
+        restriction=restriction,
         loss=loss,
         targeted=targeted,
         tracked=any(lane.keep_best or lane.num_restarts > 1 for lane in lanes),
@@ -206,7 +229,7 @@ def make_score_fn(
     loss_fn = LOSSES[plan.loss]
 
     def score(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, Score]:
-        flat = points.reshape(-1, *points.shape[2:])
+        flat = plan.restriction.restrict_gradient(points.reshape(-1, *points.shape[2:]))
         logits = logits_fn(flat).astype(jnp.float32)
         loss = loss_fn(logits, labels.ravel())
         is_label = jnp.argmax(logits, axis=-1) == labels.ravel()
@@ -228,39 +251,76 @@ def run_lanes(
     loop: str,
 ) -> LaneState:
     """Runs all lanes to the smallest number of steps, the rest to the next smallest, and so on."""
-    step = _make_step(plan, score_fn)
     lanes, finished, done = plan.lanes, [], 0
+    momentum = jnp.zeros_like(_choose_lanes(state.point, _with_momentum(lanes)))
     while lanes:
         active, until = len(lanes), lanes[-1].num_steps
-        arguments = (_stack(lanes), images[:, :active], labels[:, :active])
-        state = _repeat(lambda state, a=arguments: step(state, *a), until - done, state, loop)
+        step = _make_step(plan, score_fn, lanes, images[:, :active], labels[:, :active])
+        state, momentum = _repeat(step, until - done, (state, momentum), loop)
         staying = sum(lane.num_steps > until for lane in lanes)
         finished.append(jax.tree.map(lambda x, s=staying: x[:, s:], state))
         state = jax.tree.map(lambda x, s=staying: x[:, :s], state)
         lanes, done = lanes[:staying], until
+        momentum = momentum[:, : len(_with_momentum(lanes))]
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *reversed(finished))
 
 
+def _with_momentum(lanes: Sequence[AttackSpec]) -> list[int]:
+    return [number for number, lane in enumerate(lanes) if needs_momentum(lane)]
+
+
+def _choose_lanes(x: jax.Array, chosen: Sequence[int]) -> jax.Array:
+    """Returns lanes of (B, L, …) by slices, which compilers fuse, unlike a gather."""
+    return jnp.concatenate([x[:, :0], *(x[:, lane : lane + 1] for lane in chosen)], axis=1)
+
+
 def _make_step(
-    plan: Plan, score_fn: Callable[..., tuple[jax.Array, Score]]
-) -> Callable[..., LaneState]:
-    """Returns one step of all lanes: a gradient of the batch, then a move of each example."""
+    plan: Plan,
+    score_fn: Callable[..., tuple[jax.Array, Score]],
+    lanes: Sequence[AttackSpec],
+    images: jax.Array,
+    labels: jax.Array,
+) -> Callable[[_Carry], _Carry]:
+    """Returns one step of `lanes`: a gradient of the batch, then a move of each example.
+
+    What it carries from step to step is the state of all lanes, and the momentum (B, M, H, W, C) of
+    those M that need it.
+    """
+    numbers, chosen = _stack(lanes), _with_momentum(lanes)
+    decay = numbers.decay[jnp.array(chosen, int)]
+    # Where each lane's direction is in the momenta, then the gradients.
+    places = [
+        chosen.index(lane) if lane in chosen else len(chosen) + lane for lane in range(len(lanes))
+    ]
 
     def move(numbers: LaneNumbers, *example: Any) -> LaneState:
         return step_example(
             plan.ball, numbers, *example, tracked=plan.tracked, can_stop=plan.can_stop
         )
 
-    move_examples = jax.vmap(move, in_axes=(None, 0, 0, 0, 0))
-    move_lanes = jax.vmap(move_examples, in_axes=(0, 1, 1, 1, 1), out_axes=1)
+    accumulate_lanes = _over_lanes(accumulate)
+    move_lanes = _over_lanes(move)
 
-    def step(
-        state: LaneState, numbers: LaneNumbers, images: jax.Array, labels: jax.Array
-    ) -> LaneState:
+    def step(carry: _Carry) -> _Carry:
+        state, momentum = carry
         gradient, score = jax.grad(score_fn, has_aux=True)(state.point, labels)
-        return move_lanes(numbers, state, score, gradient, images)
+        ascent = gradient
+        if chosen:
+            momentum = accumulate_lanes(decay, momentum, _choose_lanes(gradient, chosen))
+            ascent = _choose_lanes(jnp.concatenate([momentum, gradient], axis=1), places)
+        return move_lanes(numbers, state, score, ascent, images), momentum
 
     return step
+
+
+def _over_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps (numbers of a lane, of one example …) over lanes (L,), (B, L, …)."""
+
+    def run(numbers: Any, *batch: Any) -> Any:
+        examples = jax.vmap(function, in_axes=(None, *[0] * len(batch)))
+        return jax.vmap(examples, in_axes=(0, *[1] * len(batch)), out_axes=1)(numbers, *batch)
+
+    return run
 
 
 def _stack(lanes: Sequence[AttackSpec]) -> LaneNumbers:
@@ -275,9 +335,7 @@ def _stack(lanes: Sequence[AttackSpec]) -> LaneNumbers:
     )
 
 
-def _repeat(
-    step: Callable[[LaneState], LaneState], times: int, state: LaneState, loop: str
-) -> LaneState:
+def _repeat(step: Callable[[_Carry], _Carry], times: int, state: _Carry, loop: str) -> _Carry:
     """Applies `step` `times` times."""
     if loop not in LOOPS:
         raise ValueError(f"loop={loop!r}: known are {', '.join(LOOPS)}")

@@ -46,8 +46,8 @@ class LInf(NamedTuple):
     """Largest change of any pixel."""
 
     def direction(self, gradient: jax.Array) -> jax.Array:
-        """Returns the sign; 0 where the gradient is 0."""
-        return jnp.sign(gradient)
+        """Returns the sign; 0 where the gradient is 0 or not a number."""
+        return (gradient > 0).astype(gradient.dtype) - (gradient < 0).astype(gradient.dtype)
 
     def project(self, point: jax.Array, image: jax.Array, epsilon: jax.Array) -> jax.Array:
         """Returns the nearest point of the ball and of [0, 1]."""

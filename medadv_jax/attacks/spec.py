@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 
 from medadv_jax.attacks.inputs import check_count, check_decay, check_number, check_radius
+from medadv_jax.attacks.restriction import FREE, Restriction
 
 LogitsFn = Callable[[jax.Array], jax.Array]  # pixels (N, H, W, C) in [0, 1] -> logits (N, K)
 
@@ -31,6 +32,7 @@ class AttackSpec:
       num_restarts: independent random starts; the strongest result counts, for each example.
       keep_best: whether the strongest point visited is returned, not the last one.
       early_stop: whether an example that is already misclassified stays where it is.
+      restriction: what of the image may be changed.
     """
 
     name: str
@@ -45,6 +47,7 @@ class AttackSpec:
     num_restarts: int = 1
     keep_best: bool = False
     early_stop: bool = False
+    restriction: Restriction = FREE
 
     def __post_init__(self):
         """Raises ValueError for impossible values."""

@@ -14,6 +14,7 @@ import numpy as np
 from medadv_jax.attacks import losses
 from medadv_jax.attacks.lanes import choose_rows
 from medadv_jax.attacks.norms import norm_of, normalize
+from medadv_jax.attacks.restriction import Box
 from medadv_jax.attacks.spec import LogitsFn
 from medadv_jax.attacks.stepwise import Examples, StepwiseAttack
 
@@ -44,14 +45,15 @@ class Square(StepwiseAttack):
     def start(self, example: Examples, key: jax.Array) -> SquareState:
         """Returns the state at random stripes (L∞) or tiles (L2)."""
         image = example.image
-        height, width, channels = image.shape
+        box, channels = self._room(image)
         if self.norm == "linf":
-            signs = _signs(jax.random.fold_in(key, 0), (1, width, channels))
-            change = self.epsilon * jnp.broadcast_to(signs, image.shape)
+            signs = _signs(jax.random.fold_in(key, 0), (1, box.width, channels))
+            change = self.epsilon * _placed(signs, box, image.shape)
         else:
-            change = self._scaled(_tiles(jax.random.fold_in(key, 0), height, width, channels))
+            tiles = _tiles(jax.random.fold_in(key, 0), box.height, box.width, channels)
+            change = self._scaled(_placed(tiles, box, image.shape))
         no = jnp.zeros((), bool)
-        first = jnp.clip(image + change, 0.0, 1.0)
+        first = self.restriction.point(jnp.clip(image + change, 0.0, 1.0), image)
         return SquareState(first, jnp.float32(jnp.inf), key, no, no, jnp.int32(0))
 
     def step(self, logits_fn: LogitsFn, state: SquareState, examples: Examples) -> SquareState:
@@ -73,33 +75,43 @@ class Square(StepwiseAttack):
         """Returns a changed copy of the best point; in the first query the best point itself."""
         key = jax.random.fold_in(state.key, state.iteration)
         draw = self._linf_change if self.norm == "linf" else self._l2_change
-        return jnp.where(state.iteration == 0, state.best, draw(key, state, image))
+        drawn = self.restriction.point(draw(key, state, image), image)
+        return jnp.where(state.iteration == 0, state.best, drawn)
+
+    def _room(self, image: jax.Array) -> tuple[Box, int]:
+        """Returns the patch that squares lie in, and the channels that have signs of their own."""
+        height, width, channels = image.shape
+        return self.restriction.box(height, width), 1 if self.restriction.grey else channels
 
     def _linf_change(self, key: jax.Array, state: SquareState, image: jax.Array) -> jax.Array:
-        height, width, channels = image.shape
-        sides = _sides(self.num_steps, height, width, odd=False)
+        box, channels = self._room(image)
+        sides = _sides(self.num_steps, box.height, box.width, odd=False)
         place_key, sign_key = jax.random.split(key)
-        window, _ = _window(place_key, jnp.asarray(sides)[state.iteration], height, width)
+        side = jnp.asarray(sides)[state.iteration]
+        window, _ = _window(place_key, side, box, image.shape)
         change = self.epsilon * _signs(sign_key, (1, 1, channels))
         return jnp.where(window, jnp.clip(image + change, 0.0, 1.0), state.best)
 
     def _l2_change(self, key: jax.Array, state: SquareState, image: jax.Array) -> jax.Array:
         """Moves the change of one window into another (algorithm 3)."""
-        height, width, channels = image.shape
-        sides = _sides(self.num_steps, height, width, odd=True)
+        box, channels = self._room(image)
+        sides = _sides(self.num_steps, box.height, box.width, odd=True)
         kinds, kind = np.unique(sides, return_inverse=True)
-        bumps = jnp.asarray(np.stack([_bump(side, height, width) for side in kinds]))
+        bumps = jnp.asarray(np.stack([_bump(side, *image.shape[:2]) for side in kinds]))
         keys = jax.random.split(key, 4)
         side = jnp.asarray(sides)[state.iteration]
-        here, corner = _window(keys[0], side, height, width)
-        there, _ = _window(keys[1], side, height, width)
+        here, corner = _window(keys[0], side, box, image.shape)
+        there, _ = _window(keys[1], side, box, image.shape)
         bump = bumps[jnp.asarray(kind, jnp.int32)[state.iteration]]
         bump = bump[jax.random.bernoulli(keys[2]).astype(jnp.int32)]
         bump = jnp.roll(bump, corner, (0, 1))[..., None] * _signs(keys[3], (1, 1, channels))
 
         delta = state.best - image
         unused = jnp.maximum(self.epsilon**2 - jnp.sum(delta**2), 0.0)
-        budget = jnp.sum(delta**2 * (here | there), axis=(0, 1), keepdims=True) + unused / channels
+        budget = (
+            jnp.sum(delta**2 * (here | there), axis=(0, 1), keepdims=True)
+            + unused / image.shape[-1]
+        )
         old = delta * here
         new = bump + old / (1e-12 + _channel_norms(old))
         new = new / (1e-12 + _channel_norms(new)) * jnp.sqrt(budget)
@@ -118,14 +130,25 @@ def _channel_norms(change: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(change**2, axis=(0, 1), keepdims=True))
 
 
+def _placed(change: jax.Array, box: Box, shape: tuple[int, ...]) -> jax.Array:
+    """Returns (H, W, C): a change that broadcasts to the shape of the box, and 0 around it."""
+    change = jnp.broadcast_to(change, (box.height, box.width, shape[-1]))
+    if change.shape == shape:
+        return change
+    rows, columns = (box.top, shape[0] - box.top - box.height), shape[1] - box.left - box.width
+    return jnp.pad(change, (rows, (box.left, columns), (0, 0)))
+
+
 def _window(
-    key: jax.Array, side: jax.Array, height: int, width: int
+    key: jax.Array, side: jax.Array, box: Box, shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the pixels (H, W, 1) bool of a square at a random place, and its corner (2,)."""
+    """Returns the pixels (H, W, 1) bool of a square at a random place in the box, and its corner
+    (2,)."""
     draws = jax.random.uniform(key, (2,))
-    room = jnp.array([height, width]) - side + 1
+    room = jnp.array([box.height, box.width]) - side + 1
     corner = jnp.minimum((draws * room).astype(jnp.int32), room - 1)
-    rows, columns = jnp.arange(height) - corner[0], jnp.arange(width) - corner[1]
+    corner += jnp.array([box.top, box.left])
+    rows, columns = jnp.arange(shape[0]) - corner[0], jnp.arange(shape[1]) - corner[1]
     inside = ((rows >= 0) & (rows < side))[:, None] & ((columns >= 0) & (columns < side))[None]
     return inside[..., None], corner
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from medadv_jax.attacks.inputs import check_count, check_images, check_logits, check_radius
 from medadv_jax.attacks.lanes import choose_rows, fingerprint
-from medadv_jax.attacks.norms import BALLS
+from medadv_jax.attacks.norms import BALLS, Ball
+from medadv_jax.attacks.restriction import FREE, Restriction, make_ball
 from medadv_jax.attacks.spec import LogitsFn
 
 
@@ -57,6 +58,7 @@ class StepwiseAttack(abc.ABC):
       norm: "linf" or "l2".
       num_steps: at most; at least 1.
       num_targets: classes to aim at in turn, by falling clean logit, at most K - 1; 0: untargeted.
+      restriction: what of the image may be changed.
     """
 
     name: str
@@ -64,6 +66,7 @@ class StepwiseAttack(abc.ABC):
     norm: str = "linf"
     num_steps: int = 100
     num_targets: int = 0
+    restriction: Restriction = FREE
 
     def __post_init__(self):
         """Raises ValueError for impossible values."""
@@ -72,6 +75,11 @@ class StepwiseAttack(abc.ABC):
         check_radius(self.name, self.epsilon, self.norm)
         check_count(self.name, "num_steps", self.num_steps)
         check_count(self.name, "num_targets", self.num_targets, low=0)
+
+    @property
+    def ball(self) -> Ball:
+        """The geometry: ball and restriction."""
+        return make_ball(self.norm, self.restriction)
 
     @abc.abstractmethod
     def start(self, example: Examples, key: jax.Array) -> Any:
@@ -165,7 +173,11 @@ def start_batch(attack: StepwiseAttack, examples: Examples, key: jax.Array) -> A
 
 def advance(attack: StepwiseAttack, logits_fn: LogitsFn, state: Any, examples: Examples) -> Any:
     """Takes one step in all rows that are not done."""
-    new = attack.step(logits_fn, state, examples)
+
+    def restricted(pixels: jax.Array, *keys: jax.Array) -> jax.Array:
+        return logits_fn(attack.restriction.restrict_gradient(pixels), *keys)
+
+    new = attack.step(restricted, state, examples)
     return choose_rows(state.done, state, new)
 
 

@@ -12,6 +12,7 @@ from medadv_jax.config import Config
 from medadv_jax.defenses.adversarial import adversarial_examples, run_training_attacks
 from medadv_jax.defenses.distilled import distillation_loss
 from medadv_jax.defenses.from_config import adversarial_objective, attack_passes, train_attacks
+from medadv_jax.defenses.mislearned import mislearned_loss
 from medadv_jax.defenses.objectives import (
     Examples,
     ExamplesFn,
@@ -132,6 +133,18 @@ def _distilled(config: Config) -> Objective:
     )
 
 
+def _mislearned(config: Config) -> Objective:
+    train, attacks = config.train, train_attacks(config)
+    attack = functools.partial(
+        run_training_attacks, attacks=attacks, assignment="one", loop=config.attack.loop
+    )
+    return Objective(
+        functools.partial(adversarial_examples, attack=attack, weight=train.adversarial_weight),
+        functools.partial(mislearned_loss, smoothing=train.label_smoothing),
+        passes=attack_passes(attacks, "one") + 2,
+    )
+
+
 def _autoencoder(config: Config) -> Objective:
     purifier = config.purifier
     examples = functools.partial(
@@ -197,6 +210,8 @@ DEFENSES: dict[str, Defense] = {
         student=True,
         chosen_under="full",
     ),
+    # No defence: what learning attacked images under wrong labels makes of the network.
+    "mislearned": Defense("mislearned", _mislearned, _train, network_from="base"),
     # A network for randomised smoothing, trained under noise.
     "smoothed": Defense("smoothed", smoothed_objective, _train, smoothed=True),
     # A purifier that removes the noise before a network that was trained without.

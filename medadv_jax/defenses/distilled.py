@@ -8,7 +8,13 @@ import jax.numpy as jnp
 
 from medadv_jax.attacks.losses import cross_entropy
 from medadv_jax.classifier import Classifier, Variables
-from medadv_jax.defenses.objectives import Batch, Examples, Loss, kl_divergence
+from medadv_jax.defenses.objectives import (
+    Batch,
+    Examples,
+    Loss,
+    kl_divergence,
+    weighted_sum,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,4 +79,4 @@ def distillation_loss(
         "adversarial_accuracy": share(predicted[:, 1:] == labels),
         "agreement": share(predicted[:, 1:] == taught.argmax(axis=-1)[:, None]),
     }
-    return Loss(jnp.vdot(examples.weights, losses), metrics, batch_stats)
+    return Loss(weighted_sum(examples.weights, losses), metrics, batch_stats)

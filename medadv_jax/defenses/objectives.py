@@ -62,6 +62,11 @@ class Loss(NamedTuple):
     batch_stats: Any
 
 
+def weighted_sum(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    """Returns the sum of weights times losses, of one shape; in float32 on every backend."""
+    return jnp.vdot(weights, losses, precision=jax.lax.Precision.HIGHEST)
+
+
 class Replay(NamedTuple):
     """How a step uses a batch several times; see `free.py`.
 
@@ -129,7 +134,7 @@ def classification_loss(
     logits, batch_stats = column_logits(classifier, variables, examples.images, key, dual_norm)
     losses = smoothed_cross_entropy(logits, jnp.repeat(batch.labels, columns), smoothing)
     metrics = accuracies(logits, columns, batch, clean)
-    return Loss(jnp.vdot(examples.weights.ravel(), losses), metrics, batch_stats)
+    return Loss(weighted_sum(examples.weights.ravel(), losses), metrics, batch_stats)
 
 
 # (clean logits (B, K), attacked logits (B, K), labels (B,)) -> losses (B,)
@@ -153,7 +158,8 @@ def pair_loss(
     """
     logits, batch_stats = column_logits(classifier, variables, examples.images, key, dual_norm)
     pairs = logits.reshape(-1, 2, logits.shape[-1])
-    value = jnp.vdot(examples.weights.sum(axis=1), losses(pairs[:, 0], pairs[:, 1], batch.labels))
+    values = losses(pairs[:, 0], pairs[:, 1], batch.labels)
+    value = weighted_sum(examples.weights.sum(axis=1), values)
     return Loss(value, accuracies(logits, 2, batch), batch_stats)
 
 

@@ -18,7 +18,14 @@ import jax.numpy as jnp
 
 from medadv_jax.attacks import Attack, LogitsFn, run_assigned
 from medadv_jax.classifier import Classifier, Variables
-from medadv_jax.defenses.objectives import Batch, Examples, Loss, clean_examples, kl_divergence
+from medadv_jax.defenses.objectives import (
+    Batch,
+    Examples,
+    Loss,
+    clean_examples,
+    kl_divergence,
+    weighted_sum,
+)
 from medadv_jax.errors import UserError
 
 # Unit of the reconstruction error, in pixels: 8 of 255 grey levels, about the radius of the paper's
@@ -123,13 +130,13 @@ def purification_loss(
     """
     purified = classifier.purify(variables, inputs.reshape(-1, *inputs.shape[2:]))
     errors = jnp.square(purified.reshape(inputs.shape) - images[:, None])
-    error = jnp.vdot(weights, jnp.mean(errors, axis=(2, 3, 4)))
+    error = weighted_sum(weights, jnp.mean(errors, axis=(2, 3, 4)))
     loss, metrics = error / ERROR_UNIT**2, {"pixel_error": jnp.sqrt(error)}
     if _traits(objective).guided:
         clean = jax.lax.stop_gradient(classifier.logits(variables, images, gradient="bare"))
         logits = classifier.logits(variables, purified, gradient="bare")
         logits = logits.reshape(*weights.shape, -1)
-        divergence = jnp.vdot(weights, kl_divergence(clean[:, None], logits))
+        divergence = weighted_sum(weights, kl_divergence(clean[:, None], logits))
         loss, metrics = loss + guidance * divergence, metrics | {"divergence": divergence}
     return loss, metrics
 

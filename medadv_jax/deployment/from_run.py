@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from medadv_jax.attacks.from_config import restriction_from_config
 from medadv_jax.classifier import Classifier, Variables, to_pixels
 from medadv_jax.config import Config, read_saved_config
 from medadv_jax.data.images import WHITE
@@ -156,6 +157,7 @@ def measured(run: Path, name: str, config: Config, splits: Mapping[str, Any]) ->
     """
     evaluation, attack = config.eval, config.attack
     labels = {"labels": "several"} if "findings" in splits else {}
+    restriction = restriction_from_config(config).suffix.strip("_").replace("_", " ")
     return labels | {
         "defense": name,
         "dataset": config.data.name,
@@ -166,6 +168,7 @@ def measured(run: Path, name: str, config: Config, splits: Mapping[str, Any]) ->
             "steps": evaluation.num_steps,
             "restarts of PGD": evaluation.restarts,
             "steps of APGD": evaluation.apgd_steps,
+            **({"may change": restriction} if restriction else {}),
         },
         "results": _results(run, name),
         "self_checks": _self_checks(run, name),

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from medadv_jax.classifier import to_pixels
-from medadv_jax.deployment import saliency
 from medadv_jax.deployment.attack_images import attack_images
 from medadv_jax.deployment.model import Model
+from medadv_jax.evaluation import saliency
+from medadv_jax.evaluation.overlay import overlay
 
 _ATTACK = "pgd"  # 10 steps
 
@@ -55,8 +56,8 @@ class Inspector:
         label = np.array([self.model.classes.index(view.predicted)])
         shares, cam = self._maps(self.model.variables, _pixels(image), label)
         overlays = {
-            "Integrated gradients": saliency.overlay(image, np.asarray(shares[0])),
-            "Grad-CAM": saliency.overlay(image, np.asarray(cam[0])),
+            "Integrated gradients": overlay(image, np.asarray(shares[0])),
+            "Grad-CAM": overlay(image, np.asarray(cam[0])),
         }
         return view._replace(pictures={**view.pictures, **overlays})
 

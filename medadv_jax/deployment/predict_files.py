@@ -23,7 +23,6 @@ from rich.console import Console
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.images import BadImageError
 from medadv_jax.data.source import SourceFile, list_files
-from medadv_jax.deployment import saliency
 from medadv_jax.deployment.attack_images import (
     Labels,
     attack_images,
@@ -33,7 +32,9 @@ from medadv_jax.deployment.attack_images import (
 from medadv_jax.deployment.description import usable_detectors
 from medadv_jax.deployment.model import Model
 from medadv_jax.errors import UserError
+from medadv_jax.evaluation import saliency
 from medadv_jax.evaluation.evaluate import choose_attacks
+from medadv_jax.evaluation.overlay import overlay
 from medadv_jax.files import atomic_write, file_name
 from medadv_jax.progress import StageProgress
 
@@ -220,7 +221,7 @@ def _saliency_writer(model: Model, folder: Path) -> Callable[[str, np.ndarray, s
         label = np.array([model.classes.index(predicted)])
         found = maps(model.variables, to_pixels(jnp.asarray(image[None])), label)
         for kind, heat in zip(("integrated_gradients", "grad_cam"), found, strict=True):
-            _write_png(folder / f"{name}_{kind}.png", saliency.overlay(image, np.asarray(heat[0])))
+            _write_png(folder / f"{name}_{kind}.png", overlay(image, np.asarray(heat[0])))
 
     return write
 

@@ -41,8 +41,6 @@ COLUMNS = (
     "true_positive_rate", "threshold", "false_positive_rate",
 )  # fmt: skip
 
-Batches = Iterable[tuple[Any, jax.Array]]  # a batch, and the pixels in place of its images
-
 
 class Scores(NamedTuple):
     """Of n images.
@@ -75,7 +73,7 @@ class Detection:
     def measure(
         self,
         validation: Iterable[Batch],
-        test: Iterable[Batch],
+        test: Sequence[Batch],
         examples: Sequence[Example],
         attacks: Sequence[Attack],
         adaptive: Attack,
@@ -100,68 +98,72 @@ class Detection:
           shares: whose rows `validation` and `test` hold; the records are then of all processes.
         """
         self._advance = advance
-        of_validation, self._share = shares or (None, None)
-        placed = list(self._placed(test))
-        chosen_on = self._clean(self._placed(validation), of_validation)
-        clean = self._clean(placed, self._share)
+        of_validation, of_test = shares or (None, None)
+        chosen_on, clean = self._clean(validation, of_validation), self._clean(test, of_test)
         tables = _rows(("none", "clean", "validation"), examples, chosen_on)
         tables += _rows(("none", "clean", "test"), examples, clean)
-        attacked = [self._predictor.attack(attacks, self._source, b, self._key) for b in placed]
-        for number, attack in enumerate(attacks):
-            pairs = [(b, pixels[number]) for b, pixels in zip(placed, attacked, strict=True)]
-            found = self._judge(pairs, self._share)
+        found_by = self._attacked(attacks, test, of_test)
+        for attack, found in zip(attacks, found_by, strict=True):
             fooled = found.wrong & ~clean.wrong
             tables += _rows(("oblivious", attack.name, "test"), examples, found, fooled)
         for number, name in enumerate(DETECTORS):
             threshold = threshold_at(chosen_on.scores[number], false_positive_rate)
             weights = [w / max(threshold, 1e-12) for w in (penalty, penalty / 10, 0.0)]
-            wrong, scores = self._evade(number, adaptive, placed, weights)
+            wrong, scores = self._evade(number, adaptive, test, of_test, weights)
             fooled, scores = _best_for_attacker(wrong & ~clean.wrong, scores)
             key = (name, "adaptive", adaptive.name, "test")
             tables.append(_table(key, examples, clean.index, scores, fooled))
         return pa.concat_tables(tables)
 
     def _evade(
-        self, number: int, attack: Attack, placed: Sequence[Any], weights: Sequence[float]
+        self,
+        number: int,
+        attack: Attack,
+        test: Sequence[Batch],
+        share: Share | None,
+        weights: Sequence[float],
     ) -> tuple[np.ndarray, np.ndarray]:
         """Attacks network and one detector with W weights: wrong (W, n), and scores (W, n)."""
         score = functools.partial([*DETECTORS.values()][number], self._predictor.attacked)
-        tried = []
-        for weight in weights:
-            evade = Penalty(score, weight)
-            tried.append(
-                self._judge(
-                    (
-                        (b, self._predictor.attack([attack], self._source, b, self._key, evade)[0])
-                        for b in placed
-                    ),
-                    self._share,
-                )
-            )
+        penalties = [Penalty(score, weight) for weight in weights]
+        tried = [self._attacked([attack], test, share, penalty)[0] for penalty in penalties]
         return np.stack([t.wrong for t in tried]), np.stack([t.scores[number] for t in tried])
+
+    def _attacked(
+        self,
+        attacks: Sequence[Attack],
+        test: Iterable[Batch],
+        share: Share | None,
+        penalty: Penalty | None = None,
+    ) -> list[Scores]:
+        """Returns the scores of what each attack finds, a batch on the devices at a time."""
+        found = []
+        for batch in self._placed(test):
+            pixels = self._predictor.attack(attacks, self._source, batch, self._key, penalty)
+            found.append([self._judge(batch, each) for each in pixels])
+        return [_join(parts, share) for parts in zip(*found, strict=True)]
 
     def _placed(self, batches: Iterable[Batch]) -> Iterable[dict[str, Any]]:
         return (put_batch(self._mesh, batch) for batch in batches)
 
-    def _clean(self, batches: Iterable[Any], share: Share | None) -> Scores:
-        return self._judge(((batch, to_pixels(batch["image"])) for batch in batches), share)
+    def _clean(self, batches: Iterable[Batch], share: Share | None) -> Scores:
+        placed = self._placed(batches)
+        return _join([self._judge(batch, to_pixels(batch["image"])) for batch in placed], share)
 
-    def _judge(self, batches: Batches, share: Share | None) -> Scores:
-        """Returns the scores of the pixels given with each batch, of all processes."""
-        gather = share.gather if share else lambda array, axis=0: array
-        index, scores, wrong = [], [], []
-        for batch, pixels in batches:
-            real = np.asarray(batch["mask"]) > 0
-            self._advance(int(real.sum()))
-            logits = self._predictor.logits(Target("bare", self._variables), pixels)
-            index.append(np.asarray(batch["index"])[real])
-            scores.append(np.asarray(self._scores(self._variables, pixels))[:, real])
-            wrong.append((np.asarray(logits).argmax(-1) != np.asarray(batch["label"]))[real])
-        return Scores(
-            gather(np.concatenate(index)),
-            gather(np.concatenate(scores, axis=1), 1),
-            gather(np.concatenate(wrong)),
-        )
+    def _judge(self, batch: Any, pixels: jax.Array) -> Scores:
+        """Returns the scores of pixels (B, H, W, 3) in place of a batch's images."""
+        real = np.asarray(batch["mask"]) > 0
+        self._advance(int(real.sum()))
+        logits = self._predictor.logits(Target("bare", self._variables), pixels)
+        wrong = np.asarray(logits).argmax(-1) != np.asarray(batch["label"])
+        scores = np.asarray(self._scores(self._variables, pixels))
+        return Scores(np.asarray(batch["index"])[real], scores[:, real], wrong[real])
+
+
+def _join(parts: Sequence[Scores], share: Share | None) -> Scores:
+    """Returns the scores of all batches, and of a share those of all processes."""
+    whole = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
+    return Scores(*(share.gather(each, each.ndim - 1) for each in whole) if share else whole)
 
 
 def _rows(

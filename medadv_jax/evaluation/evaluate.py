@@ -17,6 +17,7 @@ from rich.console import Console
 from medadv_jax.attacks import Attack, make_attack
 from medadv_jax.attacks.autoattack import AutoAttack
 from medadv_jax.attacks.norms import BALLS
+from medadv_jax.attacks.restriction import FREE
 from medadv_jax.evaluation.checks.function_checks import Attempt, Evidence, check_function
 from medadv_jax.evaluation.function_under_test import FunctionUnderTest
 from medadv_jax.evaluation.model_under_test import is_correct
@@ -203,6 +204,8 @@ def choose_attacks(attacks: str | Sequence[Any], epsilon: float, norm: str) -> l
             )
         if getattr(attack, "targeted", False):
             raise ValueError(f"attack {attack.name}: targeted; labels are the true classes here")
+        if attack.restriction != FREE:
+            raise ValueError(f"attack {attack.name}: restricted, and the checks attack every pixel")
     names = [attack.name for attack in chosen]
     if len({*names}) < len(names):
         raise ValueError(f"attacks: {', '.join(names)}: a name stands twice")

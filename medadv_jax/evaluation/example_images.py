@@ -1,7 +1,6 @@
 """A few test images under attack, kept as arrays for the report: `pictures.npz`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,6 @@ from medadv_jax.classifier import Classifier, to_pixels
 from medadv_jax.data.splits import Example
 from medadv_jax.evaluation.predictor import Predictor, scores
 from medadv_jax.evaluation.threat_models import Source, Target
-from medadv_jax.files import write_record
 
 PER_CLASS = 3
 
@@ -33,7 +31,7 @@ def choose(
 def take(
     predictor: Predictor[Classifier],
     attacks: Sequence[Attack],
-    shown: str,
+    shown: Attack,
     targets: Mapping[str, Target],
     batch: Any,
     key: jax.Array,
@@ -44,7 +42,7 @@ def take(
     Args:
       predictor: of the classifiers.
       attacks: those of the evaluation: their program is compiled already.
-      shown: the name of the attack whose images are kept.
+      shown: that whose images are kept.
       targets: name of a defence -> its classifier.
       batch: image (B, H, W, 3) uint8, label and mask (B,), on the devices.
       key: of the random starts.
@@ -55,27 +53,37 @@ def take(
       defence `<defense>/adversarial` (N, H, W, 3) float32, `<defense>/score_clean` and
       `<defense>/score_adversarial`, see `predictor.scores`, and with a purifier
       `<defense>/purified`, the purified adversarial image.
+
+      Of A attacks, on the first image of each of K classes: `attacks` (A,), `first` (K,) positions
+      among the images; for each defence `<defense>/adaptive` (A, K, H, W, 3) float16 and
+      `<defense>/adaptive_score` (A, K), or (A, K, K) of more than two classes; with a purifier also
+      `<defense>/oblivious`, `<defense>/oblivious_score`, and `<defense>/reconstructed`
+      (K, H, W, 3), the purified clean images.
     """
-    number = [attack.name for attack in attacks].index(shown)
+    number = attacks.index(shown)
     real = np.asarray(batch["mask"]) > 0
-    pixels = to_pixels(batch["image"])
-    arrays = {"images": np.asarray(pixels)[real], "label": np.asarray(batch["label"])[real]}
-    arrays |= {"attack": np.array(shown), "epsilon": np.array(float(attacks[number].epsilon))}
+    pixels, label = to_pixels(batch["image"]), np.asarray(batch["label"])[real]
+    first = np.unique(label, return_index=True)[1]
+    purify = jax.jit(predictor.classifier.purify)
+    arrays = {"images": np.asarray(pixels)[real], "label": label, "first": first}
+    arrays |= {"attack": np.array(shown.name), "epsilon": np.array(float(shown.epsilon))}
+    arrays["attacks"] = np.array([attack.name for attack in attacks])
     for name, target in targets.items():
-        source = Source(target.deployed, target.variables)
-        adversarial = predictor.attack(attacks, source, batch, key)[number]
-        arrays[f"{name}/adversarial"] = np.asarray(adversarial)[real]
-        for kind, images in (("clean", pixels), ("adversarial", adversarial)):
-            logits = np.asarray(predictor.logits(target, images))
-            arrays[f"{name}/score_{kind}"] = scores(logits)[real]
-        if target.deployed == "full":
-            purified = jax.jit(predictor.classifier.purify)(target.variables, adversarial)
-            arrays[f"{name}/purified"] = np.asarray(purified)[real]
+        purified = target.deployed == "full"
+        clean = np.asarray(predictor.logits(target, pixels))
+        arrays[f"{name}/score_clean"] = scores(clean)[real]
+        for threat in ("oblivious", "adaptive") if purified else ("adaptive",):
+            gradient = "bare" if threat == "oblivious" else target.deployed
+            found = predictor.attack(attacks, Source(gradient, target.variables), batch, key)
+            score = scores(np.stack([predictor.logits(target, each) for each in found]))[:, real]
+            arrays[f"{name}/{threat}_score"] = score[:, first]
+            arrays[f"{name}/{threat}"] = np.asarray(found)[:, real][:, first].astype(np.float16)
+        # The last is the adaptive attacker's.
+        arrays[f"{name}/score_adversarial"] = score[number]
+        arrays[f"{name}/adversarial"] = np.asarray(found[number])[real]
+        if purified:
+            arrays[f"{name}/purified"] = np.asarray(purify(target.variables, found[number]))[real]
+            reconstructed = np.asarray(purify(target.variables, pixels))[real]
+            arrays[f"{name}/reconstructed"] = reconstructed[first]
         advance(1)
     return arrays
-
-
-def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes `pictures.npz`, a record."""
-    with write_record(path) as beside, beside.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)

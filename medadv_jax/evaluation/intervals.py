@@ -72,6 +72,18 @@ def _ratios(label: np.ndarray, predicted: np.ndarray, positive: int) -> Ratios:
     }
 
 
+def metric_statistic(
+    name: str, label: np.ndarray, score: np.ndarray, predicted: np.ndarray, groups: np.ndarray
+) -> Statistic:
+    """Returns weights (draws, n) -> a metric of class 1 of two: accuracy, precision, recall,
+    specificity, f1 or auc; NaN where it has no value. The arguments are those of `summarize`."""
+    if name == "auc":
+        return _auc_statistic(label == 1, score, groups)
+    if name == "accuracy":
+        return ratio_statistic(predicted == label, np.ones(len(label)), groups)
+    return ratio_statistic(*_ratios(label, predicted, 1)[name], groups)
+
+
 def _class_intervals(
     label: np.ndarray, score: np.ndarray, predicted: np.ndarray, groups: np.ndarray,
     weights: np.ndarray | None,

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medadv_jax.attacks import Attack
 from medadv_jax.attacks.autoattack import AutoAttack, AutoAttackResult
 from medadv_jax.attacks.continuous_batching import AttackJob, AttackQueue
+from medadv_jax.attacks.restriction import FREE, Restriction
 from medadv_jax.attacks.stepwise import StepwiseAttack
 from medadv_jax.classifier import to_pixels
 from medadv_jax.data.loader import Dataset
-from medadv_jax.data.splits import Example
+from medadv_jax.data.splits import Example, Splits
 from medadv_jax.distributed import Share
 from medadv_jax.evaluation.predictor import Predictor
 from medadv_jax.evaluation.searching import SearchingAttacks, gather_results
@@ -93,11 +95,25 @@ class ModelUnderTest:
             rows = np.arange(first, first + self.queue.slots) % len(self)
             yield self.images[rows], self.labels[rows]
 
-    def noise(self, epsilon: float, draw: int) -> np.ndarray:
+    def noise(self, epsilon: float, draw: int, restriction: Restriction = FREE) -> np.ndarray:
         """Returns uniform draws (n, H, W, 3) from the balls around the images."""
         key = jax.random.fold_in(jax.random.key(self.seed), 2)
-        found = [self.queue.starts(images, epsilon, draw, key) for images, _ in self.batches()]
+        found = [
+            self.queue.starts(images, epsilon, draw, key, restriction)
+            for images, _ in self.batches()
+        ]
         return np.concatenate(found)[: len(self)]
+
+    def evaluated(self, attacks: Sequence[Attack], source: Source) -> np.ndarray:
+        """Returns the images as the evaluation attacks them by the gradients of one source, of A
+        attacks (A, n, H, W, 3)."""
+        found = []
+        for images, labels in self.batches():
+            pixels = np.round(images * 255).astype(np.uint8)
+            batch = self.queue.put({"image": pixels, "label": labels.astype(np.int32)})
+            attacked = self.predictor.attack(attacks, source, batch, jax.random.key(self.seed))
+            found.append(np.asarray(attacked))
+        return np.concatenate(found, axis=1)[:, : len(self)]
 
     def attack(
         self,
@@ -242,6 +258,17 @@ def choose_examples(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     rounds = np.concatenate([np.arange(len(of_class)) for of_class in classes])
     turns = np.concatenate([np.full(len(of_class), -k) for k, of_class in enumerate(classes)])
     return np.sort(np.concatenate(classes)[np.lexsort((turns, rounds))[:count]])
+
+
+def with_fewer_tests(splits: Splits, labels: np.ndarray, count: int, seed: int) -> Splits:
+    """Returns the splits with `count` test images, as many of each class; 0: with all."""
+    total = len(splits.test)
+    if not 0 < count < total:
+        return splits
+    test = np.array(splits.test)
+    chosen = test[choose_examples(labels[test], count, seed)].tolist()
+    note = f"config.eval.images={count}: {count} of {total} test images are evaluated"
+    return dataclasses.replace(splits, test=chosen, notes=[*splits.notes, note])
 
 
 def read_images(dataset: Dataset, indices: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Also reads and writes the other tables of a run directory.
 
 import csv
 import io
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rich.table import Table
 from medadv_jax.data.splits import Example
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.metrics import Metrics, correct_in_all, summarize
-from medadv_jax.evaluation.statistics import wilson_interval
+from medadv_jax.evaluation.statistics import METHODS, proportion_interval, proportion_method
 from medadv_jax.files import read_record, write_record
 
 KEYS = ("defense", "threat_model", "evaluation", "epsilon")  # of a row of results.csv
@@ -124,6 +125,23 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
         ) from error
 
 
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a record of arrays, an npz file."""
+    with write_record(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of an npz file, {} if it is missing; UserError if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(io.BytesIO(read_record(path)), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged; delete it, and let the run write it again") from error
+
+
 def to_columns(table: pa.Table) -> Columns:
     """Returns name -> values (rows,) of every column."""
     return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
@@ -184,19 +202,18 @@ def write_results(
     write_csv(path, [COLUMNS, *rows])
 
 
-def worst_case(table: pa.Table) -> dict[tuple[str, str], tuple[int, int]]:
-    """Returns (defense, threat model) -> (examples correct when clean and under every attack, all).
+def worst_case(table: pa.Table) -> dict[tuple[str, str], dict[str, bool]]:
+    """Returns (defense, threat model) -> example -> is it correct clean and under every attack?
 
-    The clean image counts, as an attacker may leave an image unchanged.
+    The clean image counts, as an attacker may leave an image unchanged. The threat model "none" is
+    the clean image alone.
     """
     correct = correct_by(to_columns(table), ("defense", "threat_model", "example"))
-    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    found: dict[tuple[str, str], dict[str, bool]] = {}
     for (defense, threat, example), good in correct.items():
-        if threat != "none":
-            so_far, n = counts.get((defense, threat), (0, 0))
-            good = good and correct[defense, "none", example]
-            counts[defense, threat] = so_far + good, n + 1
-    return counts
+        both = good and correct[defense, "none", example]
+        found.setdefault((defense, threat), {})[example] = both
+    return found
 
 
 def correct_by(columns: Columns, names: Sequence[str]) -> dict[tuple, bool]:
@@ -208,35 +225,41 @@ def correct_by(columns: Columns, names: Sequence[str]) -> dict[tuple, bool]:
 def print_results(
     console: Console, table: pa.Table, results: Sequence[tuple[Key, Metrics]]
 ) -> None:
-    """Prints accuracies, a line for each classifier and threat model."""
+    """Prints accuracies, a line for each classifier and threat model.
+
+    Their intervals are those of the report: by patient, where patients repeat.
+    """
     metrics = {(key[0], key[1], key[2]): m for key, m in results}
     attacks = list(dict.fromkeys(key[2] for key, _ in results if key[2] != "clean"))
-    title = "Accuracy (Wilson's 95 % interval); worst: right clean and under every attack"
+    title = "Accuracy (95 % interval); worst: right clean and under every attack"
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("defense", "threat", "clean", *attacks, "worst"):
         left = header in ("defense", "threat")
         shown.add_column(header, justify="left" if left else "right", no_wrap=True)
-    # A narrow terminal shows no intervals; they are in results.csv.
-    interval = _interval if console.width >= 75 + 8 * len(attacks) else _number
-    notes = []
-    for (defense, threat), (correct, n) in worst_case(table).items():
-        clean = metrics[defense, "none", "clean"]
-        cells = [metrics.get((defense, threat, attack)) for attack in attacks]
-        shown.add_row(
-            defense, threat, interval(clean.accuracy, clean.accuracy_low, clean.accuracy_high),
-            *("–" if cell is None else f"{cell.accuracy:.3f}" for cell in cells),
-            interval(correct / n, *wilson_interval(correct, n)),
-        )  # fmt: skip
+    # A narrow terminal shows no intervals; they are in the report.
+    wide, notes = console.width >= 79 + 8 * len(attacks), []
+    groups = dict(zip(*(table[name].to_pylist() for name in ("example", "group")), strict=True))
+    every = worst_case(table)
+    for (defense, threat), correct in every.items():
+        if threat != "none":
+            cells = [metrics.get((defense, threat, attack)) for attack in attacks]
+            shown.add_row(
+                defense, threat, _accuracy(every[defense, "none"], groups, wide),
+                *("–" if cell is None else f"{cell.accuracy:.3f}" for cell in cells),
+                _accuracy(correct, groups, wide),
+            )  # fmt: skip
     for (defense, _, evaluation, _), m in results:
         notes += [f"{defense} {evaluation}: no {c}: {why}" for c, why in m.reasons.items()]
     console.print(shown)
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys([*([METHODS] if wide else []), *notes]):
         console.print(note, highlight=False, markup=False)
 
 
-def _number(value: float | None, low: float | None, high: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
-    return "–" if value is None else f"{value:.3f} ({low:.3f}–{high:.3f})"
+def _accuracy(correct: Mapping[str, bool], groups: Mapping[str, str], wide: bool) -> str:
+    """Returns the share correct, if `wide` with its interval and the interval's method."""
+    good, of = np.array([*correct.values()]), np.array([groups[each] for each in correct])
+    interval = proportion_interval(good, of) if wide else None
+    if interval is None:
+        return f"{good.mean():.3f}"
+    low, high = interval
+    return f"{good.mean():.3f} ({low:.3f}–{high:.3f} {proportion_method(good, of)})"

@@ -103,13 +103,24 @@ class Predictor(Generic[M]):
     ):
         self.classifier, self._loop, self.choose_targets = classifier, loop, choose_targets
         # What attacks differentiate: the same function, with BatchNorm folded into the kernels.
-        self.attacked, self.fold = classifier.folded(), classifier.fold
+        self.attacked = classifier.folded()
+        self._folded: tuple[Any, Any] | None = None  # variables, and the same folded
         self._attacks: dict[Any, Any] = {}
         # Programs of their own, the same for every column: whatever is fused into a forward pass
         # changes its rounding, and an image that no attack has changed must get its clean logits
         # bit for bit.
         self._deployed = jax.jit(classifier.logits, static_argnums=2)
         self._worst = jax.jit(worst_logits)
+
+    def fold(self, variables: Any) -> Any:
+        """Returns the variables for `attacked`; the same ones as in the last call are kept."""
+        if self._folded is None or self._folded[0] is not variables:
+            self._folded = variables, self.classifier.fold(variables)
+        return self._folded[1]
+
+    def forget(self) -> None:
+        """Frees what `fold` keeps."""
+        self._folded = None
 
     def attack(
         self,
@@ -237,6 +248,7 @@ def predict_all(
         labels.append(np.asarray(batch["label"])[real])
         logits.append(jax.device_get(found)[real])
         advance(int(real.sum()))
+    predictor.forget()  # training goes on after a validation, and needs the memory
     return Predictions(*(gather(np.concatenate(each)) for each in (indices, labels, logits)))
 
 

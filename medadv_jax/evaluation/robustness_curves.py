@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from medadv_jax.attacks import Attack
 from medadv_jax.attacks.continuous_batching import AttackJob
-from medadv_jax.attacks.from_config import attack_from_config
+from medadv_jax.attacks.from_config import restricted_attack_from_config
 from medadv_jax.config import Config
 from medadv_jax.evaluation.model_under_test import ModelUnderTest
 from medadv_jax.evaluation.predictions import SCHEMA, prediction_rows, read_table, record_schema
@@ -32,7 +32,7 @@ _ALSO = "apgd"  # along the radii, if the evaluation runs it
 
 def curve_attack(config: Config, epsilon: float | None = None, steps: int = 0) -> Attack:
     """Returns PGD as in the evaluation, at another radius or of other steps if these are given."""
-    return attack_from_config(
+    return restricted_attack_from_config(
         config, "pgd", steps or config.eval.num_steps, epsilon,
         keep_best=True, num_restarts=config.eval.restarts,
     )  # fmt: skip
@@ -82,7 +82,7 @@ def curve_rows(
         _rows(model, EVALUATION, float(attack.epsilon), attack.num_steps, logits)
         for attack, logits in zip(attacks, found.logits, strict=True)
     ]
-    search = attack_from_config(config, _ALSO, config.eval.apgd_steps)
+    search = restricted_attack_from_config(config, _ALSO, config.eval.apgd_steps)
     for epsilon in searched_radii(config):
         pixels = model.search(search, epsilon=epsilon, advance=advance).pixels
         tables.append(_rows(model, _ALSO, epsilon, search.num_steps, model.logits(pixels)))

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow as pa
 from jax.sharding import Mesh
@@ -21,14 +20,14 @@ from medadv_jax.attacks import Attack
 from medadv_jax.attacks.autoattack import AutoAttack
 from medadv_jax.attacks.continuous_batching import AttackQueue
 from medadv_jax.attacks.stepwise import StepwiseAttack
+from medadv_jax.attacks.universal import Universal
 from medadv_jax.config import Config
 from medadv_jax.data.loader import Batch, Dataset, make_loader
 from medadv_jax.data.splits import Splits
 from medadv_jax.defenses import get_defense
-from medadv_jax.distributed import Share, is_first, put_batch, wait
-from medadv_jax.evaluation import detection, example_images
+from medadv_jax.distributed import Share, is_first, wait
+from medadv_jax.evaluation import detection
 from medadv_jax.evaluation.checks import run_all, second_opinion
-from medadv_jax.evaluation.checks.result import headline
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.class_results import write_class_results
 from medadv_jax.evaluation.decision_threshold import (
@@ -71,6 +70,12 @@ from medadv_jax.evaluation.threat_models import (
     record_keys,
     searching_attacks,
     threats,
+    universal_attack,
+)
+from medadv_jax.evaluation.universal_perturbation import (
+    PERTURBATIONS,
+    add_perturbation,
+    fit_worst,
 )
 from medadv_jax.files import read_metrics
 from medadv_jax.progress import StageProgress, say
@@ -112,9 +117,9 @@ class Evaluation:
         wait("thresholds")
         found, validation = read_thresholds(self.workdir), self.splits.validation
         for name in [name for name in self.targets if name not in found]:
-            share = self._share(validation)
+            share = self.share(validation)
             clean = predict_all(
-                self.predictor, [], [], self.targets[name], self._batches(validation, share),
+                self.predictor, [], [], self.targets[name], self.batches(validation, share),
                 self.mesh, self.config.seed, share=share,
             )  # fmt: skip
             found[name] = choose_threshold(clean.logits[:, 0], clean.label)
@@ -140,10 +145,10 @@ class Evaluation:
         defense, target, attacks = get_defense(name), self.targets[name], evaluation_attacks(config)
         base = self.targets["base"].variables if defense.needs else None
         known = threats(defense, target.variables, base)
-        share = self._share(test)
-        with self._progress(stage, len(share.mine)) as progress:
+        share = self.share(test)
+        with self.progress(stage, len(share.mine)) as progress:
             predictions = predict_all(
-                self.predictor, attacks, known, target, self._batches(test, share), self.mesh,
+                self.predictor, attacks, known, target, self.batches(test, share), self.mesh,
                 config.seed, progress.advance, share,
             )  # fmt: skip
         examples = [self.dataset.examples[i] for i in predictions.index]
@@ -154,24 +159,34 @@ class Evaluation:
             )
             for column, key in record_keys(known, attacks, config.attack.epsilon)
         ]  # fmt: skip
-        searching = searching_attacks(config)
-        if searching:
-            model = self._model_under_test(name, np.array(test))
+        searching, universal = searching_attacks(config), universal_attack(config, self.batch_size)
+        if searching or universal:
+            model = self.model_under_test(name, np.array(test))
             new += [self._search(model, attack) for attack in searching]
-        self._write("predictions.parquet", pa.concat_tables([table, *new]))
+            new += [self._perturb(model, universal)] if universal else []
+        self.write("predictions.parquet", pa.concat_tables([table, *new]))
 
     def _search(self, model: ModelUnderTest, attack: AutoAttack | StepwiseAttack) -> pa.Table:
         """Returns the records of one attack; adds to `attack_record.json`."""
-        with self._progress(f"{attack.name} {model.defense}", len(model)) as progress:
+        with self.progress(f"{attack.name} {model.defense}", len(model)) as progress:
             found = model.search(attack, advance=progress.advance)
-        logits = model.logits(found.pixels)
         if is_first():
             record = self.workdir / "attack_record.json"
             write_attack_record(record, model.defense, model.examples, model.images, attack, found)
-        return prediction_rows(
-            (model.defense, "adaptive", attack.name, float(attack.epsilon)),
-            model.examples, scores(logits), logits.argmax(axis=1),
-        )  # fmt: skip
+        return _adaptive_rows(model, attack, found.pixels)
+
+    def _perturb(self, model: ModelUnderTest, attack: Universal) -> pa.Table:
+        """Returns the records of one change for all images; adds it to `universal.npz`."""
+        train, settings = np.array(self.splits.train), self.config.eval
+        count = settings.universal_images or len(train)
+        chosen = train[choose_examples(self.dataset.labels[train], count, self.config.seed)]
+        images, labels = read_images(self.dataset, chosen), self.dataset.labels[chosen]
+        total = len(chosen) * attack.epochs * len(model.sources)
+        with self.progress(f"{attack.name} {model.defense}", total) as progress:
+            delta = fit_worst(model, attack, images, labels, progress.advance)
+        if is_first():
+            add_perturbation(self.workdir / PERTURBATIONS, model.defense, delta)
+        return _adaptive_rows(model, attack, np.asarray(attack.apply(model.images, delta)))
 
     def measure_detectors(self) -> None:
         """Measures the detectors beside the undefended network: `detection.parquet`.
@@ -184,16 +199,16 @@ class Evaluation:
             return
         self._say("detectors: three, each attacked in turn")
         attacks, validation = self._first_order_attacks(), self.splits.validation
-        test = self._choose_tests(settings.images or len(self.splits.test)).tolist()
-        shares = self._share(validation), self._share(test)
+        test = self.choose_tests(settings.images or len(self.splits.test)).tolist()
+        shares = self.share(validation), self.share(test)
         own = [len(share.mine) for share in shares]
         total = detection.count_scored(own[0], own[1], len(attacks))
         variables = self._base_behind_purifier()
         measured = detection.Detection(self.predictor, variables, self.mesh, self.config.seed)
-        with self._progress("detectors", total) as progress:
+        with self.progress("detectors", total) as progress:
             table = measured.measure(
-                self._batches(validation, shares[0]),
-                self._batches(test, shares[1]),
+                self.batches(validation, shares[0]),
+                list(self.batches(test, shares[1])),
                 self.dataset.examples,
                 attacks,
                 evaluation_attack(self.config, settings.attack),
@@ -202,7 +217,7 @@ class Evaluation:
                 progress.advance,
                 shares,
             )
-        self._write(path.name, table)
+        self.write(path.name, table)
 
     def _base_behind_purifier(self) -> Any:
         """Returns the variables of the base network, its decision and the `autoencoder`'s purifier.
@@ -211,30 +226,6 @@ class Evaluation:
         """
         base, both = (self.targets[name].variables for name in ("base", "autoencoder"))
         return {**both, **{name: base[name] for name in ("logit_bias",) if name in base}}
-
-    def keep_pictures(self) -> None:
-        """Keeps a few attacked test images, under PGD or the last of `eval.attacks`."""
-        path = self.workdir / "pictures.npz"
-        if path.exists() or not is_first():
-            return
-        self._say("pictures: a few test images under attack")
-        attacks = self._first_order_attacks()
-        names = [attack.name for attack in attacks]
-        examples = self.dataset.examples
-        batch = next(
-            self._batches(
-                example_images.choose(
-                    examples, self.splits.test, self._num_classes, self.batch_size
-                )
-            )
-        )
-        with self._progress("pictures", len(self.targets), "classifiers") as progress:
-            arrays = example_images.take(
-                self.predictor, attacks, "pgd" if "pgd" in names else names[-1], self.targets,
-                put_batch(self.mesh, batch), jax.random.key(self.config.seed), progress.advance,
-            )  # fmt: skip
-        ids = [examples[i].id for i in batch["index"][batch["mask"] > 0]]
-        example_images.write(path, {**arrays, "example": np.array(ids)})
 
     def check(self) -> None:
         """Draws the curves and runs the self-checks: `curves.parquet`, `self_checks.json`."""
@@ -249,7 +240,7 @@ class Evaluation:
             curves = self._draw_curves(model)
             second = self._second_opinion(name, predictions)
             record = read_attack_record(self.workdir / "attack_record.json").get(name, {})
-            with self._progress(f"check {name}", run_all.PARTS, "parts") as progress:
+            with self.progress(f"check {name}", run_all.PARTS, "parts") as progress:
                 checks += run_all.run_self_checks(
                     model, self.config, curves, predictions, second, record, progress.advance
                 )
@@ -262,24 +253,24 @@ class Evaluation:
 
     def _models_under_test(self) -> Iterator[tuple[str, ModelUnderTest]]:
         """Yields each defence's classifier with the images of `eval.check_images`."""
-        chosen = self._choose_tests(self.config.eval.check_images)
+        chosen = self.choose_tests(self.config.eval.check_images)
         for name in self.targets:
-            yield name, self._model_under_test(name, chosen)
+            yield name, self.model_under_test(name, chosen)
 
     def _second_opinion(self, name: str, predictions: pa.Table) -> second_opinion.SecondOpinion:
         """Attacks what the evaluation left correct by other algorithms."""
-        model = self._model_under_test(name, self._choose_tests(self.config.eval.second_images))
+        model = self.model_under_test(name, self.choose_tests(self.config.eval.second_images))
         attacks = second_opinion.other_attacks(self.config)
         total = len(model) * len(attacks)
-        with self._progress(f"second opinion {name}", total, "images") as progress:
+        with self.progress(f"second opinion {name}", total, "images") as progress:
             return second_opinion.ask(model, attacks, predictions, progress.advance)
 
-    def _choose_tests(self, count: int) -> np.ndarray:
+    def choose_tests(self, count: int) -> np.ndarray:
         """Returns positions of at most `count` test images, as many of each class."""
         test = np.array(self.splits.test)
         return test[choose_examples(self.dataset.labels[test], count, self.config.seed)]
 
-    def _model_under_test(self, name: str, chosen: np.ndarray) -> ModelUnderTest:
+    def model_under_test(self, name: str, chosen: np.ndarray) -> ModelUnderTest:
         """Returns a defence's classifier with the images at these positions of the data set."""
         target, (queue, searching) = self.targets[name], self._attack_programs
         return ModelUnderTest(
@@ -293,29 +284,29 @@ class Evaluation:
     def _attack_programs(self) -> tuple[AttackQueue, SearchingAttacks]:
         norm = self.config.attack.norm
         return make_attack_programs(
-            self.predictor, norm, self.batch_size, self.mesh, self._num_classes
+            self.predictor, norm, self.batch_size, self.mesh, self.num_classes
         )
 
     def _draw_curves(self, model: ModelUnderTest) -> pa.Table:
         """Returns the rows of `curves.parquet`, those of this classifier added if they lack."""
         path, name = self.workdir / "curves.parquet", model.defense
-        curves = read_curves(path, self._num_classes)
+        curves = read_curves(path, self.num_classes)
         if name in curves["defense"].unique().to_pylist():
             return curves
         starts = sum(attack.num_restarts for attack in curve_attacks(self.config))
         total = starts * len(model) * len(model.sources)
         total += len(searched_radii(self.config)) * len(model)
-        with self._progress(f"curves {name}", total, "attacked images") as progress:
+        with self.progress(f"curves {name}", total, "attacked images") as progress:
             rows = curve_rows(model, self.config, progress.advance)
         curves = pa.concat_tables([curves, rows])
-        self._write(path.name, curves)
+        self.write(path.name, curves)
         return curves
 
     def _check_splits(self, predictions: pa.Table) -> run_all.Check:
         """Returns the check of what is in which split, by names, copies and looks."""
         splits, dataset = self.splits, self.dataset
         used = [*splits.train, *splits.validation, *splits.test]
-        with self._progress("splits", len(used)) as progress:
+        with self.progress("splits", len(used)) as progress:
             hashes = run_all.difference_hashes(
                 _counted((dataset.source[i] for i in used), progress)
             )
@@ -345,68 +336,60 @@ class Evaluation:
             [e.label for e in test], [e.group for e in test], self.dataset.class_names
         ):
             self._say(f"warning: {warning}: these accuracies mean nothing")
-        for line in _verdict(self.workdir / "self_checks.json"):
+        for line in run_all.verdict_lines(self.workdir / "self_checks.json"):
             self._say(line)
 
     @property
-    def _num_classes(self) -> int:
+    def num_classes(self) -> int:
+        """K."""
         return len(self.dataset.class_names)
 
     def _predictions(self) -> pa.Table:
         """Returns the records so far."""
-        return read_predictions(self.workdir / "predictions.parquet", self._num_classes)
+        return read_predictions(self.workdir / "predictions.parquet", self.num_classes)
+
+    def attacks_to_show(self) -> tuple[list[Attack], Attack]:
+        """Returns the first-order attacks of the evaluation, and of these PGD, else the last."""
+        attacks = self._first_order_attacks()
+        pgd = evaluation_attack(self.config, "pgd").name.replace("_targeted", "")
+        return attacks, next((each for each in attacks if each.name == pgd), attacks[-1])
 
     def _first_order_attacks(self) -> list[Attack]:
         return evaluation_attacks(self.config) or [evaluation_attack(self.config, "pgd")]
 
-    def _share(self, indices: Sequence[int]) -> Share:
+    def share(self, indices: Sequence[int]) -> Share:
         """Returns which of these positions this process evaluates: whole batches."""
         return Share(len(indices), self.batch_size)
 
-    def _batches(self, indices: Sequence[int], share: Share | None = None) -> Iterator[Batch]:
-        """Yields the batches of images at these positions; of a share only those."""
+    def batches(self, indices: Sequence[int], share: Share | None = None) -> Iterator[Batch]:
+        """Yields the images at these positions of the data set, in batches of one shape; of a share
+        only those."""
         mine = np.asarray(indices)[share.mine] if share else indices
         return make_loader(self.dataset, mine, self.batch_size, shuffle_seed=None)
 
-    def _write(self, name: str, table: pa.Table) -> None:
+    def write(self, name: str, table: pa.Table) -> None:
         """Writes a table of the run directory, in the first process."""
         if is_first():
             write_table(self.workdir / name, table)
 
-    def _progress(self, stage: str, total: int, unit: str = "images") -> StageProgress:
+    def progress(self, stage: str, total: int, unit: str = "images") -> StageProgress:
+        """Returns what shows the progress of a stage."""
         return StageProgress(self.console, stage, total, unit=unit)
 
     def _say(self, text: str) -> None:
         say(self.console, text)
 
 
-def with_fewer_tests(splits: Splits, labels: np.ndarray, count: int, seed: int) -> Splits:
-    """Returns the splits with `count` test images, as many of each class; 0: with all."""
-    total = len(splits.test)
-    if not 0 < count < total:
-        return splits
-    test = np.array(splits.test)
-    chosen = test[choose_examples(labels[test], count, seed)].tolist()
-    note = f"config.eval.images={count}: {count} of {total} test images are evaluated"
-    return dataclasses.replace(splits, test=chosen, notes=[*splits.notes, note])
+def _adaptive_rows(model: ModelUnderTest, attack: Any, pixels: np.ndarray) -> pa.Table:
+    """Returns the records of attacked images (n, H, W, 3)."""
+    logits = model.logits(pixels)
+    return prediction_rows(
+        (model.defense, "adaptive", attack.name, float(attack.epsilon)),
+        model.examples, scores(logits), logits.argmax(axis=1),
+    )  # fmt: skip
 
 
 def _counted(images: Iterable[np.ndarray], progress: StageProgress) -> Iterator[np.ndarray]:
     for image in images:
         yield image
         progress.advance()
-
-
-def _verdict(path: Path) -> list[str]:
-    """Returns what the self-checks say, one line for the whole and one for each that fails."""
-    if not path.exists():
-        return ["self-checks: not run (eval.checks=False)"]
-    checks = run_all.read_self_checks(path)
-    passed = sum(check.verdict == "pass" for check in checks)
-    verdict = f"{headline(checks)}; {passed} of {len(checks)} pass"
-    lines = [f"self-checks of the measurement: {verdict}"]
-    return lines + [
-        f"{c.verdict}: {c.number} {c.name}, {c.defense or 'run'}: {c.explanation}"
-        for c in checks
-        if c.verdict != "pass"
-    ]

@@ -4,6 +4,7 @@ A checkpoint that is deleted or trained anew gives another network. Its records 
 so that no run mixes predictions of one network with pictures or checks of another.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,15 +12,22 @@ import numpy as np
 import pyarrow as pa
 
 from medadv_jax.evaluation.predictions import read_table, write_table
+from medadv_jax.evaluation.saved_images import ATTACKED_IMAGES
+from medadv_jax.evaluation.universal_perturbation import PERTURBATIONS, remove_perturbations
 from medadv_jax.files import read_json, write_json
 
 NETWORKS = "networks.json"
 ELSEWHERE = "elsewhere.json"  # results on images of other data sets
 # Of data with several labels an image.
 LABEL_PREDICTIONS, LABEL_RESULTS = "label_predictions.parquet", "label_results.csv"
+_TABLES = (
+    "predictions.parquet", "curves.parquet", "certificates.parquet", "calibration.parquet",
+    "interpretability.parquet",
+)  # fmt: skip
 _OF_ALL = (
     "results.csv", "per_class.csv", "confusion.json", "pictures.npz", "self_checks.json",
-    "detection.parquet", "detection.csv", "thresholds.json", ELSEWHERE,
+    "detection.parquet", "detection.csv", "thresholds.json", "uncertainty.csv",
+    "saliency_maps.npz", ELSEWHERE,
     LABEL_PREDICTIONS, LABEL_RESULTS,
 )  # fmt: skip
 
@@ -62,11 +70,14 @@ def remove_stale(workdir: Path, networks: Mapping[str, str]) -> list[str]:
 def _remove(workdir: Path, defenses: list[str]) -> None:
     """Removes rows of these defences, and the records that are of all defences together."""
     tables: dict[Path, pa.Table] = {}
-    for name in ("predictions.parquet", "curves.parquet", "certificates.parquet"):
+    for name in _TABLES:
         if (workdir / name).exists():
             table = read_table(workdir / name)
             kept = ~np.isin(table["defense"].to_numpy(zero_copy_only=False), defenses)
             tables[workdir / name] = table.filter(pa.array(kept))
+    remove_perturbations(workdir / PERTURBATIONS, defenses)
+    for name in defenses:
+        shutil.rmtree(workdir / ATTACKED_IMAGES / name, ignore_errors=True)
     for name in _OF_ALL:
         (workdir / name).unlink(missing_ok=True)
     for path, table in tables.items():

@@ -8,6 +8,11 @@ import scipy  # `stats` is loaded at its first use: half a second
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights (draws, n) -> values (draws,)
 Interval = tuple[float, float]
 
+WILSON, RESAMPLED = "W", "R"  # methods of intervals, in tables
+METHODS = (
+    "W: Wilson's interval, of images where each has a patient (group) of its own, else of patients,"
+    " which then all agree; R: by resampling patients"
+)
 DRAWS = 2000
 _MOST_UNDEFINED = 0.05  # share of draws in which a statistic may have no value
 
@@ -107,6 +112,13 @@ def ratio_statistic(part: np.ndarray, whole: np.ndarray, groups: np.ndarray) -> 
     return statistic
 
 
+def proportion_method(correct: np.ndarray, groups: np.ndarray) -> str:
+    """Returns how `proportion_interval` comes to its interval: WILSON, or RESAMPLED groups."""
+    count = len(np.unique(groups))
+    alike = count > 1 and (correct.all() or not correct.any())
+    return WILSON if count == len(correct) or alike else RESAMPLED
+
+
 def proportion_interval(
     correct: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None, seed: int = 0
 ) -> Interval | None:
@@ -128,10 +140,8 @@ def proportion_interval(
     n, count = len(correct), len(np.unique(groups))
     if n == 0:
         return None
-    if count == n:
-        return wilson_interval(int(correct.sum()), n)
-    if count > 1 and (correct.all() or not correct.any()):
-        return wilson_interval(count if correct.all() else 0, count)
+    if proportion_method(correct, groups) == WILSON:
+        return wilson_interval(round(float(correct.mean()) * count), count)
     share = ratio_statistic(correct, np.ones(n), groups)
     return cluster_bootstrap(share, groups, weights=weights, seed=seed)
 

@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from medadv_jax.attacks import ATTACKS, Attack
-from medadv_jax.attacks.from_config import attack_from_config
+from medadv_jax.attacks.from_config import (
+    attack_from_config,
+    restricted_attack_from_config,
+    restriction_from_config,
+)
+from medadv_jax.attacks.universal import UNIVERSAL, Universal
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
 from medadv_jax.defenses.from_config import SINGLE_STEP
@@ -53,8 +58,20 @@ def searching_attacks(config: Config) -> list[Any]:
 
     They stop at the first point that is misclassified, which says little of another classifier.
     """
-    steps, others = config.eval.apgd_steps, [name for name in _names(config) if name not in ATTACKS]
-    return [attack_from_config(config, name, steps) for name in others]
+    steps, known = config.eval.apgd_steps, {*ATTACKS, UNIVERSAL}
+    others = [name for name in _names(config) if name not in known]
+    return [_named(config, restricted_attack_from_config(config, name, steps)) for name in others]
+
+
+def universal_attack(config: Config, batch_size: int) -> Universal | None:
+    """Returns the universal perturbation of `config.eval`, None if it is not asked for."""
+    if UNIVERSAL not in _names(config):
+        return None
+    settings, restriction = config.attack, restriction_from_config(config)
+    found = Universal(
+        settings.epsilon, settings.norm, config.eval.universal_epochs, batch_size, restriction
+    )
+    return _named(config, found)
 
 
 def _names(config: Config) -> list[str]:
@@ -85,7 +102,8 @@ def overfitting_attacks(config: Config) -> dict[str, Attack]:
 
 
 def evaluation_attack(config: Config, name: str) -> Attack:
-    """Returns the attack `name` as `config.eval` has it; "<name>_targeted" if it is targeted."""
+    """Returns the attack `name` as `config.eval` has it; "<name>_targeted" if it is targeted,
+    and the same with what it may change, as "<name>_patch"."""
     settings = config.eval
     options: dict[str, Any] = {}
     # FGSM is one step, and its result is where that step ends: as in its paper.
@@ -93,10 +111,16 @@ def evaluation_attack(config: Config, name: str) -> Attack:
         options["keep_best"] = settings.keep_best
     if name == "pgd":
         options["num_restarts"] = settings.restarts
-    attack = attack_from_config(config, name, settings.num_steps, **options)
-    if config.attack.targeted == "none":
-        return attack
-    return dataclasses.replace(attack, name=f"{name}_targeted", targeted=True)
+    attack = restricted_attack_from_config(config, name, settings.num_steps, **options)
+    if config.attack.targeted != "none":
+        attack = dataclasses.replace(attack, name=f"{name}_targeted", targeted=True)
+    return _named(config, attack)
+
+
+def _named(config: Config, attack: Any) -> Any:
+    """Returns the attack under a name that says what it may change."""
+    suffix = restriction_from_config(config).suffix
+    return dataclasses.replace(attack, name=f"{attack.name}{suffix}")
 
 
 def choose_targets(

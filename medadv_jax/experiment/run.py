@@ -1,8 +1,8 @@
 """A run: the order of its stages. Each leaves files in the run directory, and is not repeated.
 
     config ─► data and splits ─► training of each defence ─► attacks on each classifier
-           ─► detectors ─► pictures ─► curves and self-checks ─► results ─► model folders
-           ─► report
+           ─► detectors ─► pictures ─► cost of a prediction ─► calibration ─► saliency
+           ─► curves and self-checks ─► results ─► model folders ─► report
 
 What a stage needs is built where the stage lives: `data/`, `training/classifiers.py`,
 `evaluation/stages.py`, `report/`.
@@ -24,7 +24,15 @@ from medadv_jax.defenses import get_defense
 from medadv_jax.deployment.from_run import save_model
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.label_results import measure_labels
-from medadv_jax.evaluation.stages import Evaluation, with_fewer_tests
+from medadv_jax.evaluation.model_under_test import with_fewer_tests
+from medadv_jax.evaluation.optional_stages import (
+    calibrate,
+    explain,
+    keep_pictures,
+    measure_cost,
+    save_images,
+)
+from medadv_jax.evaluation.stages import Evaluation
 from medadv_jax.evaluation.stale_records import LABEL_RESULTS, remove_stale
 from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.validate import check_batch, check_classes, validate
@@ -139,7 +147,11 @@ class Run:
         for defense in self.defenses:
             evaluation.attack(defense.name)
         evaluation.measure_detectors()
-        evaluation.keep_pictures()
+        keep_pictures(evaluation)
+        measure_cost(evaluation)
+        calibrate(evaluation)
+        explain(evaluation)
+        save_images(evaluation)
         evaluation.check()
         if distributed.is_first():
             evaluation.summarize()

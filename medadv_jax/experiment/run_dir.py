@@ -40,7 +40,7 @@ class _Irrelevant(NamedTuple):
 
 _ELSEWHERE = (
     "defenses", "reuse", *FIELDS_WITHOUT_RESULT, "purifier.", "detector.", "eval.",
-    "distill.", "defense.", "attack.targeted",
+    "distill.", "defense.", "attack.targeted", "attack.mask", "attack.grey",
 )  # fmt: skip
 # The stages that another run can reuse: those that train a network alone. A run that differs in
 # irrelevant fields only trains the same weights, bit for bit; see `reuse_stages`.

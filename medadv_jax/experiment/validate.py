@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 
-from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS
+from medadv_jax.attacks import ATTACKS, EVALUATION_ATTACKS, parse_restriction
 from medadv_jax.attacks.inputs import LARGEST_POWER, LINF_RADIUS
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS
-from medadv_jax.classifier import NORMALIZATIONS
+from medadv_jax.attacks.restriction import MASKS
+from medadv_jax.attacks.universal import UNIVERSAL
+from medadv_jax.classifier import NORMALIZATIONS, PRECISIONS
 from medadv_jax.config import Config, expand_path, flatten, nearest_field
 from medadv_jax.data import DATASETS
 from medadv_jax.data.folder.names import compile_pattern, split_names
@@ -20,6 +22,7 @@ from medadv_jax.defenses.purification import OBJECTIVES
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.threat_models import choose_targets
 from medadv_jax.models import MODELS, default_options
+from medadv_jax.models.ops.convolution import CONV_IMPLS
 from medadv_jax.models.purifiers import PURIFIERS
 from medadv_jax.training.optimizer import OPTIMIZERS
 
@@ -73,6 +76,14 @@ def _are_classes(value: str) -> bool:
     return not value or (all(names) and len(names) == len({*names}) > 1)
 
 
+def _is_mask(value: str) -> bool:
+    try:
+        parse_restriction(value)
+    except ValueError:
+        return False
+    return True
+
+
 _ANY: Rule = (lambda value: True, "")
 _PATH: Rule = (_is_path, "a path without ~, or set HOME: no home folder is known")
 _MANY = 10**7  # images
@@ -116,8 +127,9 @@ RULES: dict[str, Rule] = {
     "model.normalization": _one_of(("auto", *NORMALIZATIONS)),
     "model.head": _one_of(("auto", "fc", "gap")),
     "model.dropout": (lambda value: value == -1 or 0 <= value < 1, "a rate below 1, or -1"),
-    "model.conv_impl": _one_of(("auto", "cpu", "plain")),
+    "model.conv_impl": _one_of(CONV_IMPLS),
     "model.dtype": _one_of(("bfloat16", "float32")),
+    "model.precision": _one_of(PRECISIONS),
     "train.epochs": _number(0, _EPOCHS),
     "train.batch_size": _number(1, _MANY),
     "train.learning_rate": _number(0, _RATE, above=True),
@@ -149,6 +161,8 @@ RULES: dict[str, Rule] = {
     "attack.relative_step": _number(0, 100, above=True),
     "attack.decay": _number(0, 10),
     "attack.targeted": (bool, "none, next, or a class"),
+    "attack.mask": (_is_mask, MASKS),
+    "attack.grey": _ANY,
     "attack.loop": _one_of(LOOPS),
     "purifier.name": _one_of(PURIFIERS),
     "purifier.bottleneck": _number(1, 4096),
@@ -166,11 +180,13 @@ RULES: dict[str, Rule] = {
     "distill.temperature": _number(0, 10**3, above=True),
     "distill.weight": _number(0, 1),
     "defense.sigma": _number(0, 10, above=True),
-    "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS, "none"]),
+    "eval.attacks": _list_of([*ATTACKS, *EVALUATION_ATTACKS, UNIVERSAL, "none"]),
     "eval.images": (lambda value: value == 0 or 2 <= value <= _MANY, "0: all, or at least 2"),
     "eval.num_steps": _number(1, 10_000),
     "eval.apgd_steps": _number(1, 10_000),
     "eval.queries": _number(1, 10**6),
+    "eval.universal_images": _number(0, _MANY),
+    "eval.universal_epochs": _number(1, 10_000),
     "eval.restarts": _number(1, 10_000),
     "eval.keep_best": _ANY,
     "eval.batch_size": _number(1, _MANY),
@@ -179,6 +195,8 @@ RULES: dict[str, Rule] = {
     "eval.threshold": _one_of(("argmax", "youden")),
     "eval.checks": _ANY,
     "eval.check_images": _number(2, _MANY),
+    "eval.saliency_images": _number(0, _MANY),
+    "eval.save_images": _number(0, _MANY),
     "eval.second_images": _number(2, _MANY),
     "eval.second_queries": _number(1, 10**6),
     "detector.run": _ANY,
@@ -321,7 +339,7 @@ def _check_options(config: Config) -> None:
 _MULTI_LABEL = {
     "defenses": "base", "eval.attacks": "none", "eval.checks": False, "detector.run": False,
     "eval.threshold": "argmax", "train.class_weights": "none", "train.sampling": "uniform",
-    "train.label_smoothing": 0.0,
+    "train.label_smoothing": 0.0, "eval.saliency_images": 0, "eval.save_images": 0,
 }  # fmt: skip
 
 

@@ -56,8 +56,8 @@ def create_model(
         width: multiplies every layer's channels, which are then rounded to a multiple of 8.
         dtype: of the computation, float32 or bfloat16 (or the name). Parameters, the statistics of
             batch normalisation and the logits are always float32.
-        conv_impl: implementation of convolutions and pooling, "plain", "cpu", or "auto": by the
-            backend. Values, gradients and parameters are the same (see `ops/convolution.py`).
+        conv_impl: implementation of convolutions and pooling, "plain", "cpu", "gpu", or "auto":
+            by the backend. Values, gradients and parameters are the same; see `ops/convolution.py`.
         options: differences between the published versions of a network, and its head; see
             `default_options` and the network's class. The defaults are torchvision's network.
 

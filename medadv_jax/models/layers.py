@@ -15,11 +15,12 @@ from jax import lax
 
 from medadv_jax.errors import UserError
 from medadv_jax.models.ops import convolution as ops
+from medadv_jax.models.ops.parameter_gradients import summed_in_float32
 
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015
 
 # The head: float32 whatever the compute dtype, because attacks need exact logits.
-Dense = functools.partial(nn.Dense, dtype=jnp.float32)
+Dense = functools.partial(nn.Dense, dtype=jnp.float32, precision=lax.Precision.HIGHEST)
 
 
 class Conv(nn.Module):
@@ -42,14 +43,43 @@ class Conv(nn.Module):
         """Convolves; see the class."""
         shape = (*self.kernel_size, images.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        images, kernel = images.astype(self.dtype), kernel.astype(self.dtype)
         prepared = self.get_variable("spectra", "kernel")  # only in attacks: `batchnorm_folding.py`
         prepared = jax.tree.map(lambda x: x.astype(self.dtype), prepared)
-        result = ops.conv(images, kernel, self.strides, self.padding, self.conv_impl, prepared)
+
+        def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
+            kernel = kernel.astype(self.dtype)
+            return ops.conv(images, kernel, self.strides, self.padding, self.conv_impl, prepared)
+
+        result = summed_in_float32(convolve, images.astype(self.dtype), kernel)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            result += _along_channels(bias, result).astype(self.dtype)
+            result = summed_in_float32(_add_bias, result, bias)
         return result
+
+
+class HiddenDense(nn.Module):
+    """A dense layer within a network, (B, C) → (B, features) in `dtype`."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Multiplies and adds; see the class."""
+        shape = (inputs.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
+        def multiply(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+            return inputs @ kernel.astype(self.dtype)
+
+        result = summed_in_float32(multiply, inputs.astype(self.dtype), kernel)
+        return summed_in_float32(_add_bias, result, bias)
+
+
+def _add_bias(result: jax.Array, bias: jax.Array) -> jax.Array:
+    return result + _along_channels(bias, result).astype(result.dtype)
 
 
 def _along_channels(vector: jax.Array, like: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from flax.typing import Dtype, Initializer
 
 from medadv_jax.errors import UserError
 from medadv_jax.models import check_width_and_dtype
-from medadv_jax.models.layers import Conv, check_images, scale_channels
+from medadv_jax.models.layers import Conv, HiddenDense, check_images, scale_channels
 from medadv_jax.models.ops.convolution import resolve_conv_impl
 
 _LARGEST_MAP = 8  # pixels; the dense encoder halves until no side of its map is longer
@@ -133,7 +133,7 @@ class DenseAutoencoder(_Purifier):
             hidden = nn.silu(self.conv(channels[stage], f"encode{stage}", stride=2)(hidden))
 
         shape = hidden.shape[1:]
-        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        dense = functools.partial(HiddenDense, dtype=self.dtype)
         code = dense(self.bottleneck, name="bottleneck")(hidden.reshape(hidden.shape[0], -1))
         hidden = nn.silu(dense(shape[0] * shape[1] * shape[2], name="expand")(code))
         hidden = hidden.reshape(-1, *shape)
@@ -222,7 +222,7 @@ def create_purifier(
         width: multiplies every layer's channels, which are then rounded to a multiple of 8.
         dtype: of the computation, float32 or bfloat16 (or the name). Parameters and pixels are
             always float32.
-        conv_impl: "plain", "cpu", or "auto": by the backend (see `ops/convolution.py`).
+        conv_impl: "plain", "cpu", "gpu", or "auto": by the backend (see `ops/convolution.py`).
 
     Raises:
         UserError: for an unknown name or an impossible value; it lists the possible ones.

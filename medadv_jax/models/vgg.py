@@ -20,7 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from medadv_jax.models.layers import Conv, Dense, check_images, check_size, scale_channels
+from medadv_jax.models.layers import (
+    Conv,
+    Dense,
+    HiddenDense,
+    check_images,
+    check_size,
+    scale_channels,
+)
 from medadv_jax.models.ops import convolution as ops
 from medadv_jax.models.ops import pooling
 
@@ -77,7 +84,7 @@ class VGG(nn.Module):
         hidden = adaptive_avg_pool(maps, (MAP, MAP)).reshape(maps.shape[0], -1)
         for name in ("fc1", "fc2"):
             features = scale_channels(4096, self.width)
-            dense = nn.Dense(features, dtype=self.dtype, kernel_init=DENSE_INIT, name=name)
+            dense = HiddenDense(features, self.dtype, DENSE_INIT, name=name)
             hidden = nn.relu(dense(hidden))
             hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return hidden

@@ -12,6 +12,7 @@ from medadv_jax.errors import UserError
 from medadv_jax.files import write_text
 from medadv_jax.report import run_page, runs_page
 from medadv_jax.report.aggregate import without_copies
+from medadv_jax.report.paper.answers import answers
 from medadv_jax.report.read_runs import expand, load_run
 from medadv_jax.report.run_figures import robustness_curves
 from medadv_jax.report.tables import as_csv, as_latex
@@ -59,6 +60,24 @@ def write_report(runs: Sequence[Path], out: Path, png: bool = False) -> Path:
         write_text(out / "tables" / f"{table.name}.tex", as_latex(table))
     write_text(out / "index.html", page.html())
     return out / "index.html"
+
+
+def write_answers(runs: Sequence[Path], path: Path) -> Path:
+    """Writes the Markdown page that answers the paper piece by piece; returns its path.
+
+    Args:
+      runs: run directories, or folders with the records of one; a sweep stands for its finished
+        cells.
+      path: of the page.
+
+    Raises:
+      UserError: a folder holds no finished run.
+    """
+    paths, _ = expand([Path(run) for run in runs])
+    records, _ = without_copies([load_run(folder) for folder in paths])
+    command = f"python scripts/report.py --paper={path} {' '.join(map(str, runs))}"
+    write_text(path, answers(records, command))
+    return path
 
 
 def _clear(out: Path) -> None:

@@ -6,7 +6,13 @@ import itertools
 import numpy as np
 
 from medadv_jax.evaluation.metrics import is_trivial
-from medadv_jax.evaluation.statistics import cluster_bootstrap, holm, mcnemar_exact, ratio_statistic
+from medadv_jax.evaluation.statistics import (
+    RESAMPLED,
+    cluster_bootstrap,
+    holm,
+    mcnemar_exact,
+    ratio_statistic,
+)
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.tables import Cell, Estimate, Table, cell_text, group_starts, number_text
 
@@ -69,7 +75,7 @@ def _difference(run: RunRecords, correct_a: np.ndarray, correct_b: np.ndarray) -
     difference = correct_a.astype(float) - correct_b.astype(float)
     mean = ratio_statistic(difference, np.ones(len(difference)), run.group)
     interval = cluster_bootstrap(mean, run.group, weights=run.weights)
-    return Estimate(float(difference.mean()), interval)
+    return Estimate(float(difference.mean()), interval, RESAMPLED)
 
 
 def pairwise_table(comparisons: list[Comparison]) -> Table | None:

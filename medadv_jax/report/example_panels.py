@@ -22,7 +22,7 @@ def panels(run: RunRecords) -> list[Graphic]:
 
 
 def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Graphic:
-    chosen = _choose(arrays["label"], max(MOST_EXAMPLES, len(run.class_names)))
+    chosen = choose(arrays["label"], max(MOST_EXAMPLES, len(run.class_names)))
     epsilon, attack = float(arrays["epsilon"]), str(arrays["attack"])
     purified = arrays.get(f"{defense}/purified")
     columns = 3 + (purified is not None)
@@ -32,16 +32,16 @@ def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Grap
         for row, i in zip(grid, chosen, strict=True):
             clean, attacked = arrays["images"][i], arrays[f"{defense}/adversarial"][i]
             before, after = (
-                _prediction(run, arrays["label"][i], arrays[f"{defense}/score_{kind}"][i])
+                prediction(run, arrays["label"][i], arrays[f"{defense}/score_{kind}"][i])
                 for kind in ("clean", "adversarial")
             )
             truth = shortened(run.class_names[int(arrays["label"][i])])
-            _show(row[0], clean, f"clean, is {truth}", before)
-            shift = 0.5 + (attacked - clean) / (2 * epsilon)
-            _show(row[1], shift, "perturbation", (f"× {1 / (2 * epsilon):.3g}", "black"))
-            _show(row[2], attacked, "attacked", after)
+            show(row[0], clean, f"clean, is {truth}", before)
+            shift = perturbation(attacked, clean, epsilon)
+            show(row[1], shift, "perturbation", (f"× {1 / (2 * epsilon):.3g}", "black"))
+            show(row[2], attacked, "attacked", after)
             if purified is not None:
-                _show(row[3], purified[i], "attacked, purified", ("what the network sees", "black"))
+                show(row[3], purified[i], "attacked, purified", ("what the network sees", "black"))
 
     caption = (
         f"{defense} under adaptive {attack}, ε = {epsilon:g}: images of the test split. The"
@@ -51,39 +51,7 @@ def _panel(run: RunRecords, arrays: dict[str, np.ndarray], defense: str) -> Grap
     return draw(f"panel_{defense}", caption, (1.95 * columns, 2.3 * len(chosen)), paint)
 
 
-def compact(run: RunRecords, label: str) -> Graphic:
-    """Returns the paper's Figures 8 to 13: one image of each class, clean and attacked.
-
-    Args:
-      run: with pictures.npz.
-      label: of the network.
-    """
-    arrays = run.pictures
-    name = f"Attacked images of {label}"
-    if arrays is None or not len(arrays["images"]):
-        return Omitted(name, f"{run.name} has no pictures.npz")
-    chosen = _choose(arrays["label"], 2)
-    defenses = [d for d in run.defenses if f"{d}/adversarial" in arrays]
-
-    def paint(figure: Figure) -> None:
-        grid = figure.subplots(len(chosen), 1 + len(defenses), squeeze=False)
-        for row, i in zip(grid, chosen, strict=True):
-            truth = int(arrays["label"][i])
-            name = shortened(run.class_names[truth])
-            _show(row[0], arrays["images"][i], "clean", (f"is {name}", "black"))
-            for axes, defense in zip(row[1:], defenses, strict=True):
-                text = _prediction(run, truth, arrays[f"{defense}/score_adversarial"][i])
-                _show(axes, arrays[f"{defense}/adversarial"][i], f"{defense}, attacked", text)
-
-    caption = (
-        f"Figures 8 to 13, {label} on {run.dataset} (run {run.name}): adaptive {arrays['attack']},"
-        f" ε = {float(arrays['epsilon']):g}. Numbers: the probability of the class that is named."
-    )
-    size = (1.9 * (1 + len(defenses)), 2.3 * len(chosen))
-    return draw(f"figures_08_to_13_{run.name}", caption, size, paint)
-
-
-def _choose(label: np.ndarray, most: int = MOST_EXAMPLES) -> list[int]:
+def choose(label: np.ndarray, most: int = MOST_EXAMPLES) -> list[int]:
     """Returns up to `most` indices of labels (n,): the first of each class, then others."""
     classes = max(2, label.max(initial=0) + 1)
     each = most // classes
@@ -92,7 +60,7 @@ def _choose(label: np.ndarray, most: int = MOST_EXAMPLES) -> list[int]:
     return sorted((first + rest)[:most])
 
 
-def _prediction(run: RunRecords, label: int, score: np.ndarray | float) -> tuple[str, str]:
+def prediction(run: RunRecords, label: int, score: np.ndarray | float) -> tuple[str, str]:
     """Returns the predicted class with its probability, and the colour of correct or wrong.
 
     `score`: of one image, () float of class 1 of two classes, or (K,).
@@ -103,7 +71,13 @@ def _prediction(run: RunRecords, label: int, score: np.ndarray | float) -> tuple
     return f"{shortened(run.class_names[predicted])} {confidence:.3f}: {mark}", color
 
 
-def _show(axes: Axes, image: np.ndarray, title: str, below: tuple[str, str]) -> None:
+def perturbation(attacked: np.ndarray, clean: np.ndarray, epsilon: float) -> np.ndarray:
+    """Returns the perturbation as a picture, (…) in [0, 1]: grey is 0, black −ε, white +ε."""
+    return 0.5 + (attacked - clean) / (2 * epsilon)
+
+
+def show(axes: Axes, image: np.ndarray, title: str, below: tuple[str, str]) -> None:
+    """Draws an image (H, W, 3) in [0, 1] with its title and a text of a colour below it."""
     axes.imshow(np.clip(image, 0, 1), interpolation="nearest")
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(below[0], color=below[1], fontsize=9)

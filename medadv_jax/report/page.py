@@ -61,7 +61,9 @@ class Page:
 
     Attributes:
       title: the heading.
-      lead: the line below it.
+      summary: a plain sentence below it: what was found.
+      lead: the line below that: on what.
+      legend: (word, meaning) of the words that the page uses.
       cards: the answers at the top.
       first: parts between the cards and the sections.
       sections: the rest; empty ones are not shown.
@@ -69,7 +71,9 @@ class Page:
     """
 
     title: str
+    summary: str
     lead: str
+    legend: Sequence[tuple[str, str]]
     cards: Sequence[Card]
     first: Sequence[Part]
     sections: Sequence[Section]

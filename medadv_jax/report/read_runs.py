@@ -1,8 +1,6 @@
 """Reads what a report needs: the files of run directories, checked, and the runs of sweeps."""
 
 import csv
-import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,19 @@ import numpy as np
 from medadv_jax.config import flatten, read_saved_config
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.certificates import CERTIFICATES
+from medadv_jax.evaluation.interpretability import INTERPRETABILITY, MAPS
 from medadv_jax.evaluation.predictions import (
     KEYS,
     Columns,
     Key,
     group_rows,
+    read_arrays,
     read_scores,
     read_table,
     to_columns,
 )
 from medadv_jax.evaluation.stale_records import LABEL_RESULTS
+from medadv_jax.evaluation.uncertainty import CALIBRATION
 from medadv_jax.files import read_json, read_metrics, read_record
 from medadv_jax.report.records import Outcome, RunRecords
 
@@ -93,12 +94,16 @@ def load_records(path: Path, about: dict[str, Any]) -> RunRecords:
         outcomes=outcomes,
         training=read_metrics(path / "metrics.jsonl"),
         curves=to_columns(read_table(path / "curves.parquet")) or None,
-        pictures=_pictures(path / "pictures.npz"),
+        pictures=read_arrays(path / "pictures.npz") or None,
         detection=_csv(path / "detection.csv"),
         checks=_json(path / "self_checks.json") or None,
         splits=_json(path / "splits.json"),
         certificates=to_columns(read_table(path / CERTIFICATES)) or None,
         cost=_json(path / "training_cost.json"),
+        inference_cost=_json(path / "inference_cost.json"),
+        interpretability=to_columns(read_table(path / INTERPRETABILITY)) or None,
+        saliency_maps=read_arrays(path / MAPS),
+        calibration=to_columns(read_table(path / CALIBRATION)) or None,
     )
 
 
@@ -138,16 +143,6 @@ def _json(path: Path) -> dict[str, Any]:
 def _csv(path: Path) -> list[dict[str, str]]:
     text = read_record(path).decode(errors="replace") if path.is_file() else ""
     return list(csv.DictReader(text.splitlines()))
-
-
-def _pictures(path: Path) -> dict[str, np.ndarray] | None:
-    if not path.is_file():
-        return None
-    try:
-        with np.load(io.BytesIO(read_record(path)), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged; delete it, and let the run write it again") from error
 
 
 def expand(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:

@@ -24,6 +24,20 @@ DEFENSES = ("base", "adversarial", "autoencoder", "hybrid", "joint", "purified")
 PURIFIED = ("autoencoder", "hybrid", "joint", "purified")
 THREATS = ("transfer", "oblivious", "adaptive")
 PHANTOMS = "phantoms"
+_TITLES = {
+    "phantoms_xray": "Chest X-ray (generated)", "phantoms_histology": "Breast tissue (generated)",
+    PHANTOMS: "Generated images", "chest_xray": "Chest X-ray", "breakhis": "BreakHis",
+    "folder": "Images of a folder", "vgg16": "VGG16", "vgg19": "VGG19", "resnet50": "ResNet50",
+    "inception_v3": "InceptionV3",
+}  # fmt: skip
+
+
+def title_of(name: str) -> str:
+    """Returns a data set's or a network's name for people; an unknown one as it is."""
+    first, mark, classes = name.partition("_classes")[0].rpartition("_")
+    if name.endswith("_classes") and mark:
+        return f"{title_of(first)}, {classes} classes"
+    return _TITLES.get(name, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +92,10 @@ class RunRecords:
       splits: the content of splits.json.
       certificates: columns of certificates.parquet.
       cost: the content of training_cost.json.
+      inference_cost: the content of inference_cost.json.
+      calibration: columns of calibration.parquet.
+      interpretability: columns of interpretability.parquet.
+      saliency_maps: arrays of saliency_maps.npz.
     """
 
     path: Path
@@ -97,6 +115,10 @@ class RunRecords:
     splits: dict[str, Any]
     certificates: Columns | None = None
     cost: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inference_cost: dict[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: Columns | None = None
+    interpretability: Columns | None = None
+    saliency_maps: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -119,6 +141,11 @@ class RunRecords:
         for name, values in self.splits.get("attributes", {}).items():
             known[name] = np.array([values.get(id_, "") for id_ in self.example.tolist()])
         return known
+
+    @property
+    def prediction_cost(self) -> dict[str, dict[str, float]]:
+        """Defence -> parameters, FLOPs and milliseconds of a prediction; {}: not measured."""
+        return self.inference_cost.get("classifiers", {})
 
     @property
     def split(self) -> str:

@@ -73,7 +73,8 @@ def headline(run: RunRecords) -> Graphic:
         legend_below(figure, axes, 5)
 
     caption = (
-        f"Accuracy on {len(run.label)} test images, clean and under the worst attack (per image) of"
+        "Figures 5a and 7a of the paper, for this network: accuracy on"
+        f" {len(run.label)} test images, clean and under the worst attack (per image) of"
         f" each threat model at ε = {run.epsilon:g}. Lines: 95 % intervals. Dotted: always naming"
         " the larger class. A gap: not run; without a purifier oblivious is adaptive."
     )
@@ -113,7 +114,10 @@ def by_attack(run: RunRecords) -> Graphic:
         _accuracy_bars(axes, run, names, series)
         legend_below(figure, axes, 5)
 
-    caption = f"Accuracy by attack and defence, adaptive attacks, ε = {run.epsilon:g}."
+    caption = (
+        "Figure 14 of the paper, for this network: accuracy by attack and defence, adaptive"
+        f" attacks, ε = {run.epsilon:g}."
+    )
     return draw("accuracy_by_attack", caption, (WIDTH, 3.3), paint)
 
 
@@ -131,7 +135,7 @@ def confusion(run: RunRecords) -> Graphic:
 
     def paint(figure: Figure) -> None:
         grid = figure.subplots(*(shape[::-1] if many else shape), squeeze=False)
-        first, grid = grid[:, 0], grid.T if many else grid
+        first, last, grid = grid[:, 0], grid[-1], grid.T if many else grid
         for row, (title, outcomes) in zip(grid, conditions, strict=True):
             for axes, defense in zip(row, run.defenses, strict=True):
                 if defense not in outcomes:
@@ -141,6 +145,8 @@ def confusion(run: RunRecords) -> Graphic:
                 axes.set_title(f"{defense}, {title.split()[0]}")
         for axes in first:
             axes.set_ylabel("truth")
+        for axes in last:
+            axes.set_xlabel("prediction")
 
     where = ("on the left", "on the right") if many else ("above", "below")
     caption = (
@@ -273,7 +279,8 @@ def curve(run: RunRecords, axis: str) -> Graphic:
             panels[0].set_xticks(lines[0].x, [f"{x:g}" for x in lines[0].x])
         if clip:
             _accuracy_lines(panels[1], lines, above=0.5)
-            panels[1].set(xlabel="clip value", xticks=[1], xlim=(0.8, 1.2))
+            panels[1].set_xticks([1], ["ε = 1"])
+            panels[1].set_xlim(0.8, 1.2)
         legend_below(figure, panels[0], 5)
 
     other = f"{lines[0].fixed:g} steps" if axis == "epsilon" else f"ε = {lines[0].fixed:g}"

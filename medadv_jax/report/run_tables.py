@@ -3,6 +3,7 @@
 import numpy as np
 
 from medadv_jax.config import flatten
+from medadv_jax.evaluation.checks.result import WHY
 from medadv_jax.evaluation.intervals import patient_accuracy
 from medadv_jax.evaluation.metrics import (
     COUNTS,
@@ -10,19 +11,26 @@ from medadv_jax.evaluation.metrics import (
     one_against_rest,
     reliability,
 )
-from medadv_jax.evaluation.statistics import proportion_interval
+from medadv_jax.evaluation.statistics import (
+    RESAMPLED,
+    WILSON,
+    Interval,
+    proportion_interval,
+    proportion_method,
+)
 from medadv_jax.report.comparison import ATTACKED, CLEAN, correct_by_defense
 from medadv_jax.report.records import PURIFIED, THREATS, Outcome, RunRecords
 from medadv_jax.report.tables import NOTHING, Cell, Estimate, Table, group_starts
 
 METRICS = ("precision", "recall", "specificity", "f1", "auc", "attack_success_rate")
 LABELS = {
-    "accuracy": "accuracy", "precision": "precision", "recall": "recall",
+    "accuracy": "accuracy", "precision": "precision", "recall": "sensitivity (recall)",
     "specificity": "specificity", "f1": "F1", "auc": "AUC", "attack_success_rate": "success rate",
 }  # fmt: skip
+_SHORT = {"recall": "sensitivity"}  # where there are many columns
 WORST = "worst"
 _OF_CLASS = {
-    "n": "images", "tp": "correct", "recall": "recall", "precision": "precision",
+    "n": "images", "tp": "correct", "recall": "sensitivity (recall)", "precision": "precision",
     "specificity": "specificity", "f1": "F1", "auc": "AUC",
 }  # fmt: skip
 MACRO = (
@@ -36,19 +44,19 @@ def interval_note(run: RunRecords) -> str:
     n, patients = len(run.label), run.count_patients()
     if run.patients_unknown:
         return (
-            f"Brackets: 95 % intervals over the {n} images. Patients are unknown: where one has"
-            " several images, these intervals are too narrow."
+            f"Brackets: 95 % intervals over the {n} images; W: Wilson's, R: by resampling images."
+            " Patients are unknown: where one has several images, these intervals are too narrow."
         )
     if not run.clustered:
         return (
-            f"Brackets: 95 % intervals; each of the {n} images has a patient (group) of its own, so"
-            " they are Wilson's for accuracy, the bootstrap's for the rest."
+            f"Brackets: 95 % intervals; each of the {n} images has a patient (group) of its own. W:"
+            " Wilson's, R: by resampling images."
         )
     return (
-        f"Brackets: 95 % intervals by resampling the {patients} patients (groups), not the {n}"
-        " images: images of one patient are alike. Where all are correct, or all wrong, Wilson's"
-        " interval with patients for images. results.csv holds Wilson's over images, which are too"
-        " narrow here."
+        f"Brackets: 95 % intervals. R: by resampling the {patients} patients (groups), not the {n}"
+        " images: images of one patient are alike. W: Wilson's with patients for images, where all"
+        " are correct, or all wrong. results.csv holds Wilson's over images, which are too narrow"
+        " here."
     )
 
 
@@ -59,8 +67,9 @@ def results_table(run: RunRecords) -> Table:
         interval_note(run),
         "transfer: examples made on base. oblivious: the attacker does not know the purifier."
         " adaptive: the attacker knows everything deployed. Precision to success rate are those of"
-        " the adaptive attack. Success rate: share of the images correct when clean that the attack"
-        f" breaks. {WORST}: for each image, the attack that harms most; it may also be left alone.",
+        " the adaptive attack. Sensitivity: the paper's recall. Success rate: share of the images"
+        f" correct when clean that the attack breaks. {WORST}: for each image, the attack that"
+        " harms most; it may also be left alone.",
     ]
     if len(run.class_names) > 2:
         notes.append(MACRO)
@@ -68,7 +77,8 @@ def results_table(run: RunRecords) -> Table:
         notes.append("Without a purifier the oblivious attack is the adaptive one: not run twice.")
     if run.withheld():
         notes.append(f"Withheld, as its adaptive partner is missing: {', '.join(run.withheld())}.")
-    columns = ("defence", "attack", "no attack", *THREATS, *(LABELS[m] for m in METRICS))
+    metrics = (_SHORT.get(m, LABELS[m]) for m in METRICS)
+    columns = ("defence", "attack", "no attack", *THREATS, *metrics)
     title = f"Accuracy at ε = {run.epsilon:g}, by threat model, and what else adaptive attacks do"
     return Table("results", title, columns, rows, tuple(notes), group_starts(rows))
 
@@ -108,7 +118,7 @@ def metrics_table(run: RunRecords) -> Table:
             attacked = evaluation != "clean"
             values = run.metrics(defense, outcome, attacked)
             intervals = run.intervals(defense, outcome, attacked)
-            cells = (Estimate(getattr(values, m), intervals.get(m)) for m in names)
+            cells = (_metric(run, outcome, m, getattr(values, m), intervals.get(m)) for m in names)
             counts = (getattr(values, name) for name in counted)
             rows.append((defense, threat, evaluation, values.n, *cells, *counts))
     columns = (
@@ -117,6 +127,49 @@ def metrics_table(run: RunRecords) -> Table:
     title = f"Every metric at ε = {run.epsilon:g}, with 95 % intervals"
     notes = (interval_note(run), *([] if counted else [MACRO]))
     return Table("metrics", title, columns, rows, notes, group_starts(rows))
+
+
+def _metric(
+    run: RunRecords, outcome: Outcome, name: str, value: float | None, interval: Interval | None
+) -> Estimate:
+    """Returns a metric with its interval and the interval's method."""
+    if name == "accuracy":
+        method = proportion_method(outcome.predicted == run.label, run.group)
+    else:  # resampling says nothing where all are right, or all wrong
+        method = WILSON if value in (0.0, 1.0) else RESAMPLED
+    return Estimate(value, interval, method)
+
+
+def clinical_table(run: RunRecords, metrics: Table) -> Table | None:
+    """Returns what each defence misses and where it raises a false alarm; None of many classes.
+
+    `metrics`: of `metrics_table`.
+    """
+    names = list(run.class_names)
+    if len(names) != 2:
+        return None
+    negative, positive = names
+    images: dict[tuple[Cell, ...], str] = {
+        ("none", "clean"): CLEAN, ("adaptive", WORST): ATTACKED,
+    }  # fmt: skip
+    shown = ("defence", LABELS["recall"], LABELS["specificity"], "fn", "fp")
+    places = [metrics.columns.index(name) for name in shown]
+    rows: list[tuple[Cell, ...]] = []
+    for row in metrics.rows:
+        if row[1:3] in images:
+            defense, *cells = (row[place] for place in places)
+            rows.append((defense, images[row[1:3]], *cells))
+    notes = (
+        f"Sensitivity, the paper's recall: the share of {positive} images called {positive}."
+        f" Specificity: the share of {negative} images called {negative}.",
+        interval_note(run),
+    )
+    columns = (
+        "defence", "images", "sensitivity", "specificity", f"{positive} missed",
+        f"false alarms of {positive}",
+    )  # fmt: skip
+    title = "Sensitivity and specificity"
+    return Table("sensitivity", title, columns, rows, notes, group_starts(rows))
 
 
 def class_table(run: RunRecords) -> Table | None:
@@ -179,11 +232,13 @@ def headline_table(run: RunRecords) -> Table:
 
 
 def _share(run: RunRecords, correct: np.ndarray) -> Estimate:
-    return Estimate(float(correct.mean()), proportion_interval(correct, run.group, run.weights))
+    interval = proportion_interval(correct, run.group, run.weights)
+    return Estimate(float(correct.mean()), interval, proportion_method(correct, run.group))
 
 
 def _by_patient(run: RunRecords, correct: np.ndarray) -> Estimate:
-    return Estimate(*patient_accuracy(correct, run.group, run.weights))
+    method = WILSON if correct.all() or not correct.any() else RESAMPLED
+    return Estimate(*patient_accuracy(correct, run.group, run.weights), method)
 
 
 _MOST_KINDS = 20  # more are free text or numbers, and each has too few images
@@ -215,8 +270,9 @@ def subgroup_table(run: RunRecords, by: str) -> Table | None:
 
 
 def _inside(run: RunRecords, correct: np.ndarray, inside: np.ndarray) -> Estimate:
-    interval = proportion_interval(correct[inside], run.group[inside])
-    return Estimate(float(correct[inside].mean()), interval)
+    correct, group = correct[inside], run.group[inside]
+    method = proportion_method(correct, group)
+    return Estimate(float(correct.mean()), proportion_interval(correct, group), method)
 
 
 def calibration_table(run: RunRecords) -> Table:
@@ -263,19 +319,20 @@ def detection_table(run: RunRecords) -> Table | None:
 
 
 def checks_table(run: RunRecords) -> Table | None:
-    """Returns every self-check; None if the summary already shows them all."""
+    """Returns every self-check, folded; None if the summary already shows them all."""
     if run.checks is None:
         return None
     rows = [_check_row(check) for check in run.checks.get("checks", [])]
     if len({row[0] for row in rows}) == len(rows):
         return None
+    starts = group_starts(rows)
     return Table(
-        "self_checks_full", "Every self-check", _CHECK_COLUMNS, rows, (), group_starts(rows)
+        "self_checks_full", "Every self-check", _CHECK_COLUMNS, rows, (), starts, folded=True
     )
 
 
 def checks_summary(run: RunRecords) -> Table | None:
-    """Returns the worst verdict of each self-check over the defences."""
+    """Returns the worst verdict of each self-check over the defences, and why it matters."""
     if run.checks is None:
         return None
     severity = {"pass": 0, "warn": 1, "fail": 2}
@@ -284,13 +341,14 @@ def checks_summary(run: RunRecords) -> Table | None:
         number = int(check["number"])
         both = worst.setdefault(number, check), check
         worst[number] = max(both, key=lambda c: severity.get(c["verdict"], 2))
-    rows = [
-        _check_row(check | {"defense": _defenses_with(run, check)})
-        for _, check in sorted(worst.items())
-    ]
+    rows = []
+    for number, check in sorted(worst.items()):
+        row = _check_row(check | {"defense": _defenses_with(run, check)})
+        rows.append((*row[:-1], WHY.get(number, NOTHING), row[-1]))
     title = "Self-checks: the worst verdict of each over the defences"
-    note = "Value and explanation are those of the first defence with this verdict."
-    return Table("self_checks", title, _CHECK_COLUMNS, rows, (note,))
+    note = "Value and measurement are those of the first defence with this verdict."
+    columns = (*_CHECK_COLUMNS[:-1], "why it matters", _CHECK_COLUMNS[-1])
+    return Table("self_checks", title, columns, rows, (note,))
 
 
 def _defenses_with(run: RunRecords, worst: dict) -> str:
@@ -300,7 +358,7 @@ def _defenses_with(run: RunRecords, worst: dict) -> str:
     return "all" if len(names) == len(same) else ", ".join(names)
 
 
-_CHECK_COLUMNS = ("no.", "check", "defence", "verdict", "value", "explanation")
+_CHECK_COLUMNS = ("no.", "check", "defence", "verdict", "value", "what was measured")
 
 
 def _check_row(check: dict) -> tuple[Cell, ...]:
@@ -321,4 +379,4 @@ def settings_table(run: RunRecords) -> Table:
     versions = run.about.get("versions", {})
     rows += [(f"version of {name}", str(version)) for name, version in versions.items()]
     rows += [(f"config.{name}", str(value)) for name, value in sorted(flatten(run.config).items())]
-    return Table("settings", "Settings of this run", ("setting", "value"), rows)
+    return Table("settings", "Every setting", ("setting", "value"), rows, folded=True)

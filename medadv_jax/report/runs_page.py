@@ -9,14 +9,15 @@ from medadv_jax.evaluation.metrics import is_trivial
 from medadv_jax.report import comparison
 from medadv_jax.report.aggregate import Group, Pooled, Series, make_groups, pool
 from medadv_jax.report.cost import cost_sections
-from medadv_jax.report.example_panels import compact
 from medadv_jax.report.page import BAD, GOOD, PLAIN, UNSURE, Card, Page, Section
 from medadv_jax.report.paper.claims import claims_section
+from medadv_jax.report.paper.drawings import drawings
 from medadv_jax.report.paper.figures import paper_figures
+from medadv_jax.report.paper.pictures import pictures
 from medadv_jax.report.paper.tables import paper_section
-from medadv_jax.report.records import RunRecords
-from medadv_jax.report.run_page import TWO_CLASSES, trust
-from medadv_jax.report.run_tables import accuracy, headline_table, results_table
+from medadv_jax.report.records import RunRecords, title_of
+from medadv_jax.report.run_page import TWO_CLASSES, caveats, legend, percent, trust
+from medadv_jax.report.run_tables import WORST, accuracy, headline_table, results_table
 from medadv_jax.report.tables import Cell, Table, cell_text
 from medadv_jax.report.transfer import TransferRecords, transfer_section, transfer_table
 
@@ -40,14 +41,17 @@ def build(
     for dataset, inside in groups.items():
         sections += _dataset_sections(dataset, inside)
     sections += cost_sections(runs)
+    sections.append(Section("Figures 1, 2 and 4, our drawings", drawings()))
     sections += [transfer_section(one) for one in transfers]
     sections.append(Section("Settings", [settings_table(runs)]))
-    title = f"{_count(len(runs), 'run', 'runs')} on {' and '.join(groups)}"
+    title = f"{_count(len(runs), 'run', 'runs')} on {' and '.join(map(title_of, groups))}"
     every = [group for inside in groups.values() for group in inside]
     answers = cards(runs, comparisons, every)
     first = [overview_table(runs, comparisons)]
     matrices = [transfer_table(one) for one in transfers]
-    return Page(title, _lead(runs, every), answers, first, sections, matrices)
+    return Page(
+        title, summary(runs), _lead(runs, every), legend(runs), answers, first, sections, matrices
+    )
 
 
 def _datasets(runs: Sequence[RunRecords]) -> list[str]:
@@ -56,15 +60,20 @@ def _datasets(runs: Sequence[RunRecords]) -> list[str]:
 
 def _dataset_sections(dataset: str, groups: list[Group]) -> list[Section]:
     if len(groups[0].runs[0].class_names) != 2:
-        left_out = Section(f"The paper's tables and figures: {dataset}", [TWO_CLASSES])
+        left_out = Section(f"The paper's tables and figures: {title_of(dataset)}", [TWO_CLASSES])
         return [*_folds_sections(dataset, groups), left_out]
-    pictures = [compact(group.runs[0], group.label) for group in groups]
+    title = title_of(dataset)
+    shown = [
+        part
+        for number, group in enumerate(groups)
+        for part in pictures(group.runs[0], group.label, with_samples=number == 0)
+    ]
     return [
         claims_section(dataset, groups),
         *_folds_sections(dataset, groups),
         *paper_section(dataset, groups, only_ours=False),
-        Section(f"Figures 5 to 7 and 14 to 18: {dataset}", paper_figures(dataset, groups)),
-        Section(f"Figures 8 to 13, attacked images: {dataset}", pictures),
+        Section(f"Figures 5 to 7 and 14 to 18: {title}", paper_figures(dataset, groups)),
+        Section(f"Figures 2b, 3 and 8 to 13, images: {title}", shown),
     ]
 
 
@@ -85,7 +94,9 @@ def _folds_sections(dataset: str, groups: Sequence[Group]) -> list[Section]:
             for part in _folds_parts(pooled, f"folds_{dataset}_{number}_seed{pooled.seed}")
         ]
         if parts:
-            sections.append(Section(f"All folds together: {group.label} on {dataset}", parts))
+            sections.append(
+                Section(f"All folds together: {group.label} on {title_of(dataset)}", parts)
+            )
     return sections
 
 
@@ -106,6 +117,31 @@ def _folds_parts(pooled: Pooled, suffix: str) -> list[Table | str]:
         )
         for table in tables if table
     ]  # fmt: skip
+
+
+def summary(runs: Sequence[RunRecords]) -> str:
+    """Returns in plain words what attacks do to the networks, without and with a defence."""
+    bases = [run.summary("base", "adaptive", WORST) for run in runs]
+    flipped = [one.attack_success_rate for one in bases if one]
+    kept = [
+        max(values)
+        for run in runs
+        if (values := [v for d, v in comparison.attacked_accuracy(run).items() if d != "base"])
+    ]
+    sentences = []
+    if known := [rate for rate in flipped if rate is not None]:
+        sentences.append(f"Without a defence attacks flip {_range(known)} of the right answers.")
+    if kept:
+        sentences.append(
+            f"With the defence that withstands most, {_range(kept)} of all images are still"
+            " classified correctly."
+        )
+    return " ".join(sentences) or "Nothing was attacked: this page says nothing about robustness."
+
+
+def _range(shares: Sequence[float]) -> str:
+    low, high = percent(min(shares)), percent(max(shares))
+    return low if low == high else f"{low} to {high}"
 
 
 def _lead(runs: Sequence[RunRecords], groups: list[Group]) -> str:
@@ -129,7 +165,7 @@ def overview_table(runs: Sequence[RunRecords], comparisons: Comparisons) -> Tabl
         best = comparison.best_defense(run)
         outcomes = (run.clean(best), run.worst(best)) if best else (None, None)
         rows.append(
-            (run.name, run.model, run.dataset, len(run.label), run.count_patients(),
+            (run.name, run.model, title_of(run.dataset), len(run.label), run.count_patients(),
              _leader(best, [run]) if best else "–", *(o and accuracy(run, o) for o in outcomes),
              "yes" if comparison.is_best_significant(run, pairs) else "no", trust(run).text[0])
         )  # fmt: skip
@@ -160,7 +196,7 @@ def cards(runs: Sequence[RunRecords], comparisons: Comparisons, groups: list[Gro
         best = _best_of(group)
         if best is None:
             continue
-        place = f" on {group.runs[0].dataset}" if several else ""
+        place = f" on {title_of(group.runs[0].dataset)}" if several else ""
         leader = _leader(best, [run for run in group.runs if best in run.defenses])
         count = f"{len(group.runs)} runs" if len(group.runs) > 1 else ""
         for lines, evaluation in ((clean, "clean"), (attacked, "worst")):
@@ -174,6 +210,9 @@ def cards(runs: Sequence[RunRecords], comparisons: Comparisons, groups: list[Gro
         Card(question, PLAIN, tuple(lines[:MOST_LINES]), _more(lines))
         for question, lines in questions.items()
     ]
+    first = caveats(runs)
+    if first:
+        numbers[0] = dataclasses.replace(numbers[0], kind=UNSURE, text=(*numbers[0].text, *first))
     return [*numbers, _best_card(runs, comparisons), _trust_card(runs)]
 
 
@@ -224,11 +263,11 @@ def warnings(runs: Sequence[RunRecords]) -> list[str]:
         inside = [run for run in runs if run.dataset == dataset]
         if len({tuple(run.example) for run in inside}) > 1:
             found.append(
-                f"{dataset}: the runs have different test images; differences between them are also"
-                " differences of images."
+                f"{title_of(dataset)}: the runs have different test images; differences between"
+                " them are also differences of images."
             )
         if len({run.epsilon for run in inside}) > 1:
-            found.append(f"{dataset}: the runs have different ε.")
+            found.append(f"{title_of(dataset)}: the runs have different ε.")
     names = [run.name for run in runs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     return [*found, *(f"{name}: several runs have this name." for name in repeated)]

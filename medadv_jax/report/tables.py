@@ -13,10 +13,11 @@ NOTHING = "–"
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % interval; None where there is none."""
+    """A number and its 95 % interval, None where there is none, and the interval's method."""
 
     value: float | None
     interval: Interval | None = None
+    method: str = ""
 
 
 class Spread(NamedTuple):
@@ -40,6 +41,7 @@ class Table:
       rows: cells, one for each column.
       notes: paragraphs below the table.
       rules: indices of the rows with a line above them.
+      folded: whether the page shows it only when it is asked for.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Table:
     rows: list[tuple[Cell, ...]]
     notes: tuple[str, ...] = ()
     rules: frozenset[int] = frozenset()
+    folded: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", file_name(self.name))  # may hold texts of a run
@@ -80,17 +83,18 @@ def cell_parts(cell: Cell) -> tuple[str, str]:
     if cell is None:
         return NOTHING, ""
     if isinstance(cell, Estimate):
-        return cell_text(cell.value), _brackets(cell.interval)
+        return cell_text(cell.value), _brackets(cell.interval, cell.method)
     if isinstance(cell, Spread):
         return number_text(cell.mean), "" if cell.sd is None else f"± {number_text(cell.sd)}"
     return number_text(cell) if isinstance(cell, float) else str(cell), ""
 
 
-def _brackets(interval: Interval | None) -> str:
+def _brackets(interval: Interval | None, method: str) -> str:
     if interval is None:
         return ""
     between = " to " if interval[0] < 0 else "–"
-    return f"({number_text(interval[0])}{between}{number_text(interval[1])})"
+    bounds = f"{number_text(interval[0])}{between}{number_text(interval[1])}"
+    return f"({bounds} {method})" if method else f"({bounds})"
 
 
 def number_text(value: float, sign: str = "") -> str:

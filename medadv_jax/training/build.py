@@ -1,5 +1,6 @@
 """Config → classifiers: the network, its initial weights and normalisation, the purifier."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -51,16 +52,16 @@ def assemble(config: Config, class_names: Sequence[str]) -> Assembly:
 
 
 def training_classifier(classifier: Classifier, config: Config) -> Classifier:
-    """Returns the classifier as it is trained.
+    """Returns the classifier as it is trained: at `config.model.precision`.
 
     Where layers are frozen, BatchNorm uses its running statistics and does not update them:
     statistics of the batch would change the inputs that the frozen layers were trained on.
     """
+    classifier = dataclasses.replace(classifier, precision=config.model.precision)
     frozen = config.train.trainable != "all" and hasattr(classifier.network, "freeze_norm")
     if not frozen:
         return classifier
-    network = classifier.network.clone(freeze_norm=True)
-    return Classifier(network, classifier.normalization, classifier.purifier)
+    return dataclasses.replace(classifier, network=classifier.network.clone(freeze_norm=True))
 
 
 def find_start(config: Config) -> None:

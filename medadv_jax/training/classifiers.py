@@ -172,7 +172,8 @@ class Classifiers:
         if not defense.student:
             return training_classifier(own, self._config)
         teacher = self.classifier(get_defense(self._config.distill.teacher))
-        return Student(own.network, own.normalization, teacher=teacher)
+        precision = self._config.model.precision
+        return Student(own.network, own.normalization, precision=precision, teacher=teacher)
 
     def _epoch(self, dataset: Dataset, train: Sequence[int], epoch: int) -> Iterator[Batch]:
         """Returns the training batches of an epoch, this process' part of each."""

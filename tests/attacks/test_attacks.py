@@ -1,13 +1,15 @@
 """Attacks against closed forms, invariances and an independent reading of the papers."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medadv_jax.attacks import ATTACKS, make_attack, run_assigned, run_attacks
+from medadv_jax.attacks import ATTACKS, lanes, make_attack, run_assigned, run_attacks
 from medadv_jax.attacks.lanes import LOOPS
 from medadv_jax.attacks.norms import BALLS, l1_normalize
 
@@ -180,6 +182,41 @@ def test_zero_gradient_gives_no_nan(norm, images, labels):
         assert jnp.isfinite(adversarial).all(), name
         if name != "pgd":  # which stays at its random start
             np.testing.assert_array_equal(adversarial, images, err_msg=name)
+
+
+LANES = [("pgd",), ("fgsm", "pgd", "bim"), ("fgsm", "pgd", "mifgsm", "bim"), ("mifgsm",)]
+
+
+@pytest.mark.parametrize("names", LANES)
+@pytest.mark.parametrize("options", [{}, {"keep_best": True, "early_stop": True}])
+def test_leaving_out_the_momentum_changes_no_bit(monkeypatch, names, options, images, labels):
+    attacks = [make_attack(name, epsilon=EPSILON, num_steps=4, **options) for name in names]
+    many = functools.partial(run_attacks, attacks)
+    found = run(many, curved, images, labels, jax.random.key(0))
+    monkeypatch.setattr(lanes, "needs_momentum", lambda attack: True)
+    expected = run(many, curved, images, labels, jax.random.key(0))
+    assert not np.array_equal(found, np.broadcast_to(images, found.shape))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("names", "norms"), [(("pgd", "bim"), 0), (("pgd", "mifgsm"), 1)])
+def test_only_lanes_with_decay_compute_norms_of_gradients(names, norms, images, labels):
+    attacks = [make_attack(name, epsilon=EPSILON, num_steps=4) for name in names]
+    program = jax.make_jaxpr(functools.partial(run_attacks, attacks, linear))(
+        images, labels, jax.random.key(0)
+    )
+    shapes = re.findall(r"f32\[(\d+(?:,\d+){4})\] = abs", str(program))
+    assert [math.prod(map(int, shape.split(","))) for shape in shapes] == [360] * 2 * norms
+
+
+def test_pixels_whose_gradient_is_not_a_number_stay(images, labels):
+    def broken(images):
+        flat = images.reshape(len(images), -1)
+        first = jnp.where(flat[:, :1] > 2, flat[:, :1], jnp.sqrt(flat[:, :1] - 2))  # NaN
+        return jnp.concatenate([first, flat.sum(1, keepdims=True)], axis=1)
+
+    attacks = all_attacks(epsilon=EPSILON)
+    assert jnp.isfinite(run(attacks, broken, images, labels, jax.random.key(0))).all()
 
 
 def test_tiny_and_huge_gradients_keep_their_direction():

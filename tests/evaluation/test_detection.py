@@ -28,6 +28,7 @@ class Asked(NamedTuple):
     key: Any
     penalty: Any
     found: Any
+    placed: int  # batches of images on the devices
 
 
 class Spy(Predictor):
@@ -39,7 +40,9 @@ class Spy(Predictor):
 
     def attack(self, attacks, source, batch, key, penalty=None):
         found = super().attack(attacks, source, batch, key, penalty)
-        self.asked.append(Asked(source, key, penalty, found))
+        shape, dtype = batch["image"].shape, batch["image"].dtype
+        placed = sum((x.shape, x.dtype) == (shape, dtype) for x in jax.live_arrays())
+        self.asked.append(Asked(source, key, penalty, found, placed))
         return found
 
 
@@ -101,6 +104,10 @@ def test_there_is_a_score_for_each_detector_attack_and_image(records):
             of = rows(records, detector=name, threat_model=threat_model, evaluation=evaluation,
                       split="test")  # fmt: skip
             assert [row["example"] for row in of] == [f"e{i}" for i in range(COUNT)]
+
+
+def test_one_batch_at_a_time_is_on_the_devices(asked):
+    assert {each.placed for each in asked} == {1}
 
 
 def test_fooled_are_those_correct_before_and_wrong_now(
@@ -208,7 +215,7 @@ def test_example_images_are_attacked_and_scored_as_deployed(predictor, variables
     targets = {"base": Target("bare", variables),
                "autoencoder": Target("full", variables)}  # fmt: skip
     key = jax.random.key(0)
-    arrays = example_images.take(predictor, attacks, "pgd", targets, batch, key)
+    arrays = example_images.take(predictor, attacks, attacks[1], targets, batch, key)
     np.testing.assert_array_equal(
         arrays["images"] * 255, np.stack([dataset.source[i] for i in chosen])
     )
@@ -225,3 +232,28 @@ def test_example_images_are_attacked_and_scored_as_deployed(predictor, variables
     assert "base/purified" not in arrays
     purified = predictor.classifier.purify(variables, arrays["autoencoder/adversarial"])
     np.testing.assert_allclose(arrays["autoencoder/purified"], purified, atol=1e-5)
+
+
+def test_every_attack_is_kept_on_one_image_of_each_class(predictor, variables, attacks):
+    dataset = tiny_dataset(COUNT)
+    batch = next(make_loader(dataset, [0, 2, 1], 8, shuffle_seed=None))  # of classes 0, 0, 1
+    targets = {"base": Target("bare", variables),
+               "autoencoder": Target("full", variables)}  # fmt: skip
+    arrays = example_images.take(
+        predictor, attacks, attacks[1], targets, batch, key := jax.random.key(0)
+    )
+    assert (arrays["first"].tolist(), arrays["attacks"].tolist()) == (
+        [0, 2], [attack.name for attack in attacks]
+    )  # fmt: skip
+    assert "base/oblivious" not in arrays
+    gradients = {"base/adaptive": "bare", "autoencoder/oblivious": "bare",
+                 "autoencoder/adaptive": "full"}  # fmt: skip
+    for kept, gradient in gradients.items():
+        expected = predictor.attack(attacks, Source(gradient, variables), batch, key)[:, [0, 2]]
+        np.testing.assert_allclose(arrays[kept], expected, atol=5e-4)  # float16
+        target = targets[kept.split("/")[0]]
+        for number, pixels in enumerate(expected):
+            score = jax.nn.softmax(predictor.logits(target, pixels), axis=-1)[:, 1]
+            np.testing.assert_allclose(arrays[f"{kept}_score"][number], score, atol=1e-5)
+    clean = predictor.classifier.purify(variables, arrays["images"][[0, 2]])
+    np.testing.assert_allclose(arrays["autoencoder/reconstructed"], clean, atol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import medadv_jax
-from medadv_jax.attacks import make_attack
+from medadv_jax.attacks import make_attack, parse_restriction
 
 COUNT, SHAPE, EPSILON = 24, (5, 4, 3), 0.0525
 SIZE = int(np.prod(SHAPE))
@@ -274,6 +274,8 @@ class Training(nnx.Module):
         ({"attacks": "pgd,pgd"}, "a name stands twice"),
         ({"attacks": []}, "attacks: none"),
         ({"attacks": small_attacks(epsilon=0.1)}, "attack apgd: of ε = 0.1 (linf), not ε = 0.0525"),
+        ({"attacks": [make_attack("pgd", EPSILON, restriction=parse_restriction("pixel"))]},
+         "attack pgd: restricted"),
         ({"norm": "l7", "attacks": "pgd"}, "known are l2, linf"),
         ({"epsilon": -1.0, "attacks": "pgd"}, "at least 0"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),

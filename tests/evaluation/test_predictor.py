@@ -97,6 +97,17 @@ def test_evaluation_leaves_the_variables_alone(predictor, variables):
         np.testing.assert_array_equal(a, b)
 
 
+def test_variables_are_folded_once_for_all_batches(monkeypatch, predictor, variables):
+    fold, folded = Classifier.fold, []
+    monkeypatch.setattr(Classifier, "fold", lambda *a: folded.append(a[1]) or fold(*a))
+    expected = predictions(predictor, variables, 8)
+    assert [each is variables for each in folded] == [True]  # by three batches
+    monkeypatch.setattr(Predictor, "fold", lambda self, own: self.classifier.fold(own))
+    found = predictions(predictor, variables, 8)
+    assert len(folded) == 4
+    np.testing.assert_array_equal(found.logits, expected.logits)
+
+
 def test_attacks_are_those_of_the_config():
     config = tiny_config()
     config.eval.attacks, config.eval.num_steps, config.eval.restarts = "pgd,fgsm,bim", 7, 3

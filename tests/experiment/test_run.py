@@ -55,7 +55,7 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
         "config.json", "splits.json", "checkpoints", "metrics.jsonl", "tensorboard",
         "predictions.parquet", "results.csv", "pictures.npz", "report", "digests.json",
         "networks.json", "attack_record.json", "per_class.csv", "models",
-        "training_cost.json",
+        "training_cost.json", "inference_cost.json", "calibration.parquet", "uncertainty.csv",
     }  # fmt: skip
     start = text.splitlines()[0]
     assert start.startswith(f"{workdir}: ")
@@ -65,9 +65,10 @@ def test_a_run_leaves_all_its_files_and_is_not_repeated(tmp_path, cache_dir):
         "base": "validation_accuracy", "adversarial": "validation_adversarial_accuracy"
     }  # fmt: skip
     ends = re.findall(r"^([a-z ]+): \d+ [a-z]+ in \d+ s$", text, re.MULTILINE)
-    assert ends[-9:] == [
+    assert ends[-12:] == [
         "train base", "train adversarial", "evaluate base", "apgd base", "evaluate adversarial",
-        "apgd adversarial", "pictures", "models", "report",
+        "apgd adversarial", "pictures", "cost", "calibrate base", "calibrate adversarial", "models",
+        "report",
     ]  # fmt: skip
     assert "these accuracies mean nothing" in text  # 12 test images
 

@@ -14,6 +14,9 @@ from tests.helpers.tiny import tiny_config
 
 BAD_VALUES = [
     ("seed", -1, "at least 0"),
+    ("attack.mask", "1.5", "none, pixel, or the share of the image"),
+    ("eval.attacks", "universal,magic", "names out of apgd,"),
+    ("eval.universal_epochs", 0, "at least 1"),
     ("defenses", "base,magic", "names out of adversarial, autoencoder, base, denoised,"),
     ("defenses", "adversarial", "such that base stands before adversarial"),
     ("defenses", "base,distilled", "such that adversarial stands before distilled"),
@@ -34,7 +37,8 @@ BAD_VALUES = [
     ("model.name", "resnet18", "one of inception_v3, resnet50, vgg16, vgg19"),
     ("model.width", 0.0, "above 0 and at most 4"),
     ("model.normalization", "none", "one of auto, caffe, imagenet, symmetric"),
-    ("model.conv_impl", "gpu", "one of auto, cpu, plain"),
+    ("model.conv_impl", "fast", "one of auto, cpu, gpu, plain"),
+    ("model.precision", "float32", "one of default, high, highest"),
     ("model.dtype", "float16", "one of bfloat16, float32"),
     ("train.epochs", 0, "at least 1 with model.weights=none: an untrained network"),
     ("train.optimizer", "lion", "one of adam, adamw, sgd"),

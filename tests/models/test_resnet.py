@@ -179,7 +179,7 @@ def test_width_scales_the_channels():
         ({"name": "resnet50", "num_classes": 0}, "num_classes=0.*at least 1"),
         ({"name": "resnet50", "width": 0.0}, r"width=0\.0.*above 0"),
         ({"name": "resnet50", "dtype": "float16"}, "float16.*float32, bfloat16"),
-        ({"name": "resnet50", "conv_impl": "quick"}, "quick.*auto, cpu, plain"),
+        ({"name": "resnet50", "conv_impl": "quick"}, "quick.*auto, cpu, gpu, plain"),
     ],
 )
 def test_impossible_arguments_are_told(arguments, message):

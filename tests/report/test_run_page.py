@@ -17,7 +17,7 @@ import pytest
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.statistics import cluster_bootstrap, holm, wilson_interval
 from medadv_jax.report import comparison, run_page, run_tables, write_report
-from medadv_jax.report.example_panels import CORRECT, WRONG, _choose, _prediction, panels
+from medadv_jax.report.example_panels import CORRECT, WRONG, choose, panels, prediction
 from medadv_jax.report.read_runs import load_run
 from medadv_jax.report.records import RunRecords
 from medadv_jax.report.run_figures import figures, robustness_curves
@@ -103,7 +103,8 @@ def test_a_bare_run_leaves_figures_out_and_says_why(tmp_path):
     names = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
     assert names == {
         "headline", "accuracy_by_attack", "confusion", "roc", "reliability",
-        "figure_07b_phantoms", "figures_15_to_18",
+        "figure_07b_phantoms", "figures_15_to_18", "figure_01", "figure_02a", "figure_02b",
+        "figure_04",
     }  # fmt: skip
     assert "Table V" not in page
     assert "Detector" not in page
@@ -137,7 +138,7 @@ def test_names_from_a_run_are_text_never_markup(tmp_path):
     assert Links(page).tags <= {
         "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "p", "div",
         "section", "ul", "li", "span", "b", "nav", "a", "figure", "figcaption", "img", "table",
-        "thead", "tbody", "tr", "th", "td",
+        "thead", "tbody", "tr", "th", "td", "details", "summary", "dl", "dt", "dd",
     }  # fmt: skip
     assert report.pictures
     assert all("<script" not in picture.svg for picture in report.pictures)
@@ -277,12 +278,12 @@ def test_the_interval_is_by_patient_where_patients_repeat(full):
     assert "resampling the 40 patients" in run_tables.interval_note(run)
     by_patient = run_tables.headline_table(run).rows[0][1]
     share = cluster_bootstrap(lambda w: w @ right / w.sum(axis=1), run.group)
-    assert by_patient == Estimate(right.mean(), share)
+    assert by_patient == Estimate(right.mean(), share, "R")
     alone = load_run(full)
     alone.group = alone.example
     assert "a patient (group) of its own" in run_tables.interval_note(alone)
     by_image = run_tables.headline_table(alone).rows[0][1]
-    assert by_image == Estimate(right.mean(), wilson_interval(int(right.sum()), len(right)))
+    assert by_image == Estimate(right.mean(), wilson_interval(int(right.sum()), len(right)), "W")
 
 
 def test_subgroups_are_their_own_rows_and_sum_to_all(full):
@@ -333,11 +334,11 @@ def test_curves_keep_their_axes_apart(full):
 def test_pictures_show_the_predictions(full):
     run = load_run(full)
     assert run.pictures is not None
-    assert _prediction(run, 1, 0.2) == ("benign 0.800: wrong", WRONG)
-    assert _prediction(run, 1, 0.8) == ("malignant 0.800: correct", CORRECT)
-    assert _prediction(run, 0, 0.2) == ("benign 0.800: correct", CORRECT)
-    assert _choose(np.array([0, 0, 0, 1, 0, 1])) == [0, 1, 3, 5]
-    assert _choose(np.array([1, 1, 1])) == [0, 1, 2]
+    assert prediction(run, 1, 0.2) == ("benign 0.800: wrong", WRONG)
+    assert prediction(run, 1, 0.8) == ("malignant 0.800: correct", CORRECT)
+    assert prediction(run, 0, 0.2) == ("benign 0.800: correct", CORRECT)
+    assert choose(np.array([0, 0, 0, 1, 0, 1])) == [0, 1, 3, 5]
+    assert choose(np.array([1, 1, 1])) == [0, 1, 2]
     kept = ("images", "label", "epsilon", "attack")
     run.pictures = {k: v for k, v in run.pictures.items() if k in kept or k.startswith("hybrid")}
     (drawn,) = panels(run)
@@ -406,4 +407,4 @@ def test_a_split_without_known_patients_never_says_patient_level(tmp_path):
     assert cards[0].text[0].startswith("Split by image: patients unknown")
     assert any("patients unknown" in warning for warning in run_page.warnings(run))
     assert all(row[-2:] == (None, None) for row in headline.rows)
-    assert "resampling" not in run_tables.interval_note(run)
+    assert "resampling the" not in run_tables.interval_note(run)

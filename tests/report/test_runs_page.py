@@ -46,7 +46,8 @@ def test_several_runs_stand_in_the_layout_of_the_paper(tmp_path):
     names = {p.stem for p in (tmp_path / "out" / "figures").iterdir()}
     assert names == {
         *(f"figure_{n}_breakhis" for n in ("05", "06a", "06b", "07a", "07b", *range(14, 19))),
-        "figures_08_to_13_resnet500", "figures_08_to_13_vgg160",
+        "figure_03_resnet500", "figure_12b_pgd_resnet500", "figure_13a_pgd_vgg160",
+        *(f"figure_{n}" for n in ("01", "02a", "02b", "04")),
     }  # fmt: skip
     assert "inception_v3" in page  # a network of the paper that was not run
 
@@ -180,7 +181,7 @@ def test_a_table_three_times():
     assert r"\$y\_1\$ & -- & -- \\" in latex
     assert r"\caption{A \& B}" in latex
     assert latex.count("{") == latex.count("}")
-    html = Page("t", "", (), [table], ()).html()
+    html = Page("t", "", "", (), (), [table], ()).html()
     assert "50 % &lt;x&gt;" in html
     assert "a note &amp; more" in html
     assert re.search(r'0\.123 <span class="interval">\(−0\.100 to 0\.200\)', html)
@@ -195,7 +196,7 @@ def test_a_sweep_stands_for_its_finished_cells(tmp_path):
     journal = {name: {"failure": failure} for name, failure in failures.items()}
     (tmp_path / "sweep.json").write_text(json.dumps({"cells": journal}))
     page = write_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
-    assert "2 runs on breakhis" in page
+    assert "2 runs on BreakHis" in page
     assert "Cell third is missing from these tables: killed by SIGKILL." in page
     (tmp_path / "second" / "results.csv").unlink()
     page = write_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")

@@ -17,7 +17,10 @@ import numpy as np
 
 from medadv_jax.attacks import Attack
 from medadv_jax.attacks.continuous_batching import AttackJob
-from medadv_jax.attacks.from_config import attack_from_config
+from medadv_jax.attacks.from_config import (
+    restricted_attack_from_config,
+    restriction_from_config,
+)
 from medadv_jax.attacks.losses import LOSSES, cross_entropy
 from medadv_jax.config import Config
 from medadv_jax.evaluation.checks.result import Check, check, judge, share, worst
@@ -89,7 +92,8 @@ def find(model: ModelUnderTest, config: Config, left: np.ndarray) -> Findings:
     """
     epsilon, labels = float(config.attack.epsilon), model.labels
     clean = model.logits(model.images)
-    noise = np.stack([model.logits(model.noise(epsilon, draw)) for draw in range(DRAWS)])
+    noises = (model.noise(epsilon, draw, restriction_from_config(config)) for draw in range(DRAWS))
+    noise = np.stack([model.logits(each) for each in noises])
     own, lowest = margins(clean, labels), np.min([margins(each, labels) for each in noise], axis=0)
     planted = own - lowest > 1e-5 * (1 + np.abs(own))
     shift = np.where(planted, (own + lowest) / 2, 0.0).astype(np.float32)
@@ -113,8 +117,8 @@ def _jobs(
     steps = config.eval.num_steps
     pgd = dataclasses.replace(curve_attack(config), num_restarts=1)
     return [
-        AttackJob(attack_from_config(config, "fgsm", steps)),
-        AttackJob(attack_from_config(config, "bim", steps, keep_best=True)),
+        AttackJob(restricted_attack_from_config(config, "fgsm", steps)),
+        AttackJob(restricted_attack_from_config(config, "bim", steps, keep_best=True)),
         AttackJob(dataclasses.replace(pgd, num_restarts=RESTARTS), active=left),
         AttackJob(pgd, temperature, active=left),
         AttackJob(dataclasses.replace(pgd, loss="margin"), active=left),
@@ -261,7 +265,7 @@ def is_the_same_again(model: ModelUnderTest, config: Config) -> Check:
     images, labels = model.batch()
     source = model.sources[0]
     different = int((model.logits(images) != model.logits(images)).any(axis=1).sum())
-    short = AttackJob(attack_from_config(config, "pgd", 2))
+    short = AttackJob(restricted_attack_from_config(config, "pgd", 2))
     key = jax.random.key(model.seed)
     first, second = (
         model.queue.run(source.variables, images, labels, [short], key, source.gradient)[0]

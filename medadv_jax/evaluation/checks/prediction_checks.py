@@ -47,19 +47,30 @@ def correct_under(
 
 
 def larger_radius_breaks_more(
-    defense: str, correct: CurveCorrect, labels: np.ndarray, steps: int
+    defense: str,
+    correct: CurveCorrect,
+    labels: np.ndarray,
+    steps: int,
+    reaches_all: bool = True,
 ) -> Check:
-    """4. Accuracy does not rise with ε, and where every image can be reached it is chance."""
+    """4. Accuracy does not rise with ε, and where every image can be reached it is chance.
+
+    `reaches_all`: does the largest ball hold every image? Not of an attacker who may change a
+    patch only.
+    """
     along = [(epsilon, correct[epsilon, n]) for epsilon, n in sorted(correct) if n == steps]
     counts = [int(each.sum()) for _, each in along]
     n, last = len(labels), counts[-1]
     rise = max(0, *(b - a for a, b in itertools.pairwise(counts)))
     chance = larger_class(labels) / n
-    verdict = worst((judge(rise, n, _RISE), judge(last, n, chance)))
+    verdict = judge(rise, n, _RISE)
+    if reaches_all:
+        verdict = worst((verdict, judge(last, n, chance)))
     text = ", ".join(f"{epsilon:.3g}: {each.mean():.3f}" for epsilon, each in along)
+    end = f" and end at {chance:.3f}" if reaches_all else ""
     return check(
         4, defense, verdict, rise / n,
-        f"accuracy by ε {text}; it may rise by {_RISE:g} and end at {chance:.3f}; {n} images",
+        f"accuracy by ε {text}; it may rise by {_RISE:g}{end}; {n} images",
     )  # fmt: skip
 
 

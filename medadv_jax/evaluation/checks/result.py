@@ -24,6 +24,23 @@ NAMES = {
     13: "no catastrophic overfitting",
     14: "certificates hold",  # of smoothed classifiers, after `scripts/certify.py`
 }
+# What a failure would mean for the numbers of a run.
+WHY = {
+    1: "an attack on another function than the deployed one says nothing of the deployed one",
+    2: "an attack that leaves the allowed images breaks what no real attacker could",
+    3: "a weak attack that breaks more than a strong one shows that the strong one is broken",
+    4: "an attack with more room must not do worse, and without limits it must win",
+    5: "if more steps still break more images, the robust accuracy is too high",
+    6: "without a gradient an attack is blind, and a classifier only looks robust",
+    7: "what another attack breaks, the reported accuracy has counted as robust",
+    8: "a classifier that answers at random looks robust to an attack on one of its answers",
+    9: "rounded probabilities hide the gradient that an attack needs",
+    10: "an attack that changes the network, or other images, measures something else",
+    11: "images of one patient in training and test make every accuracy too high",
+    12: "a number without its attack, its images and its interval cannot be compared",
+    13: "training on one-step attacks can collapse: robust to one step, defenceless to more",
+    14: "a guarantee that an attack breaks is none",
+}
 VERDICTS = ("pass", "warn", "fail")
 
 

@@ -14,14 +14,21 @@ adversarial robustness evaluations").
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from medadv_jax.attacks.restriction import FREE
 from medadv_jax.config import Config
 from medadv_jax.evaluation.checks import attack_checks, prediction_checks
 from medadv_jax.evaluation.checks.overfitting_check import overfitting_checks
-from medadv_jax.evaluation.checks.result import Check, read_self_checks, write_self_checks
+from medadv_jax.evaluation.checks.result import (
+    Check,
+    headline,
+    read_self_checks,
+    write_self_checks,
+)
 from medadv_jax.evaluation.checks.second_opinion import SecondOpinion, no_other_breaks_more
 from medadv_jax.evaluation.checks.split_checks import check_splits, difference_hashes
 from medadv_jax.evaluation.model_under_test import ModelUnderTest
@@ -36,6 +43,7 @@ __all__ = [
     "overfitting_checks",
     "read_self_checks",
     "run_self_checks",
+    "verdict_lines",
     "write_self_checks",
 ]
 
@@ -77,7 +85,9 @@ def run_self_checks(
         attack_checks.attacks_deployed(model, epsilon),
         attack_checks.stays_within(model, evaluated, still, record),
         attack_checks.stronger_breaks_more(model, findings),
-        prediction_checks.larger_radius_breaks_more(defense, correct, model.labels, steps),
+        prediction_checks.larger_radius_breaks_more(
+            defense, correct, model.labels, steps, reaches_all=pgd.restriction == FREE
+        ),
         prediction_checks.enough_steps(defense, correct, epsilon, steps, restarted),
         attack_checks.has_gradients(model),
         no_other_breaks_more(defense, records, epsilon, second),
@@ -88,3 +98,18 @@ def run_self_checks(
     ]
     advance()
     return checks
+
+
+def verdict_lines(path: Path) -> list[str]:
+    """Returns what the self-checks say, one line for the whole and one for each that fails."""
+    if not path.exists():
+        return ["self-checks: not run (eval.checks=False)"]
+    checks = read_self_checks(path)
+    passed = sum(check.verdict == "pass" for check in checks)
+    verdict = f"{headline(checks)}; {passed} of {len(checks)} pass"
+    lines = [f"self-checks of the measurement: {verdict}"]
+    return lines + [
+        f"{c.verdict}: {c.number} {c.name}, {c.defense or 'run'}: {c.explanation}"
+        for c in checks
+        if c.verdict != "pass"
+    ]

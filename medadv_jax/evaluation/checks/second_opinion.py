@@ -12,7 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from medadv_jax.attacks import make_attack
-from medadv_jax.attacks.from_config import attack_from_config
+from medadv_jax.attacks.from_config import (
+    restricted_attack_from_config,
+    restriction_from_config,
+)
 from medadv_jax.config import Config
 from medadv_jax.evaluation.checks.prediction_checks import columns_of, correct_under
 from medadv_jax.evaluation.checks.result import Check, check, judge
@@ -42,10 +45,12 @@ def other_attacks(config: Config) -> list[Any]:
     """Returns the attacks that an evaluation is checked by: of other kinds than its own."""
     steps, queries = config.eval.apgd_steps, config.eval.second_queries
     if not set(config.eval.attacks.split(",")) & _OWN_STEPS:
-        return [attack_from_config(config, "apgd", steps)]
+        return [restricted_attack_from_config(config, "apgd", steps)]
     epsilon, norm = config.attack.epsilon, config.attack.norm
-    square = make_attack("square", epsilon, num_steps=queries, norm=norm)
-    return [attack_from_config(config, "fmn", steps), square]
+    square = make_attack(
+        "square", epsilon, num_steps=queries, norm=norm, restriction=restriction_from_config(config)
+    )
+    return [restricted_attack_from_config(config, "fmn", steps), square]
 
 
 def ask(

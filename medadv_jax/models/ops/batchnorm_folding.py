@@ -2,7 +2,8 @@
 
 BatchNorm in eval mode is affine, so it is folded into the convolution before it: layer `…bn…` into
 its neighbour `…conv…`. For conv_impl "cpu", some kernels are also transformed once (`spectrum` in
-`convolution.py`). The network computes the same function up to rounding.
+`convolution.py`). Parameters are cast to the compute dtype once, which each pass would do else. The
+network computes the same function up to rounding.
 
 Each layer is compiled, but not `fold`: a compiled function copies the arrays that it passes on, and
 the head of VGG16 alone is half a GB.
@@ -14,11 +15,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from medadv_jax.models.ops import convolution
 
 Tree = Mapping[str, Any]
+HEAD_LAYER = "fc"  # of every network; see `Dense` in `layers.py`
 
 
 def folded_network(network: nn.Module) -> nn.Module:
@@ -36,13 +39,31 @@ def fold(network: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The variables with scaled kernels (KH, KW, C, F), a bias (F,) for each, and no BatchNorm;
         and the collection "spectra" if the network's conv_impl is "cpu" and a kernel has one.
+        Parameters and spectra have the compute dtype; see `in_compute_dtype`.
     """
     if hasattr(network, "folded"):
         epsilon: float = network.bn_epsilon  # pyright: ignore[reportAttributeAccessIssue]
         params = _fold(variables["params"], variables["batch_stats"], epsilon)
         variables = {**variables, "params": params, "batch_stats": {}}
     spectra = _spectra(variables["params"]) if getattr(network, "conv_impl", "") == "cpu" else {}
-    return {**variables, "spectra": spectra} if spectra else variables
+    variables = {**variables, "spectra": spectra} if spectra else variables
+    own = {name: variables[name] for name in ("params", "spectra") if name in variables}
+    cast = in_compute_dtype(network, own)
+    return variables if cast is own else {**variables, **cast}
+
+
+def in_compute_dtype(module: nn.Module, params: Tree) -> Tree:
+    """Returns the parameters of a network or purifier in its compute dtype, the same tree if that
+    is float32; the head `fc` stays float32, as it computes."""
+    dtype = getattr(module, "dtype", jnp.float32)
+    if dtype == jnp.float32:
+        return params
+
+    def cast(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
+        names = [getattr(entry, "key", None) for entry in path]
+        return value if HEAD_LAYER in names else value.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _spectra(params: Tree) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Convolution with two implementations, `plain` and `cpu`; `pooling.py` does the same for pooling.
 
 `plain` is one XLA operation, for GPU and TPU. `cpu` has the same values and gradients and avoids
-slow cases of XLA's CPU backend. `resolve_conv_impl` chooses between them by the backend. `cpu`
-chooses an algorithm for each of the forward pass, the gradient to the images and the gradient to
-the kernel, from static shapes alone (`_algorithms`). The numbers beside its rules were measured on
-2 AVX-512 cores, jax 0.10.2, 2026-11-22 and 23, float32.
+slow cases of XLA's CPU backend. `resolve_conv_impl` chooses between them by the backend; its `gpu`
+is `plain` with another maximum pooling. `cpu` chooses an algorithm for each of the forward pass,
+the gradient to the images and the gradient to the kernel, from static shapes alone
+(`_algorithms`). The numbers beside its rules were measured on 2 AVX-512 cores, jax 0.10.2,
+2026-11-22 and 23, float32.
 
 `cpu` is a custom VJP: reverse-mode gradients, `jit`, `vmap` and sharding work; forward mode
 (`jax.jvp`, `jax.jacfwd`) does not.
@@ -20,7 +21,7 @@ from jax import lax
 
 from medadv_jax.errors import UserError
 
-CONV_IMPLS = ("auto", "cpu", "plain")
+CONV_IMPLS = ("auto", "cpu", "gpu", "plain")
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]  # (low, high) of the height, (low, high) of the width
@@ -29,13 +30,14 @@ Padding = str | int | Sequence[int | Sequence[int]]
 
 
 def resolve_conv_impl(conv_impl: str) -> str:
-    """Returns "cpu" or "plain"; "auto" follows jax's default backend. UserError if unknown."""
+    """Returns "cpu", "gpu" or "plain"; "auto" follows jax's backend. UserError if unknown."""
     if conv_impl not in CONV_IMPLS:
         raise UserError(
             f"conv_impl={conv_impl!r} is unknown; choose one of {', '.join(CONV_IMPLS)}"
         )
     if conv_impl == "auto":
-        return "cpu" if jax.default_backend() == "cpu" else "plain"
+        backend = jax.default_backend()
+        return backend if backend in CONV_IMPLS else "plain"
     return conv_impl
 
 
@@ -322,7 +324,7 @@ def conv(
         kernel: (KH, KW, C, F).
         strides: vertical and horizontal stride.
         padding: see `resolve_padding`.
-        conv_impl: "cpu" or "plain".
+        conv_impl: "cpu", or one of the others, which are equal.
         prepared: the kernel's `spectrum`, to save computing it; it gets no gradient.
 
     Returns:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medadv_jax.report.aggregate import Group, Series, all_series
+from medadv_jax.report.records import title_of
 from medadv_jax.report.run_tables import LABELS
 from medadv_jax.report.style import (
     WIDTH,
@@ -33,7 +34,10 @@ def paper_figures(dataset: str, groups: Sequence[Group]) -> list[Graphic]:
     """Returns Figures 5 to 7 and 14 to 18 of the groups of one data set."""
     figures = [by_metric(dataset, groups)]
     if not any(group.attacks for group in groups):
-        return [*figures, Omitted(f"Figures 6 to 18 for {dataset}", "nothing was attacked")]
+        return [
+            *figures,
+            Omitted(_figure("6 to 18", dataset), "nothing was attacked"),
+        ]
     figures += [
         with_deviation(dataset, groups), improvements(dataset, groups),
         under_attack(dataset, groups), success_heatmap(dataset, groups),
@@ -95,6 +99,10 @@ def series_look(series: Series) -> Look:
     return oblivious or defense_look(series.defense)
 
 
+def _figure(number: str, dataset: str) -> str:
+    return f"Figure {number}, {title_of(dataset)}"
+
+
 def _present(groups: Sequence[Group]) -> list[Series]:
     return all_series([run for group in groups for run in group.runs])
 
@@ -123,7 +131,7 @@ def by_metric(dataset: str, groups: Sequence[Group]) -> Graphic:
         }
         for metric in ("accuracy", "precision", "recall", "f1")
     }
-    caption = f"Figure 5, {dataset}: clean images, by network and defence.{_repeats(groups)}"
+    caption = f"{_figure('5', dataset)}: clean images, by network and defence.{_repeats(groups)}"
     return _bar_panels(f"figure_05_{dataset}", caption, 5.6, _labels(groups), panels, 5)
 
 
@@ -154,7 +162,7 @@ def with_deviation(dataset: str, groups: Sequence[Group]) -> Graphic:
         legend_below(figure, axes, 3)
 
     caption = (
-        f"Figure 6a, {dataset}: mean accuracy over clean images and all attacks; lines: ± one"
+        f"{_figure('6a', dataset)}: mean accuracy over clean images and all attacks; lines: ± one"
         " standard deviation over them (and over seeds or folds), cut at 0 and 1."
     )
     return draw(f"figure_06a_{dataset}", caption, (WIDTH, 3.6), paint)
@@ -165,7 +173,7 @@ def improvements(dataset: str, groups: Sequence[Group]) -> Graphic:
     defended = [s for s in _present(groups) if s.defense != "base"]
     gains = {s: [_gains(g, s) for g in groups] for s in defended}
     if not any(len(values) for rows in gains.values() for values in rows):
-        return Omitted(f"Figure 6b, {dataset}", "no run has both base and a defence")
+        return Omitted(_figure("6b", dataset), "no run has both base and a defence")
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -183,7 +191,7 @@ def improvements(dataset: str, groups: Sequence[Group]) -> Graphic:
         legend_below(figure, axes, 3)
 
     caption = (
-        f"Figure 6b, {dataset}: accuracy of a defence minus that of base under the same attack,"
+        f"{_figure('6b', dataset)}: accuracy of a defence minus that of base under the same attack,"
         " over the attacks and runs. Box: quartiles; bar: median; points: every value."
     )
     return draw(f"figure_06b_{dataset}", caption, (WIDTH, 3.6), paint)
@@ -230,8 +238,8 @@ def under_attack(dataset: str, groups: Sequence[Group]) -> Graphic:
         legend_below(figure, axes, 4)
 
     caption = (
-        f"Figure 7a, {dataset}: average accuracy under attack (bars), and against the worst attack"
-        f" for each image (diamonds), which is what counts.{_repeats(groups)}"
+        f"{_figure('7a', dataset)}: average accuracy under attack (bars), and against the worst"
+        f" attack for each image (diamonds), which is what counts.{_repeats(groups)}"
     )
     return draw(f"figure_07a_{dataset}", caption, (WIDTH, 3.9), paint)
 
@@ -247,7 +255,7 @@ def success_heatmap(dataset: str, groups: Sequence[Group]) -> Graphic:
                 names.append(f"{group.label}: {s.label}")
                 rows.append([np.nan if rate is None else rate for rate in rates])
     if not rows:
-        return Omitted(f"Figure 7b, {dataset}", "no image is correct when clean")
+        return Omitted(_figure("7b", dataset), "no image is correct when clean")
 
     def paint(figure: Figure) -> None:
         axes = heatmap(figure, np.array(rows), digits=2, size=9.5)
@@ -255,7 +263,7 @@ def success_heatmap(dataset: str, groups: Sequence[Group]) -> Graphic:
         axes.set_yticks(range(len(names)), names)
 
     caption = (
-        f"Figure 7b, {dataset}: attack success rate, the share of the images correct when"
+        f"{_figure('7b', dataset)}: attack success rate, the share of the images correct when"
         " clean that an attack breaks. Lower is better for the defence."
     )
     return draw(f"figure_07b_{dataset}", caption, (WIDTH, 0.9 + 0.29 * len(rows)), paint)
@@ -272,7 +280,7 @@ def by_attack(dataset: str, groups: Sequence[Group], number: str, metric: str) -
         for s in _present(groups)
     }
     caption = (
-        f"Figure {number}, {dataset}: {LABELS[metric]} by attack and network, for each defence."
+        f"{_figure(number, dataset)}: {LABELS[metric]} by attack and network, for each defence."
         f"{_repeats(groups)} A gap has no value."
     )
     name, height = f"figure_{number}_{dataset}", 0.8 + 2.3 * -(-len(panels) // 2)

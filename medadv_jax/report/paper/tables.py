@@ -7,7 +7,7 @@ from medadv_jax.report.aggregate import Group, Series, all_series
 from medadv_jax.report.page import Section
 from medadv_jax.report.paper.consistency import MARKS, MOST_IMAGES, RULE, judge
 from medadv_jax.report.paper.printed import METRICS, ROWS, TABLE_OF, PaperRow
-from medadv_jax.report.records import DEFENSES
+from medadv_jax.report.records import DEFENSES, Outcome, RunRecords, title_of
 from medadv_jax.report.run_tables import LABELS
 from medadv_jax.report.tables import Cell, Table, group_starts
 
@@ -21,7 +21,7 @@ def paper_section(dataset: str, groups: Sequence[Group], only_ours: bool) -> lis
     if number is None:
         return []
     tables = [paper_table(number, groups, only_ours), verdict_table(number, groups, only_ours)]
-    return [Section(f"Table {number} of the paper: {dataset}", [RULE, *tables])]
+    return [Section(f"Table {number} of the paper: {title_of(dataset)}", [RULE, *tables])]
 
 
 def paper_table(number: str, groups: Sequence[Group], only_ours: bool = False) -> Table:
@@ -78,6 +78,20 @@ def _network_rows(
             row = group.label if group else model, s.defense, evaluation, "–" if clean else s.threat
             rows.append((*row, *cells, _mark(theirs)))
     return rows
+
+
+def paper_outcomes(
+    number: str, groups: Sequence[Group]
+) -> list[tuple[PaperRow, RunRecords, Outcome]]:
+    """Returns each row of a table of the paper that a run has, too, with the run's predictions."""
+    found = []
+    for row in ROWS[number]:
+        threats = dict(_PAPER_SERIES)
+        for run in (run for group in groups if group.model == row.model for run in group.runs):
+            if row.defense in run.defenses:
+                outcome = run.get(row.defense, threats[row.defense], row.evaluation)
+                found += [(row, run, outcome)] if outcome else []
+    return found
 
 
 _PAPER_SERIES = (("base", "adaptive"), ("adversarial", "adaptive"), ("autoencoder", "oblivious"))

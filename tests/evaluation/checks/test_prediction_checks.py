@@ -37,6 +37,9 @@ def test_accuracy_that_rises_with_the_radius():
     assert result.value == 0.25
     assert check_4("base", {(0.0, 4): many, (1.0, 4): labels == 0}, labels, 4).verdict == "pass"
     assert check_4("base", {(0.0, 4): many, (1.0, 4): some}, labels, 4).verdict == "fail"
+    patch = check_4("base", {(0.0, 4): many, (1.0, 4): some}, labels, 4, reaches_all=False)
+    assert patch.verdict == "pass"
+    assert "end at" not in patch.explanation
 
 
 # 5

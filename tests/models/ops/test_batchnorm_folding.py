@@ -3,13 +3,17 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medadv_jax.attacks import make_attack
 from medadv_jax.classifier import Classifier
 from medadv_jax.models import create_model
 from medadv_jax.models.ops.batchnorm_folding import fold, folded_network
+from medadv_jax.models.purifiers import create_purifier
+from medadv_jax.models.vgg import VGG
 
 NETWORKS = [
     ("resnet50", 40, {"conv_bias": True, "bn_epsilon": 0.1}),
@@ -70,3 +74,65 @@ def test_a_network_without_norms_is_left_alone():
     variables = {"params": {"conv1_1": {"kernel": np.ones(1)}}, "batch_stats": {}, "purifier": {}}
     assert folded_network(network) is network
     assert fold(network, variables) is variables
+
+
+BFLOAT16 = [("vgg16", 32, "plain"), ("resnet50", 32, "cpu"), ("inception_v3", 75, "plain")]
+
+
+def _bfloat16(name: str, size: int, conv_impl: str):
+    purifier = create_purifier("dense", 8, 0.25, "bfloat16", conv_impl)
+    network = create_model(name, 2, 0.125, "bfloat16", conv_impl)
+    classifier = Classifier(network, purifier=purifier)
+    return classifier, jax.eval_shape(lambda key: classifier.init(key, size), jax.random.key(0))
+
+
+@pytest.mark.parametrize(("name", "size", "conv_impl"), BFLOAT16)
+def test_the_head_alone_stays_float32_in_bfloat16(name: str, size: int, conv_impl: str):
+    classifier, variables = _bfloat16(name, size, conv_impl)
+    prepared = jax.eval_shape(classifier.fold, variables)
+    paths, _ = jax.tree_util.tree_flatten_with_path(prepared)
+    wide = {path[1].key for path, leaf in paths if leaf.dtype == jnp.float32}
+    assert wide == {"fc"}
+
+
+def _loop_inputs(jaxpr) -> list:
+    """Shapes and dtypes of what the loops of a program take, wherever they are."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("while", "scan"):
+            found += [variable.aval for variable in equation.invars]
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            found += _loop_inputs(inner)
+    return found
+
+
+def test_an_attack_in_bfloat16_takes_no_float32_weights_into_its_loop():
+    classifier, variables = _bfloat16("vgg16", 32, "plain")
+    attack = make_attack("pgd", 0.03, num_steps=3, step_size=0.01)
+
+    def run(variables, images, labels, key):  # as a step of training does
+        logits_fn = classifier.folded().logits_fn(classifier.fold(variables))
+        return attack(logits_fn, images, labels, key)
+
+    images, labels = jnp.zeros((2, 32, 32, 3)), jnp.zeros(2, jnp.int32)
+    program = jax.make_jaxpr(run)(variables, images, labels, jax.random.key(0))
+    weights = {kernel.shape for kernel in jax.tree.leaves(variables) if kernel.ndim > 1}
+    weights -= {variables["params"]["fc"]["kernel"].shape}
+    taken = [x for x in _loop_inputs(program.jaxpr) if x.shape in weights]
+    assert len(taken) >= len(weights)
+    assert {x.dtype.name for x in taken} == {"bfloat16"}
+
+
+def test_parameters_cast_beforehand_give_the_same_gradients():
+    network = VGG(num_layers=(1,), num_classes=2, width=0.125, dtype=jnp.bfloat16)
+    classifier = Classifier(network)
+    variables = jax.jit(classifier.init, static_argnums=1)(jax.random.key(0), 32)
+    pixels = jnp.asarray(np.random.default_rng(1).random((2, 32, 32, 3)), jnp.float32)
+
+    def gradient(variables):
+        return jax.grad(lambda x: classifier.logits(variables, x)[:, 0].sum())(pixels)
+
+    # Operation by operation: a compiled program may keep float32 between two casts.
+    expected, found = gradient(variables), gradient(classifier.fold(variables))
+    assert np.abs(expected).max() > 0
+    np.testing.assert_array_equal(found, expected)

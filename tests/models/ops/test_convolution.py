@@ -138,18 +138,33 @@ POOLS = [
 
 @pytest.mark.parametrize(("shape", "window", "strides", "padding"), POOLS)
 @pytest.mark.parametrize("ties", [False, True])
-def test_max_pool_equals_flax_in_value_and_gradient(shape, window, strides, padding, ties):
+@pytest.mark.parametrize("conv_impl", ["cpu", "gpu"])
+def test_max_pool_equals_flax_in_value_and_gradient(
+    shape, window, strides, padding, ties, conv_impl
+):
     images = normal(*shape)
     if ties:  # after a ReLU most windows of a dead channel are all zero
         images = jnp.round(nn.relu(images))
     pads: Any = ops.resolve_padding(padding, shape[1:3], window, strides)
     expected, pull = jax.vjp(lambda x: nn.max_pool(x, window, strides, pads), images)
     actual, our_pull = jax.vjp(
-        lambda x: pooling.max_pool(x, window, strides, padding, "cpu"), images
+        lambda x: pooling.max_pool(x, window, strides, padding, conv_impl), images
     )
     cotangent = normal(*expected.shape, seed=2)
     assert_allclose(actual, expected)
     assert_allclose(our_pull(cotangent)[0], pull(cotangent)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_gpu_pool_remembers_its_winners_in_a_byte_each_instead_of_searching_again():
+    def lowered(conv_impl: str) -> str:
+        def loss(images: jax.Array) -> jax.Array:
+            return pooling.max_pool(images, (2, 2), (2, 2), "VALID", conv_impl).sum()
+
+        return jax.jit(jax.grad(loss)).lower(normal(2, 6, 6, 8)).as_text()
+
+    assert "select_and_scatter" in lowered("plain")
+    assert "select_and_scatter" not in lowered("gpu")
+    assert "tensor<2x3x3x8xi8>" in lowered("gpu")
 
 
 @pytest.mark.parametrize(("shape", "window", "strides", "padding"), POOLS)
@@ -182,7 +197,7 @@ def test_avg_pools_agree(shape, window, strides, padding, count_padding):
 
 
 @pytest.mark.parametrize(
-    ("backend", "expected"), [("cpu", "cpu"), ("gpu", "plain"), ("tpu", "plain")]
+    ("backend", "expected"), [("cpu", "cpu"), ("gpu", "gpu"), ("tpu", "plain")]
 )
 def test_auto_follows_the_backend(monkeypatch, backend, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
@@ -191,7 +206,7 @@ def test_auto_follows_the_backend(monkeypatch, backend, expected):
 
 
 def test_unknown_conv_impl_is_told():
-    with pytest.raises(UserError, match=r"conv_impl='fast'.*auto, cpu, plain"):
+    with pytest.raises(UserError, match=r"conv_impl='fast'.*auto, cpu, gpu, plain"):
         ops.resolve_conv_impl("fast")
 
 

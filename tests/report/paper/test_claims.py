@@ -1,17 +1,18 @@
 """The paper's conclusions on runs with a known outcome, and pooled folds."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 from medadv_jax.evaluation.statistics import mean_sd
 from medadv_jax.report import write_report
 from medadv_jax.report.aggregate import make_groups, pool
 from medadv_jax.report.paper.claims import (
-    CLAIMS,
-    NETWORKS,
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDABLE,
@@ -19,6 +20,7 @@ from medadv_jax.report.paper.claims import (
     judge_claim,
 )
 from medadv_jax.report.paper.evidence import CLEAN, Contrast, Evidence, Term, View
+from medadv_jax.report.paper.sentences import CLAIMS, NETWORKS
 from medadv_jax.report.read_runs import load_run
 from tests.helpers.synthetic_run import edit, make_run
 
@@ -86,7 +88,9 @@ def test_a_conclusion_may_hold_for_the_oblivious_attacker_but_not_for_the_adapti
     assert "−0.400 (" in adaptive.number
     same = judged(paths, "The hybrid withstands the attacks better than adversarial", View.WORST)
     assert same.verdict == NOT_REPRODUCED  # it is as good as adversarial training, not better
-    assert judged(paths, "Every undefended network", View.PAPER).verdict == REPRODUCED
+    assert (
+        judged(paths, "Every undefended network loses accuracy", View.PAPER).verdict == REPRODUCED
+    )
     below = judged(paths, "The undefended InceptionV3 falls", View.PAPER)
     assert below.verdict == NOT_REPRODUCED
     assert "0.03 − inception_v3: −0.07" in below.number
@@ -97,7 +101,7 @@ def test_one_network_against_a_conclusion_is_enough_and_a_missing_one_leaves_it_
     some = paper_runs(tmp_path, networks=NETWORKS[:3])
     found = judged(some, text, View.PAPER)
     assert found.verdict == UNDECIDABLE
-    assert found.number == "inception_v3: inception_v3 was not run"
+    assert found.number.startswith("inception_v3 was not run; 3 of 4 hold, the smallest vgg16: 0.2")
     set_correct(some[0], 0.3, "autoencoder", ("oblivious",))
     found = judged(some, text, View.PAPER)
     assert found.verdict == NOT_REPRODUCED
@@ -111,7 +115,7 @@ def test_one_network_against_a_conclusion_is_enough_and_a_missing_one_leaves_it_
 
 
 def test_generated_images_and_few_images_decide_nothing(tmp_path):
-    text = "Every undefended network"
+    text = "Every undefended network loses accuracy"
     few = judged(paper_runs(tmp_path / "few", images=90), text, View.PAPER)
     assert few.verdict == UNDECIDABLE
     assert few.number.startswith("90 test images are too few")
@@ -122,10 +126,71 @@ def test_generated_images_and_few_images_decide_nothing(tmp_path):
     assert drawn.verdict == UNDECIDABLE
     assert drawn.number.startswith("generated images; ")
     page = write_report(paths[:2], tmp_path / "out").read_text(encoding="utf-8")
-    assert "The paper&#39;s conclusions: phantoms_histology" in page
+    assert "The paper&#39;s conclusions: Breast tissue (generated)" in page
     table = (tmp_path / "out" / "tables" / "conclusions_phantoms_histology.csv").read_text()
     assert "not decidable" in table
     assert ",reproduced" not in table
+
+
+def test_other_metrics_are_those_of_their_definition(tmp_path):
+    """Against sklearn and numpy, on the paper's attackers and on the worst."""
+    (path,) = paper_runs(tmp_path, networks=("resnet50",))
+    run = load_run(path)
+    evidence = Evidence(make_groups([run]))
+
+    def value(view, what, metric, defense="autoencoder"):
+        term = Term("resnet50", defense, what, metric=metric)
+        found = evidence.measure(Contrast("x", term, 0.0), view).value
+        assert found is not None
+        return found
+
+    outcomes = [run.get("autoencoder", "oblivious", name) for name in run.attacks]
+    known = [outcome for outcome in outcomes if outcome is not None]
+    labels = run.label
+    assert value(View.PAPER, "attacked", "auc") == pytest.approx(
+        np.mean([roc_auc_score(labels, o.score) for o in known])
+    )
+    assert value(View.PAPER, "pgd", "f1") == pytest.approx(f1_score(labels, known[1].predicted))
+    worst = run.worst("autoencoder")
+    assert worst is not None
+    assert value(View.WORST, "attacked", "recall") == pytest.approx(
+        recall_score(labels, worst.predicted)
+    )
+    of_truth = np.where(labels == 1, worst.score, 1 - worst.score)
+    assert value(View.WORST, "attacked", "confidence") == pytest.approx(of_truth.mean())
+    right = [(run.clean("base").predicted == labels).mean()]
+    right += [
+        (o.predicted == labels).mean()
+        for name in run.attacks if (o := run.get("base", "adaptive", name)) is not None
+    ]  # fmt: skip
+    assert value(View.PAPER, "attacked", "deviation", "base") == pytest.approx(
+        np.std(right, ddof=1)
+    )
+
+
+def test_a_gain_is_compared_with_another_networks_gain(tmp_path):
+    paths = paper_runs(tmp_path, dataset="chest_xray")  # all networks gain the same
+    text = "InceptionV3 benefits from adversarial training"
+    assert judged(paths, text, View.PAPER, "chest_xray").verdict == NOT_REPRODUCED
+    set_correct(paths[-1], 0.9, "adversarial", ("adaptive",))  # InceptionV3's
+    found = judged(paths, text, View.PAPER, "chest_xray")
+    assert (found.verdict, "0.300 (" in found.number) == (REPRODUCED, True)
+
+
+def test_costs_are_compared_where_they_were_measured(tmp_path):
+    paths = paper_runs(tmp_path)
+    text = "The autoencoder is lightweight"
+    assert judged(paths, text, View.PAPER).verdict == UNDECIDABLE
+    for path in paths:
+        spent = {"adversarial": {"seconds": 90.5}, "autoencoder": {"seconds": 60.0}}
+        (path / "training_cost.json").write_text(json.dumps(spent))
+    found = judged(paths, text, View.PAPER)
+    assert (found.verdict, found.number) == (REPRODUCED, "vgg16, training seconds: 30.500")
+    each = {"adversarial": {"flops": 2e9}, "autoencoder": {"flops": 2.5e9}}
+    for path in paths:
+        (path / "inference_cost.json").write_text(json.dumps({"classifiers": each}))
+    found = judged(paths, "The autoencoder is computationally efficient", View.WORST)
+    assert (found.verdict, found.number) == (NOT_REPRODUCED, "vgg16, GFLOPs: −0.500")
 
 
 def test_over_seeds_the_interval_is_students_t(tmp_path):

@@ -7,11 +7,26 @@ import numpy as np
 import pytest
 
 from medadv_jax.classifier import Classifier
-from medadv_jax.deployment.saliency import _last_map, grad_cam, integrated_gradients, overlay
+from medadv_jax.evaluation.overlay import overlay
+from medadv_jax.evaluation.saliency import (
+    _last_map,
+    explained,
+    grad_cam,
+    integrated_gradients,
+)
 from medadv_jax.models.inception_v3 import inception_v3
+from medadv_jax.models.purifiers import create_purifier
 from medadv_jax.models.resnet import resnet50
 from medadv_jax.models.vgg import vgg16
-from tests.helpers.tiny import make_model
+from tests.helpers.tiny import TinyNet
+
+
+def build(purified=False):
+    """Returns an untrained classifier of three classes for 32 pixels, and its variables."""
+    network = TinyNet(3, dtype="float32", conv_impl="plain")
+    purifier = create_purifier("spatial", 8, 0.25) if purified else None
+    classifier = Classifier(network, "imagenet", purifier)
+    return classifier, jax.jit(lambda: classifier.init(jax.random.key(1), 32))()
 
 
 def test_shares_of_a_square_are_the_square():
@@ -28,10 +43,10 @@ def test_shares_of_a_square_are_the_square():
 
 def test_shares_of_a_network_sum_up_to_its_logit():
     """Completeness (Sundararajan et al. 2017, section 3), less that of a black image."""
-    model = make_model("abc")
+    logits_fn = Classifier.logits_fn(*build())
     pixels, labels = jax.random.uniform(jax.random.key(0), (4, 32, 32, 3)), jnp.arange(4) % 3
-    found = jax.jit(lambda x: integrated_gradients(model.logits, x, labels, 256))(pixels)
-    gap = model.logits(pixels) - model.logits(jnp.zeros_like(pixels))
+    found = jax.jit(lambda x: integrated_gradients(logits_fn, x, labels, 256))(pixels)
+    gap = logits_fn(pixels) - logits_fn(jnp.zeros_like(pixels))
     expected = np.asarray(gap)[np.arange(4), labels]
     np.testing.assert_allclose(found.sum((1, 2, 3)), expected, atol=0.01 * abs(expected).max())
 
@@ -59,15 +74,15 @@ def test_grad_cam_of_a_mean_is_the_class_activation_map():
 
 
 def test_grad_cam_behind_a_purifier_is_that_of_the_purified_image():
-    model = make_model("abc", purified=True)
+    classifier, variables = build(purified=True)
     pixels, labels = jax.random.uniform(jax.random.key(0), (3, 32, 32, 3)), jnp.arange(3)
-    seen = model.classifier.purify(model.variables, pixels)
+    seen = classifier.purify(variables, pixels)
     assert jnp.abs(seen - pixels).max() > 0.1
-    bare = Classifier(model.classifier.network, model.classifier.normalization)
-    own = {name: model.variables[name] for name in ("params", "batch_stats")}
+    bare = Classifier(classifier.network, classifier.normalization)
+    own = {name: variables[name] for name in ("params", "batch_stats")}
     expected = grad_cam(bare, own, seen, labels)
     assert expected.max() > 0
-    found = grad_cam(model.classifier, model.variables, pixels, labels)
+    found = grad_cam(classifier, variables, pixels, labels)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -84,6 +99,17 @@ def test_the_last_map_of_each_network(make, size, last):
     variables = jax.eval_shape(lambda: classifier.init(jax.random.key(0), size))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
     assert _last_map(classifier, zeros, jnp.zeros((1, size, size, 3)))[0] == last
+
+
+def test_the_explained_classifier_is_the_deployed_one_alone():
+    classifier, variables = build(purified=True)
+    pixels = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+    for deployed in ("full", "bare"):
+        alone = explained(classifier, deployed)
+        assert (alone.purifier is None) == (deployed == "bare")
+        found = alone.logits(variables, pixels, "full")
+        expected = classifier.logits(variables, pixels, deployed)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_overlay_is_red_where_the_heat_is():

@@ -1,4 +1,4 @@
-"""Which pixels a prediction depends on: integrated gradients, Grad-CAM, and their overlays."""
+"""Which pixels a prediction depends on: integrated gradients and Grad-CAM."""
 
 import functools
 from collections.abc import Callable
@@ -7,13 +7,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from PIL import Image
 
 from medadv_jax.classifier import Classifier, Variables
 
-_STRENGTH = 0.7  # of the colour where the heat is largest
-_SMALLEST = 224  # pixels of an overlay's side; smaller ones are enlarged by a whole factor
+
+def explained(classifier: Classifier, deployed: str) -> Classifier:
+    """Returns the classifier of one output (see `Classifier.logits`) of a run's, on its own."""
+    network = classifier.student if deployed == "student" else classifier.network
+    assert network is not None, "there is no student"
+    purifier = classifier.purifier if deployed == "full" else None
+    return Classifier(network, classifier.normalization, purifier)
 
 
 def make_maps(classifier: Classifier, gradient: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -120,20 +123,3 @@ def _last_map(
 
 def _label_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-
-
-def overlay(image: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """Returns an image in grey with heat in red.
-
-    Args:
-      image: (S, S, 3) uint8.
-      heat: (h, w), at least 0; its 99th percentile gets the full colour.
-    """
-    size = image.shape[:2][::-1]
-    heat = heat / max(float(np.percentile(heat, 99)), 1e-12)
-    mask = Image.fromarray((255 * _STRENGTH * np.clip(heat, 0, 1)).astype(np.uint8))
-    mask = mask.resize(size, Image.Resampling.BILINEAR)
-    grey = Image.fromarray(image).convert("L").convert("RGB")
-    joined = Image.composite(Image.new("RGB", size, (255, 0, 0)), grey, mask)
-    factor = max(1, -(-_SMALLEST // size[0]))
-    return joined.resize((factor * size[0], factor * size[1]), Image.Resampling.NEAREST)
