@@ -11,12 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from medadv_jax.evaluation.predictions import read_table, write_table
+from medadv_jax.evaluation.record_names import ELSEWHERE, LABEL_PREDICTIONS, LABEL_RESULTS
 from medadv_jax.files import read_json, write_json
 
 NETWORKS = "networks.json"
-ELSEWHERE = "elsewhere.json"  # results on images of other data sets
-# Of data with several labels an image.
-LABEL_PREDICTIONS, LABEL_RESULTS = "label_predictions.parquet", "label_results.csv"
 _OF_ALL = (
     "results.csv", "per_class.csv", "confusion.json", "pictures.npz", "self_checks.json",
     "detection.parquet", "detection.csv", "thresholds.json", ELSEWHERE,

@@ -24,8 +24,9 @@ from medadv_jax.defenses import get_defense
 from medadv_jax.deployment.from_run import save_model
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.label_results import measure_labels
+from medadv_jax.evaluation.record_names import LABEL_RESULTS
 from medadv_jax.evaluation.stages import Evaluation, with_fewer_tests
-from medadv_jax.evaluation.stale_records import LABEL_RESULTS, remove_stale
+from medadv_jax.evaluation.stale_records import remove_stale
 from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.validate import check_batch, check_classes, validate
 from medadv_jax.files import read_metrics, write_json
