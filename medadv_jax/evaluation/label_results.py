@@ -19,8 +19,8 @@ from medadv_jax.evaluation.intervals import auc_interval
 from medadv_jax.evaluation.metrics import auc_of
 from medadv_jax.evaluation.predictions import read_table, write_csv, write_table
 from medadv_jax.evaluation.predictor import Predictions, predict_all
+from medadv_jax.evaluation.record_names import LABEL_PREDICTIONS, LABEL_RESULTS
 from medadv_jax.evaluation.stages import Evaluation
-from medadv_jax.evaluation.stale_records import LABEL_PREDICTIONS, LABEL_RESULTS
 from medadv_jax.evaluation.statistics import cluster_weights
 from medadv_jax.progress import StageProgress, say
 

@@ -12,14 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from medadv_jax.evaluation.predictions import read_table, write_table
+from medadv_jax.evaluation.record_names import ELSEWHERE, LABEL_PREDICTIONS, LABEL_RESULTS
 from medadv_jax.evaluation.saved_images import ATTACKED_IMAGES
 from medadv_jax.evaluation.universal_perturbation import PERTURBATIONS, remove_perturbations
 from medadv_jax.files import read_json, write_json
 
 NETWORKS = "networks.json"
-ELSEWHERE = "elsewhere.json"  # results on images of other data sets
-# Of data with several labels an image.
-LABEL_PREDICTIONS, LABEL_RESULTS = "label_predictions.parquet", "label_results.csv"
 _TABLES = (
     "predictions.parquet", "curves.parquet", "certificates.parquet", "calibration.parquet",
     "interpretability.parquet",

@@ -25,8 +25,8 @@ from medadv_jax.evaluation.checks.result import headline
 from medadv_jax.evaluation.evaluate import CHECK_IMAGES, evaluate
 from medadv_jax.evaluation.model_under_test import choose_examples
 from medadv_jax.evaluation.predictions import write_csv
+from medadv_jax.evaluation.record_names import ELSEWHERE
 from medadv_jax.evaluation.robustness import Robustness
-from medadv_jax.evaluation.stale_records import ELSEWHERE
 from medadv_jax.evaluation.statistics import proportion_interval, wilson_interval
 from medadv_jax.experiment.evaluate_run import check_attacks, result_lines
 from medadv_jax.files import read_json, write_json

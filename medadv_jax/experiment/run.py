@@ -32,8 +32,9 @@ from medadv_jax.evaluation.optional_stages import (
     measure_cost,
     save_images,
 )
+from medadv_jax.evaluation.record_names import LABEL_RESULTS
 from medadv_jax.evaluation.stages import Evaluation
-from medadv_jax.evaluation.stale_records import LABEL_RESULTS, remove_stale
+from medadv_jax.evaluation.stale_records import remove_stale
 from medadv_jax.experiment import run_dir
 from medadv_jax.experiment.validate import check_batch, check_classes, validate
 from medadv_jax.files import read_metrics, write_json

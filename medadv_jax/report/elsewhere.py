@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from medadv_jax.evaluation.stale_records import ELSEWHERE
+from medadv_jax.evaluation.record_names import ELSEWHERE
 from medadv_jax.files import read_json
 from medadv_jax.report.tables import Cell, Estimate, Table
 

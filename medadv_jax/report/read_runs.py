@@ -21,7 +21,7 @@ from medadv_jax.evaluation.predictions import (
     read_table,
     to_columns,
 )
-from medadv_jax.evaluation.stale_records import LABEL_RESULTS
+from medadv_jax.evaluation.record_names import LABEL_RESULTS
 from medadv_jax.evaluation.uncertainty import CALIBRATION
 from medadv_jax.files import read_json, read_metrics, read_record
 from medadv_jax.report.records import Outcome, RunRecords
