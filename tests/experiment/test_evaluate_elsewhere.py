@@ -61,7 +61,7 @@ def test_record_and_table_hold_what_the_model_says_of_the_images(run, tmp_path):
     assert unseen["accuracy"] == np.delete(right, 1).mean()
     table = elsewhere_table(run)
     assert table is not None
-    assert table.rows[0][:5] == ("scans", "all", "base", "all", 5)
+    assert table.rows[0][:4] == ("scans (all)", "base", "all", 5)
 
 
 def test_the_same_measurement_again_takes_the_place_of_the_first(run):
