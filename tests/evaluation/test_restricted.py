@@ -37,7 +37,9 @@ def test_names_say_what_attackers_may_change():
     config = restricted("pixel", False, "fgsm,square,universal")
     assert [a.name for a in evaluation_attacks(config)] == ["fgsm_pixel"]
     assert [a.name for a in searching_attacks(config)] == ["square_pixel"]
-    assert universal_attack(config, 8).name == "universal_pixel"
+    universal = universal_attack(config, 8)
+    assert universal is not None
+    assert universal.name == "universal_pixel"
     config = restricted("none", True)
     config.attack.targeted = "next"
     assert evaluation_attack(config, "pgd").name == "pgd_targeted_grey"

@@ -10,6 +10,8 @@ from medadv_jax.evaluation.interpretability import METHODS, movement_rows
 from medadv_jax.evaluation.predictions import to_columns
 from medadv_jax.report.interpretability import interpretability_parts
 from medadv_jax.report.read_runs import load_run
+from medadv_jax.report.style import Picture
+from medadv_jax.report.tables import Table
 from tests.helpers.synthetic_run import make_run
 
 EXAMPLES = [Example(f"e{i}", i, "g", 0, "", "") for i in range(2)]
@@ -39,6 +41,8 @@ def test_means_over_images_and_overlays(run):
         maps |= {f"base/{kind}/{method}": clean for method in METHODS}
     records = dataclasses.replace(run, interpretability=columns, saliency_maps=maps)
     table, figure = interpretability_parts(records)
+    assert isinstance(table, Table)
+    assert isinstance(figure, Picture)
     assert table.rows == [
         ("base", "Grad-CAM", "pgd", 2, pytest.approx(-1), pytest.approx(0.25, abs=0.25), 0.5),
         ("base", "Grad-CAM", "noise", 2, pytest.approx(1), 1, 0.5),
