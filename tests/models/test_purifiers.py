@@ -205,7 +205,7 @@ def test_forms_and_dtypes_are_one_function(name):
         ({"name": "dense", "bottleneck": 0}, "bottleneck=0.*at least 1"),
         ({"name": "unet", "width": 0.0}, "width=0.0.*above 0"),
         ({"name": "unet", "dtype": "float16"}, "dtype=float16.*float32"),
-        ({"name": "unet", "conv_impl": "gpu"}, "conv_impl='gpu'.*auto"),
+        ({"name": "unet", "conv_impl": "tpu"}, "conv_impl='tpu'.*auto"),
     ],
 )
 def test_impossible_purifiers_are_told(options, message):

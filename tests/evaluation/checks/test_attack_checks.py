@@ -187,7 +187,7 @@ def test_random_start_that_is_always_the_same(healthy, config, monkeypatch):
     sweep = healthy.model.queue
     starts = sweep.starts
     monkeypatch.setattr(
-        sweep, "starts", lambda images, epsilon, restart, key: starts(images, epsilon, 0, key)
+        sweep, "starts", lambda images, epsilon, _, *rest: starts(images, epsilon, 0, *rest)
     )
     assert attack_checks.is_the_same_again(healthy.model, config).verdict == "fail"
 
