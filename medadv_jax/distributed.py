@@ -126,28 +126,27 @@ def any_process(flag: bool) -> bool:
     return bool(of_all_processes(np.array(flag)).any())
 
 
-class StopTogether:
-    """Lets processes stop after the same step, without waiting for each other at each.
+class SaveTogether:
+    """Lets processes save after the same step, without waiting for each other at each.
 
-    What a process asks for is summed over the devices by a program of its own, and read at the next
-    call, when the step after it is under way.
+    What each wants is joined over the devices by a program of its own, and read at the next call,
+    when the step after it is under way.
     """
 
     def __init__(self, mesh: Mesh):
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
-        self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
         self._pending: jax.Array | None = None
 
-    def ask(self, wish: int) -> int:
-        """Tells the others a wish, and returns the largest that any process had at the call before:
-        the same number in all of them. With one process: its own, of this call."""
+    def ask(self, wish: bool) -> bool:
+        """Tells the others a wish, and returns whether any process had it at the call before: the
+        same in all of them. With one process: its own, of this call."""
         if jax.process_count() == 1:
             return wish
         before = self._pending
-        own = np.full(len(self._sharding.addressable_devices), wish, np.int32)
-        wishes = jax.make_array_from_process_local_data(self._sharding, own)
-        self._pending = self._largest(wishes)
-        return 0 if before is None else int(before.addressable_data(0))
+        own = np.full(len(self._sharding.addressable_devices), wish)
+        self._pending = self._any(jax.make_array_from_process_local_data(self._sharding, own))
+        return before is not None and bool(before.addressable_data(0))
 
 
 class Share:

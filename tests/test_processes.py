@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medadv_jax import distributed
-from medadv_jax.distributed import Share, StopTogether, make_local_mesh
+from medadv_jax.distributed import SaveTogether, Share, make_local_mesh
 
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "tests" / "helpers" / "run_worker.py"
@@ -161,5 +161,5 @@ def test_shares_are_whole_blocks_and_gather_to_the_whole(monkeypatch, count, blo
 
 
 def test_a_single_process_stops_at_once():
-    together = StopTogether(make_local_mesh())
-    assert [together.ask(wish) for wish in (0, 2, 1, 0)] == [0, 2, 1, 0]
+    together = SaveTogether(make_local_mesh())
+    assert [together.ask(wish) for wish in (False, True, False)] == [False, True, False]

@@ -12,7 +12,7 @@ from medadv_jax.config import Config
 from medadv_jax.defenses.adversarial import adversarial_examples, run_training_attacks
 from medadv_jax.defenses.distilled import distillation_loss
 from medadv_jax.defenses.from_config import adversarial_objective, attack_passes, train_attacks
-from medadv_jax.defenses.mislearned import mislearned_loss
+from medadv_jax.defenses.mislearned import taught_labels
 from medadv_jax.defenses.objectives import (
     Examples,
     ExamplesFn,
@@ -140,7 +140,9 @@ def _mislearned(config: Config) -> Objective:
     )
     return Objective(
         functools.partial(adversarial_examples, attack=attack, weight=train.adversarial_weight),
-        functools.partial(mislearned_loss, smoothing=train.label_smoothing),
+        functools.partial(
+            classification_loss, smoothing=train.label_smoothing, teach=taught_labels
+        ),
         passes=attack_passes(attacks, "one") + 2,
     )
 

@@ -104,6 +104,10 @@ def clean_examples(images: jax.Array, mask: jax.Array) -> Examples:
     return Examples(images[:, None], (mask / jnp.maximum(jnp.sum(mask), 1.0))[:, None])
 
 
+# (labels (B,), V columns, K classes) -> labels (B, V)
+TeachFn = Callable[[jax.Array, int, int], jax.Array]
+
+
 def classification_loss(
     classifier: Classifier,
     variables: Variables,
@@ -114,6 +118,7 @@ def classification_loss(
     smoothing: float = 0.0,
     dual_norm: str = "none",
     clean: bool = True,
+    teach: TeachFn | None = None,
 ) -> Loss:
     """Returns the weighted cross-entropy of the deployed classifier in train mode.
 
@@ -129,10 +134,14 @@ def classification_loss(
       smoothing: see `smoothed_cross_entropy`.
       dual_norm: see `column_logits`.
       clean: whether column 0 is the clean images; else all columns are attacked ones.
+      teach: labels that the loss has in place of the right ones; the metrics keep these.
     """
     columns = examples.images.shape[1]
     logits, batch_stats = column_logits(classifier, variables, examples.images, key, dual_norm)
-    losses = smoothed_cross_entropy(logits, jnp.repeat(batch.labels, columns), smoothing)
+    labels = jnp.repeat(batch.labels, columns)
+    if teach is not None:
+        labels = teach(batch.labels, columns, logits.shape[-1]).ravel()
+    losses = smoothed_cross_entropy(logits, labels, smoothing)
     metrics = accuracies(logits, columns, batch, clean)
     return Loss(weighted_sum(examples.weights.ravel(), losses), metrics, batch_stats)
 

@@ -144,7 +144,8 @@ def _keep(
     rows = [_row("all", found, groups, np.ones(len(groups), bool))]
     if known.any():
         say(console, f"note: {known.sum()} images are of patients whom the model was trained on")
-        rows += [_row("of no training patient", found, groups, ~known)] * (not known.all())
+    if known.any() and not known.all():
+        rows.append(_row("of no training patient", found, groups, ~known))
     new = {
         "defense": name, "data": data.resolve().name, "attacks": attacks,
         "epsilon": found.epsilon, "norm": found.norm, "part": images.part,

@@ -14,7 +14,7 @@ from medadv_jax import interrupts
 from medadv_jax.classifier import Variables
 from medadv_jax.config import Config
 from medadv_jax.defenses import Defense
-from medadv_jax.distributed import Batch, StopTogether, any_process, make_key, put_batch
+from medadv_jax.distributed import Batch, SaveTogether, any_process, make_key, put_batch
 from medadv_jax.errors import UserError
 from medadv_jax.evaluation.checks.overfitting_check import FAR, accuracy_drop
 from medadv_jax.progress import StageProgress
@@ -24,7 +24,6 @@ from medadv_jax.training.state import TrainState
 from medadv_jax.training.step import Metrics
 
 Row = dict[str, float]
-_SAVE, _STOP = 1, 2  # what a process may want after a step
 
 
 class _EpochMeter:
@@ -170,7 +169,7 @@ class Trainer:
         """
         meter = _EpochMeter(rows, lambda step, row: self._take(step, epoch, row))
         step, speed, saved = int(state.step), _Speed(), time.monotonic()
-        together = StopTogether(self.mesh)
+        together = SaveTogether(self.mesh)
         for batch in itertools.islice(self.make_epoch(epoch), len(rows), None):
             state, metrics = self.train_step(state, put_batch(self.mesh, batch), key, self.frozen)
             step += self.updates
@@ -179,10 +178,7 @@ class Trainer:
             speed.count(size, metrics)
             interrupts.defer()  # before the first step is done there is nothing to save
             self.progress.advance(size, f"epoch {epoch + 1}/{self.epochs}")
-            wish = together.ask(self._wish(saved))
-            if wish:
-                if wish == _STOP:
-                    interrupts.request()
+            if together.ask(self._is_due(saved)):
                 meter.flush()
                 self._keep(state, epoch, rows)
                 saved = time.monotonic()
@@ -212,17 +208,16 @@ class Trainer:
             self._check_stop(f"after epoch {epochs}")
 
     def _keep(self, state: TrainState, epoch: int, rows: list[Row]) -> None:
-        """Saves a state within an epoch with its position; raises Stopped if one is requested."""
+        """Saves a state within an epoch with its position; raises Stopped if any process must."""
         self.writer.flush()
         self.checkpoints.save_partial(state, {"epoch": epoch, "rows": rows})
-        interrupts.check(f"train {self.defense.name}, epoch {epoch + 1}, after {len(rows)} steps")
+        self._check_stop(f"epoch {epoch + 1}, after {len(rows)} steps")
 
-    def _wish(self, saved: float) -> int:
-        """Returns what this process wants after a step: `_STOP`, `_SAVE` or 0, nothing."""
-        if interrupts.requested():
-            return _STOP
+    def _is_due(self, saved: float) -> bool:
+        """Returns whether this process wants to save within an epoch."""
         minutes = self.config.train.checkpoint_minutes
-        return _SAVE if minutes and time.monotonic() - saved > 60 * minutes else 0
+        passed = bool(minutes) and time.monotonic() - saved > 60 * minutes
+        return passed or interrupts.requested()
 
     def _check_stop(self, where: str) -> None:
         """Raises Stopped if any process was asked to stop."""

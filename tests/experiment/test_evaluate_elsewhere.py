@@ -72,6 +72,15 @@ def test_the_same_measurement_again_takes_the_place_of_the_first(run):
     assert found[0]["rows"][0]["attacked_accuracy"] == found[0]["rows"][0]["accuracy"]
 
 
+def test_where_all_images_are_of_training_patients_there_is_no_row_of_others(run):
+    splits = {"train": ["1", "known", "2"], "validation": ["3", "4"], "test": []}
+    (run / "splits.json").write_text(json.dumps(splits))
+    _measure(run)
+    (record,) = json.loads((run / "elsewhere.json").read_text())
+    assert record["of_training_patients"] == 5
+    assert [row["images"] for row in record["rows"]] == ["all"]
+
+
 def test_a_model_folder_alone_is_evaluated_without_a_record(run, capsys):
     (run / "models/base").rename(run.parent / "alone")
     assert [*_measure(run, run.parent / "alone")] == ["base"]
