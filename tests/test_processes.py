@@ -88,7 +88,10 @@ def test_two_processes_of_four_devices_run_what_one_device_does(tmp_path):
     one, two = (records(tmp_path / name / "run") for name in ("one", "two"))
     assert one["results.csv"] == two["results.csv"]
     verdicts = [
-        [(c["number"], c["defense"], c["verdict"]) for c in json.loads(each["self_checks.json"])]
+        [
+            (c["number"], c["defense"], c["verdict"])
+            for c in json.loads(each["self_checks.json"])["checks"]
+        ]
         for each in (one, two)
     ]
     assert verdicts[0] == verdicts[1]

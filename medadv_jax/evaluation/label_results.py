@@ -12,17 +12,16 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from medadv_jax.data.loader import make_loader
 from medadv_jax.defenses.multi_label import masked_binary_cross_entropy
-from medadv_jax.distributed import Share, is_first
+from medadv_jax.distributed import is_first
 from medadv_jax.evaluation.intervals import auc_interval
 from medadv_jax.evaluation.metrics import auc_of
-from medadv_jax.evaluation.predictions import read_table, write_csv, write_table
-from medadv_jax.evaluation.predictor import Predictions, predict_all
+from medadv_jax.evaluation.predictions import read_table, write_csv
+from medadv_jax.evaluation.predictor import Predictions
 from medadv_jax.evaluation.record_names import LABEL_PREDICTIONS, LABEL_RESULTS
 from medadv_jax.evaluation.stages import Evaluation
 from medadv_jax.evaluation.statistics import cluster_weights
-from medadv_jax.progress import StageProgress, say
+from medadv_jax.progress import say
 
 _SCHEMA = pa.schema({
     "example": pa.string(), "group": pa.string(), "finding": pa.string(), "label": pa.int8(),
@@ -61,9 +60,7 @@ def measure_labels(evaluation: Evaluation) -> None:
     """Measures `base` on the clean test images, and writes the two files."""
     path = evaluation.workdir / LABEL_PREDICTIONS
     if not path.exists():
-        table = _predict(evaluation)
-        if is_first():
-            write_table(path, table)
+        evaluation.write(path.name, _predict(evaluation))
     if is_first():
         names, config = evaluation.dataset.class_names, evaluation.config
         lines = [*result_lines(read_table(path), names)]
@@ -73,15 +70,9 @@ def measure_labels(evaluation: Evaluation) -> None:
 
 
 def _predict(evaluation: Evaluation) -> pa.Table:
-    test, size = evaluation.splits.test, evaluation.batch_size
-    share = Share(len(test), size)
-    mine = np.asarray(test)[share.mine]
-    batches = make_loader(evaluation.dataset, mine, size, shuffle_seed=None)
-    with StageProgress(evaluation.console, "evaluate base", len(mine)) as progress:
-        found = predict_all(
-            evaluation.predictor, [], [], evaluation.targets["base"], batches, evaluation.mesh,
-            evaluation.config.seed, progress.advance, share,
-        )  # fmt: skip
+    test = evaluation.splits.test
+    with evaluation.progress("evaluate base", len(evaluation.share(test).mine)) as progress:
+        found = evaluation.predict_clean("base", test, progress.advance)
     examples = [evaluation.dataset.examples[i] for i in found.index]
     names, scores = evaluation.dataset.class_names, np.asarray(jax.nn.sigmoid(found.logits[:, 0]))
     columns = {

@@ -1,5 +1,6 @@
 """Stages of a run beside attacks and checks: each adds what is not there yet."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,12 @@ import pyarrow as pa
 from medadv_jax.attacks import Attack
 from medadv_jax.distributed import is_first, put_batch, wait
 from medadv_jax.evaluation import example_images
+from medadv_jax.evaluation.decision_threshold import (
+    as_deployed,
+    choose_threshold,
+    read_thresholds,
+    write_thresholds,
+)
 from medadv_jax.evaluation.inference_cost import write_inference_cost
 from medadv_jax.evaluation.interpretability import (
     INTERPRETABILITY,
@@ -28,7 +35,6 @@ from medadv_jax.evaluation.predictions import (
     write_arrays,
     write_table,
 )
-from medadv_jax.evaluation.predictor import predict_all
 from medadv_jax.evaluation.saliency import explained, make_maps
 from medadv_jax.evaluation.saved_images import ATTACKED_IMAGES, worst_images, write_images
 from medadv_jax.evaluation.stages import Evaluation
@@ -43,6 +49,26 @@ from medadv_jax.evaluation.universal_perturbation import PERTURBATIONS
 from medadv_jax.progress import say
 
 SHOWN = 4  # images whose maps are kept
+
+
+def with_thresholds(evaluation: Evaluation) -> Evaluation:
+    """Returns the evaluation of classifiers that decide as `config.eval.threshold` says.
+
+    What is chosen on the clean validation images is in `thresholds.json`.
+    """
+    if evaluation.config.eval.threshold == "argmax":
+        return evaluation
+    wait("thresholds")
+    found, targets = read_thresholds(evaluation.workdir), evaluation.targets
+    for name in [name for name in targets if name not in found]:
+        clean = evaluation.predict_clean(name, evaluation.splits.validation)
+        found[name] = choose_threshold(clean.logits[:, 0], clean.label)
+    if is_first():
+        write_thresholds(evaluation.workdir, found)
+    for name in targets:
+        say(evaluation.console, f"threshold {name}: {found[name].probability:.3f} for class 1")
+    decided = {name: as_deployed(each, found[name]) for name, each in targets.items()}
+    return dataclasses.replace(evaluation, targets=decided)
 
 
 def keep_pictures(evaluation: Evaluation) -> None:
@@ -82,15 +108,11 @@ def calibrate(evaluation: Evaluation) -> None:
     `calibration.parquet`, `uncertainty.csv`."""
     wait("calibration")
     path, validation = evaluation.workdir / CALIBRATION, evaluation.splits.validation
-    share = evaluation.share(validation)
+    own = len(evaluation.share(validation).mine)
     table = read_predictions(path, evaluation.num_classes)
     for name in _missing(evaluation, table):
-        target = evaluation.targets[name]
-        with evaluation.progress(f"calibrate {name}", len(share.mine)) as progress:
-            clean = predict_all(
-                evaluation.predictor, [], [], target, evaluation.batches(validation, share),
-                evaluation.mesh, evaluation.config.seed, progress.advance, share,
-            )  # fmt: skip
+        with evaluation.progress(f"calibrate {name}", own) as progress:
+            clean = evaluation.predict_clean(name, validation, progress.advance)
         examples = [evaluation.dataset.examples[i] for i in clean.index]
         rows = prediction_rows(
             (name, "none", "clean", 0.0), examples, clean.score[:, 0], clean.predicted[:, 0]

@@ -7,7 +7,7 @@ begin a stage together, so that they find the same files.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,6 @@ from medadv_jax.evaluation import detection
 from medadv_jax.evaluation.checks import run_all, second_opinion
 from medadv_jax.evaluation.checks.sample_size import sample_size_warnings
 from medadv_jax.evaluation.class_results import write_class_results
-from medadv_jax.evaluation.decision_threshold import (
-    as_deployed,
-    choose_threshold,
-    read_thresholds,
-    write_thresholds,
-)
 from medadv_jax.evaluation.model_under_test import (
     ModelUnderTest,
     choose_examples,
@@ -51,7 +45,7 @@ from medadv_jax.evaluation.predictions import (
     write_results,
     write_table,
 )
-from medadv_jax.evaluation.predictor import Predictor, predict_all, scores
+from medadv_jax.evaluation.predictor import Predictions, Predictor, predict_all, scores
 from medadv_jax.evaluation.robustness_curves import (
     curve_attacks,
     curve_rows,
@@ -106,29 +100,6 @@ class Evaluation:
     mesh: Mesh
     batch_size: int
     targets: Mapping[str, Target]
-
-    def with_thresholds(self) -> "Evaluation":
-        """Returns the evaluation of classifiers that decide as `config.eval.threshold` says.
-
-        What is chosen on the clean validation images is in `thresholds.json`.
-        """
-        if self.config.eval.threshold == "argmax":
-            return self
-        wait("thresholds")
-        found, validation = read_thresholds(self.workdir), self.splits.validation
-        for name in [name for name in self.targets if name not in found]:
-            share = self.share(validation)
-            clean = predict_all(
-                self.predictor, [], [], self.targets[name], self.batches(validation, share),
-                self.mesh, self.config.seed, share=share,
-            )  # fmt: skip
-            found[name] = choose_threshold(clean.logits[:, 0], clean.label)
-        if is_first():
-            write_thresholds(self.workdir, found)
-        for name in self.targets:
-            self._say(f"threshold {name}: {found[name].probability:.3f} for class 1")
-        targets = {name: as_deployed(each, found[name]) for name, each in self.targets.items()}
-        return dataclasses.replace(self, targets=targets)
 
     def attack(self, name: str) -> None:
         """Attacks the classifier of a defence on the test images; adds to `predictions.parquet`.
@@ -356,6 +327,22 @@ class Evaluation:
 
     def _first_order_attacks(self) -> list[Attack]:
         return evaluation_attacks(self.config) or [evaluation_attack(self.config, "pgd")]
+
+    def predict_clean(
+        self,
+        name: str,
+        indices: Sequence[int],
+        advance: Callable[[int], None] = lambda images: None,
+    ) -> Predictions:
+        """Returns what a defence's classifier says of clean images, of all processes.
+
+        `advance` is told the number of images that this process is done with.
+        """
+        share = self.share(indices)
+        return predict_all(
+            self.predictor, [], [], self.targets[name], self.batches(indices, share), self.mesh,
+            self.config.seed, advance, share,
+        )  # fmt: skip
 
     def share(self, indices: Sequence[int]) -> Share:
         """Returns which of these positions this process evaluates: whole batches."""

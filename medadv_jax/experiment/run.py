@@ -31,6 +31,7 @@ from medadv_jax.evaluation.optional_stages import (
     keep_pictures,
     measure_cost,
     save_images,
+    with_thresholds,
 )
 from medadv_jax.evaluation.record_names import LABEL_RESULTS
 from medadv_jax.evaluation.stages import Evaluation
@@ -203,10 +204,11 @@ class Run:
         """Returns the stages that follow, with the best checkpoint of each classifier."""
         parts = self.classifiers
         targets = {defense.name: parts.target(defense) for defense in self.defenses}
-        return Evaluation(
+        evaluation = Evaluation(
             self.config, self.workdir, self.console, dataset, splits, parts.predictor, parts.mesh,
             parts.eval_batch(), targets,
-        ).with_thresholds()  # fmt: skip
+        )  # fmt: skip
+        return with_thresholds(evaluation)
 
     def _save_models(self, dataset: Dataset, splits: Splits) -> None:
         """Writes the model folder of each classifier, if another or none is there."""

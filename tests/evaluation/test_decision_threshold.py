@@ -21,6 +21,7 @@ from medadv_jax.evaluation.decision_threshold import (
     write_thresholds,
 )
 from medadv_jax.evaluation.model_under_test import read_images
+from medadv_jax.evaluation.optional_stages import with_thresholds
 from medadv_jax.evaluation.predictor import Predictor, scores
 from medadv_jax.evaluation.stages import Evaluation
 from medadv_jax.evaluation.threat_models import Source, Target
@@ -68,7 +69,7 @@ def test_a_run_chooses_on_validation_images_once_in_the_order_of_its_defenses(tm
         config, tmp_path, Console(quiet=True), dataset, Splits([], validation, [], {}, []),
         Predictor(classifier), mesh, 8, targets,
     )  # fmt: skip
-    deployed = evaluation.with_thresholds().targets
+    deployed = with_thresholds(evaluation).targets
     found = read_thresholds(tmp_path)
     assert list(found) == list(names)  # the same bytes each time
     pixels, labels = read_images(dataset, validation), dataset.labels[validation]
@@ -81,7 +82,7 @@ def test_a_run_chooses_on_validation_images_once_in_the_order_of_its_defenses(tm
         )
     chosen = {name: Threshold(0.5, 0.4, 0.0, 0.0, 1) for name in names}
     write_thresholds(tmp_path, chosen)
-    evaluation.with_thresholds()
+    with_thresholds(evaluation)
     assert read_thresholds(tmp_path) == chosen
 
 
